@@ -1,0 +1,258 @@
+"""What an engine must offer, and the batch of events that every engine is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16")
+
+
+def master_dtype(precision: str) -> torch.dtype:
+    """Return the type of parameters and input features under a precision policy.
+
+    The 16-bit policies keep float32 parameters and convert inside the engine's layers.
+    """
+    return torch.float64 if precision == "fp64" else torch.float32
+
+
+class InvalidBatch(ValueError):
+    """Sites or features that no engine should ever see."""
+
+
+class Unsupported(ValueError):
+    """The engine cannot do what was asked, and says which operation is missing."""
+
+
+class Kind(StrEnum):
+    """The kinds of layer that own weights, by their names in the field.
+
+    ``submanifold`` : output sites are the input sites, odd kernel.
+    ``strided`` : kernel 2, stride 2; a coarse site is active if any of its children is.
+    ``inverse`` : undoes a strided convolution and returns to its input sites.
+    ``ordinary`` : odd kernel, stride 1; every site that the kernel reaches becomes active.
+    ``linear`` : the same matrix at every site (a 1x1x1 convolution).
+    ``norm`` : batch normalisation over sites.
+    """
+
+    SUBMANIFOLD = "submanifold"
+    STRIDED = "strided"
+    INVERSE = "inverse"
+    ORDINARY = "ordinary"
+    LINEAR = "linear"
+    NORM = "norm"
+
+
+@dataclass(frozen=True)
+class SparseBatch:
+    """Some events as one sparse tensor, checked when it is made.
+
+    Parameters
+    ----------
+    sites : Tensor
+        (N, 1 + dim) int32, contiguous; the batch index first, then the voxel indices.
+    features : Tensor
+        (N, C) float32, finite; for detector events C = 1, the deposited energy in MeV.
+    labels : Tensor or None
+        (N,) int64, the class of each site.
+    spatial_size : int
+        Voxels a side of the cube (or square).
+    batch_size : int
+        Number of events, empty ones included.
+
+    Raises
+    ------
+    InvalidBatch
+        If shapes or types are off, a site is outside the volume or given twice, or a feature
+        is not finite.
+    """
+
+    sites: Tensor
+    features: Tensor
+    labels: Tensor | None
+    spatial_size: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        sites, features = self.sites, self.features
+        if sites.ndim != 2 or sites.shape[1] not in (3, 4) or sites.dtype != torch.int32:
+            raise InvalidBatch(
+                f"sites must be an int32 tensor of shape (N, 3) or (N, 4), not {sites.dtype} "
+                f"of shape {tuple(sites.shape)}"
+            )
+        if not sites.is_contiguous() or not features.is_contiguous():
+            raise InvalidBatch("sites and features must be contiguous: some engines misread views")
+        if features.ndim != 2 or len(features) != len(sites) or features.dtype != torch.float32:
+            raise InvalidBatch(
+                f"features must be a float32 tensor of shape ({len(sites)}, C), not "
+                f"{features.dtype} of shape {tuple(features.shape)}"
+            )
+        if self.labels is not None and self.labels.shape != (len(sites),):
+            raise InvalidBatch(
+                f"labels must have one entry for each of the {len(sites)} sites, not shape "
+                f"{tuple(self.labels.shape)}"
+            )
+        if self.spatial_size < 1 or self.batch_size < 1:
+            raise InvalidBatch("spatial_size and batch_size must be at least 1")
+        if len(sites) == 0:
+            return
+        bounds = torch.tensor([self.batch_size] + [self.spatial_size] * self.dim)
+        outside = (sites < 0).any(1) | (sites >= bounds.to(sites.device)).any(1)
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0, 0])
+            raise InvalidBatch(
+                f"site {row} {sites[row].tolist()} lies outside a batch of {self.batch_size} "
+                f"events of {self.spatial_size} voxels a side"
+            )
+        if not bool(torch.isfinite(features).all()):
+            row = int((~torch.isfinite(features).all(1)).nonzero()[0, 0])
+            raise InvalidBatch(f"site {row} {sites[row].tolist()} has a feature that is not finite")
+        keys = site_keys(sites, self.spatial_size).sort().values
+        if bool((keys[1:] == keys[:-1]).any()):
+            raise InvalidBatch("the same site is given twice; sum or drop duplicates first")
+
+    @property
+    def dim(self) -> int:
+        """Number of spatial dimensions, 2 or 3."""
+        return self.sites.shape[1] - 1
+
+    def to(self, device: str | torch.device) -> SparseBatch:
+        """Return the same batch on another device."""
+        moved = object.__new__(SparseBatch)  # already checked: do not pay for it again
+        labels = None if self.labels is None else self.labels.to(device)
+        values = (self.sites.to(device), self.features.to(device), labels)
+        for name, value in zip(("sites", "features", "labels"), values, strict=True):
+            object.__setattr__(moved, name, value)
+        object.__setattr__(moved, "spatial_size", self.spatial_size)
+        object.__setattr__(moved, "batch_size", self.batch_size)
+        return moved
+
+
+def site_keys(sites: Tensor, spatial_size: int) -> Tensor:
+    """Number each site uniquely, in the order of (batch, x, y, z).
+
+    Parameters
+    ----------
+    sites : Tensor
+        (N, 1 + dim) integers, the batch index first.
+    spatial_size : int
+        Voxels a side; 64-bit keys hold 2**63 voxels, so 768 px at batch 256 fits easily.
+
+    Returns
+    -------
+    Tensor
+        (N,) int64.
+    """
+    columns = sites.long().unbind(1)
+    key = columns[0]
+    for column in columns[1:]:
+        key = key * spatial_size + column
+    return key
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do here; ``probe()`` of its module returns it.
+
+    Attributes
+    ----------
+    version : str
+        The engine's own version.
+    devices : tuple of str
+        Subset of ``("cpu", "cuda")``.
+    precisions : mapping
+        Device -> precision policies that the engine implements there.
+    dims : tuple of int
+        Spatial dimensions, of 2 and 3.
+    kinds : frozenset of Kind
+        Layers it can express.
+    training : bool
+        Whether gradients flow.
+    options : mapping
+        Option name -> allowed values, the default first.
+    missing : str
+        What it lacks for the UResNet, empty if nothing.
+    """
+
+    version: str
+    devices: tuple[str, ...]
+    precisions: Mapping[str, tuple[str, ...]]
+    dims: tuple[int, ...] = (2, 3)
+    kinds: frozenset[Kind] = frozenset(Kind) - {Kind.ORDINARY}
+    training: bool = True
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    missing: str = ""
+
+
+class Backend(Protocol):
+    """One engine, set up for one device, precision and dimension.
+
+    An engine's module defines ``probe() -> Capabilities`` and ``class Backend`` with the
+    constructor ``Backend(dim, device, precision, options)``, which sets every arithmetic knob of
+    the engine. The engine's own sparse tensor is opaque: the network only hands it from one
+    layer to the next.
+    """
+
+    name: str
+    dim: int
+    device: str
+    precision: str
+
+    def precision_readback(self) -> dict[str, Any]:
+        """Read every arithmetic knob back from the engine and torch, as it stands now."""
+        ...
+
+    def tensor(self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int) -> Any:
+        """Make the engine's tensor with nothing cached: maps get built by the first layers."""
+        ...
+
+    def with_features(self, x: Any, features: Tensor) -> Any:
+        """Return ``x`` (made by ``tensor``) with new features and the maps cached so far."""
+        ...
+
+    def features(self, x: Any) -> Tensor:
+        """Return the (N, C) features; at the input level, rows are in input order."""
+        ...
+
+    def convolution(
+        self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
+    ) -> nn.Module:
+        """Return a convolution without bias; ``level`` counts the strides above its finest side."""
+        ...
+
+    def norm_relu(self, channels: int) -> nn.Module:
+        """Return batch normalisation (eps 1e-4, momentum 0.01) followed by ReLU."""
+        ...
+
+    def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
+        """Return the same matrix applied at every site."""
+        ...
+
+    def add(self, a: Any, b: Any) -> Any:
+        """Add the features of two tensors on the same sites."""
+        ...
+
+    def cat(self, a: Any, b: Any) -> Any:
+        """Concatenate the features of two tensors on the same sites."""
+        ...
+
+    def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
+        """Map canonical names to the layer's own parameters and buffers.
+
+        ``weight`` for convolutions; ``weight`` and ``bias`` for linear layers; ``weight``,
+        ``bias``, ``running_mean`` and ``running_var`` for norms.
+        """
+        ...
+
+    def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
+        """Turn a canonical ``weight`` into the engine's layout."""
+        ...
+
+    def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
+        """Turn the engine's layout of a ``weight`` (or its gradient) into the canonical one."""
+        ...

@@ -1,0 +1,212 @@
+"""Dense convolutions masked to the active sites: the same function, and the truth in float64."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from backends.arithmetic import readback, set_torch_knobs
+from backends.contract import Capabilities, Kind, Unsupported
+from backends.norm import batch_norm, norm_parameters
+
+
+def probe() -> Capabilities:
+    """Report what torch's dense convolutions can do here."""
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    return Capabilities(
+        version=torch.__version__,
+        devices=devices,
+        precisions={
+            "cpu": ("fp32", "fp64", "bf16"),
+            "cuda": ("fp32", "fp64", "tf32", "fp16", "bf16"),
+        },
+        kinds=frozenset(Kind),
+    )
+
+
+@dataclass
+class Grid:
+    """The active sites of one level, in a definite order, and their mask."""
+
+    sites: Tensor  # (N, 1 + dim) int64
+    shape: tuple[int, ...]  # (batch, size, size[, size])
+
+    def scatter(self, rows: Tensor) -> Tensor:
+        """Put (N, C) rows into a volume (batch, C, *size), zero elsewhere."""
+        volume = rows.new_zeros((*self.shape, rows.shape[1]))
+        return volume.index_put(self.sites.unbind(1), rows).movedim(-1, 1)
+
+    def gather(self, volume: Tensor) -> Tensor:
+        """Take the rows (N, C) of the active sites out of a volume."""
+        return volume.movedim(1, -1)[self.sites.unbind(1)]
+
+    def mask(self, volume: Tensor) -> Tensor:
+        """Set everything but the active sites to zero."""
+        mask = torch.zeros(self.shape, dtype=volume.dtype, device=volume.device)
+        mask[self.sites.unbind(1)] = 1
+        return volume * mask.unsqueeze(1)
+
+
+@dataclass
+class DenseTensor:
+    """A volume (batch, C, *size) with the grids of all levels made so far."""
+
+    volume: Tensor
+    grids: list[Grid]
+    level: int
+
+    @property
+    def grid(self) -> Grid:
+        """The active sites of this tensor."""
+        return self.grids[self.level]
+
+
+def _coarser(grid: Grid) -> Grid:
+    sites = torch.cat([grid.sites[:, :1], grid.sites[:, 1:] // 2], 1).unique(dim=0)
+    return Grid(sites, (grid.shape[0], *(size // 2 for size in grid.shape[1:])))
+
+
+def _dilated(grid: Grid, kernel_size: int) -> Grid:
+    reach = kernel_size // 2
+    dim = len(grid.shape) - 1
+    steps = itertools.product(range(-reach, reach + 1), repeat=dim)
+    offsets = torch.tensor([(0, *step) for step in steps], device=grid.sites.device)
+    sites = (grid.sites[:, None] + offsets).reshape(-1, dim + 1)
+    inside = (sites >= 0).all(1) & (sites < sites.new_tensor(grid.shape)).all(1)
+    return Grid(sites[inside].unique(dim=0), grid.shape)
+
+
+class Convolution(nn.Module):
+    """One of torch's convolutions, masked to the sites that the kind of layer keeps."""
+
+    def __init__(
+        self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, dim: int
+    ) -> None:
+        super().__init__()
+        channels = (
+            (in_channels, out_channels) if kind is Kind.INVERSE else (out_channels, in_channels)
+        )
+        self.kind = kind
+        self.weight = nn.Parameter(torch.zeros(*channels, *[kernel_size] * dim))
+        self.convolve = functional.conv3d if dim == 3 else functional.conv2d
+        self.transpose = functional.conv_transpose3d if dim == 3 else functional.conv_transpose2d
+
+    def forward(self, x: DenseTensor) -> DenseTensor:
+        """Convolve the whole volume and keep the active sites."""
+        grids, level = x.grids, x.level
+        if self.kind is Kind.STRIDED:
+            level += 1
+            if level == len(grids):
+                grids.append(_coarser(x.grid))
+            volume = self.convolve(x.volume, self.weight, stride=2)
+        elif self.kind is Kind.INVERSE:
+            level -= 1
+            volume = self.transpose(x.volume, self.weight, stride=2)
+        else:
+            volume = self.convolve(x.volume, self.weight, padding="same")
+            if self.kind is Kind.ORDINARY:
+                grids, level = [_dilated(x.grid, self.weight.shape[-1])], 0
+        return DenseTensor(grids[level].mask(volume), grids, level)
+
+
+class NormReLU(nn.Module):
+    """Batch normalisation over the active sites, then ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = batch_norm(channels)
+
+    def forward(self, x: DenseTensor) -> DenseTensor:
+        """Normalise the rows of the active sites."""
+        rows = functional.relu(self.norm(x.grid.gather(x.volume)))
+        return replace(x, volume=x.grid.scatter(rows))
+
+
+class Linear(nn.Module):
+    """The same matrix at every active site."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_channels, out_channels, bias=bias)
+
+    def forward(self, x: DenseTensor) -> DenseTensor:
+        """Multiply the rows of the active sites."""
+        rows = self.linear(x.grid.gather(x.volume))
+        return replace(x, volume=x.grid.scatter(rows))
+
+
+class Backend:
+    """Dense convolutions masked level by level to the active sites."""
+
+    name = "dense"
+
+    def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
+        self.dim = dim
+        self.device = device
+        self.precision = precision
+        set_torch_knobs(precision)
+
+    def precision_readback(self) -> dict[str, Any]:
+        """Read torch's knobs back."""
+        return readback()
+
+    def tensor(
+        self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int
+    ) -> DenseTensor:
+        """Scatter the features into a zero volume."""
+        grid = Grid(sites.long(), (batch_size, *[spatial_size] * self.dim))
+        return DenseTensor(grid.scatter(features), [grid], 0)
+
+    def with_features(self, x: DenseTensor, features: Tensor) -> DenseTensor:
+        """Scatter new features on the same grids."""
+        return DenseTensor(x.grids[0].scatter(features), x.grids, 0)
+
+    def features(self, x: DenseTensor) -> Tensor:
+        """Gather the rows of the active sites."""
+        return x.grid.gather(x.volume)
+
+    def convolution(
+        self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
+    ) -> nn.Module:
+        """Return a masked convolution of any kind."""
+        if kind in (Kind.STRIDED, Kind.INVERSE) and kernel_size != 2:
+            raise Unsupported("strided and inverse convolutions have kernel 2 and stride 2")
+        return Convolution(kind, in_channels, out_channels, kernel_size, self.dim)
+
+    def norm_relu(self, channels: int) -> nn.Module:
+        """Return normalisation over the active sites and ReLU."""
+        return NormReLU(channels)
+
+    def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
+        """Return a matrix for every active site."""
+        return Linear(in_channels, out_channels, bias)
+
+    def add(self, a: DenseTensor, b: DenseTensor) -> DenseTensor:
+        """Add two volumes."""
+        return replace(a, volume=a.volume + b.volume)
+
+    def cat(self, a: DenseTensor, b: DenseTensor) -> DenseTensor:
+        """Concatenate two volumes along their channels."""
+        return replace(a, volume=torch.cat([a.volume, b.volume], 1))
+
+    def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
+        """Name the layer's parameters canonically."""
+        if isinstance(layer, Convolution):
+            return {"weight": layer.weight}
+        if isinstance(layer, Linear):
+            return dict(layer.linear.named_parameters())
+        assert isinstance(layer, NormReLU)
+        return norm_parameters(layer.norm)
+
+    def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
+        """Canonical is native."""
+        return weight
+
+    def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
+        """Canonical is native."""
+        return weight

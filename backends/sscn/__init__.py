@@ -1,0 +1,1 @@
+"""Our own engine: submanifold sparse convolutions for detector events."""

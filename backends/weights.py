@@ -1,0 +1,200 @@
+"""Canonical weights: made once, the same for every engine, and their way in and out of each.
+
+Canonical layouts are torch's own: convolutions (out, in, kx, ky, kz), the inverse convolution
+as in ConvTranspose (in, out, kx, ky, kz), linear layers (out, in).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backends.contract import Kind
+from backends.uresnet import Layer, UResNet, UResNetConfig
+
+Weights = dict[str, Tensor]
+
+# Sites that a tap finds on detector events, on average; they set the scale of initial weights.
+_OCCUPIED = {Kind.SUBMANIFOLD: 16.0, Kind.STRIDED: 3.8, Kind.INVERSE: 1.0, Kind.ORDINARY: 16.0}
+_MEAN_SQUARE_ENERGY = 0.06  # MeV^2, over the sites of simulated events
+
+
+def weight_shape(layer: Layer, dim: int) -> tuple[int, ...]:
+    """Return the canonical shape of a layer's ``weight``."""
+    if layer.kind is Kind.NORM:
+        return (layer.out_channels,)
+    if layer.kind is Kind.LINEAR:
+        return (layer.out_channels, layer.in_channels)
+    channels = (layer.out_channels, layer.in_channels)
+    if layer.kind is Kind.INVERSE:
+        channels = channels[::-1]
+    return channels + (layer.kernel_size,) * dim
+
+
+class _MeanSquare:
+    """A stand-in for an engine whose tensor is the mean square that a feature is expected to have.
+
+    Sending it through the UResNet gives each norm running statistics that keep an untrained
+    network's activations near one, so that 16-bit types neither overflow nor vanish.
+    """
+
+    name = "mean-square"
+
+    def tensor(self, sites: Any, features: Any, spatial_size: Any, batch_size: Any) -> float:
+        return _MEAN_SQUARE_ENERGY
+
+    def features(self, x: float) -> float:
+        return x
+
+    def convolution(self, kind: Kind, cin: int, cout: int, kernel_size: int, level: int) -> Any:
+        return _Returns(1.0)
+
+    def norm_relu(self, channels: int) -> Any:
+        return _Remembers()
+
+    def linear(self, in_channels: int, out_channels: int, bias: bool) -> Any:
+        return nn.Identity()
+
+    def add(self, a: float, b: float) -> float:
+        return a + b
+
+    def cat(self, a: float, b: float) -> float:
+        return (a + b) / 2
+
+
+class _Returns(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: float) -> float:
+        return self.value
+
+
+class _Remembers(nn.Module):
+    seen = 1.0
+
+    def forward(self, x: float) -> float:
+        self.seen = x
+        return 0.5  # half of a normalised feature's square survives the ReLU
+
+
+def blank(config: UResNetConfig) -> UResNet:
+    """Return a UResNet without an engine, for its list of layers."""
+    return UResNet(_MeanSquare(), config)  # type: ignore[arg-type]
+
+
+def initial(config: UResNetConfig, dim: int, seed: int = 0) -> Weights:
+    """Draw the canonical weights of an untrained network.
+
+    Parameters
+    ----------
+    config : UResNetConfig
+        The network.
+    dim : int
+        2 or 3.
+    seed : int
+        Seed of the generator; the same seed gives the same bits on every machine.
+
+    Returns
+    -------
+    dict
+        Canonical name -> float32 tensor on the CPU. Convolutions are scaled as by He et al.
+        (arXiv:1502.01852) with the fan-in that detector events really have.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    network = blank(config)
+    network(network.tensor(torch.empty(0), torch.empty(0), 1, 1))
+    weights: Weights = {}
+
+    def normal(shape: tuple[int, ...], scale: float) -> Tensor:
+        return torch.randn(shape, generator=generator) * scale
+
+    for name, layer in network.layers():
+        shape = weight_shape(layer, dim)
+        if layer.kind is Kind.NORM:
+            weights[f"{name}.weight"] = 1 + normal(shape, 0.1)
+            weights[f"{name}.bias"] = normal(shape, 0.1)
+            weights[f"{name}.running_mean"] = normal(shape, 0.1)
+            weights[f"{name}.running_var"] = torch.full(shape, float(layer.native.seen))  # type: ignore[arg-type]
+        elif layer.kind is Kind.LINEAR:
+            weights[f"{name}.weight"] = normal(shape, 1 / math.sqrt(layer.in_channels))
+        else:
+            square = _MEAN_SQUARE_ENERGY if name == "stem" else 0.5
+            taps = min(_OCCUPIED[layer.kind], layer.kernel_size**dim)
+            weights[f"{name}.weight"] = normal(
+                shape, 1 / math.sqrt(square * taps * layer.in_channels)
+            )
+    weights["linear.bias"] = normal((config.classes,), 0.1)
+    return weights
+
+
+def load(network: UResNet, weights: Mapping[str, Tensor]) -> None:
+    """Copy canonical weights into an engine's network, in place.
+
+    Raises
+    ------
+    ValueError
+        If a name is missing, unknown or of another shape.
+    """
+    backend = network.backend
+    unused = set(weights)
+    with torch.no_grad():
+        for name, layer in network.layers():
+            for part, native in backend.parameters(layer.native).items():
+                key = f"{name}.{part}"
+                if key not in weights:
+                    raise ValueError(f"these weights have no {key}: they belong to another network")
+                value = weights[key]
+                expected = weight_shape(layer, backend.dim) if part == "weight" else native.shape
+                if tuple(value.shape) != tuple(expected):
+                    raise ValueError(
+                        f"{key} has shape {tuple(value.shape)}, this network needs "
+                        f"{tuple(expected)}"
+                    )
+                if part == "weight" and layer.kind is not Kind.NORM:
+                    value = backend.to_native(layer.kind, value)
+                native.copy_(value.reshape(native.shape))
+                unused.discard(key)
+    if unused:
+        raise ValueError(f"this network has no {min(unused)}: the weights belong to another one")
+
+
+def dump(network: UResNet) -> Weights:
+    """Return the network's weights and running statistics, canonical, on the CPU."""
+    return _collect(network, gradients=False)
+
+
+def gradients(network: UResNet) -> Weights:
+    """Return the gradients of all parameters, canonical, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If a parameter received no gradient.
+    """
+    return _collect(network, gradients=True)
+
+
+def _collect(network: UResNet, *, gradients: bool) -> Weights:
+    backend = network.backend
+    collected: Weights = {}
+    for name, layer in network.layers():
+        for part, native in backend.parameters(layer.native).items():
+            value = native
+            if gradients:
+                if not isinstance(native, nn.Parameter):
+                    continue
+                if native.grad is None:
+                    raise ValueError(f"{backend.name} gave no gradient to {name}.{part}")
+                value = native.grad
+            value = value.detach()
+            if part == "weight" and layer.kind is not Kind.NORM:
+                value = backend.from_native(layer.kind, value)
+                value = value.reshape(weight_shape(layer, backend.dim))
+            collected[f"{name}.{part}"] = value.cpu().clone()
+    return collected

@@ -1,0 +1,1 @@
+"""Measure sparse-convolution engines; knows backends, never a single engine by name."""
