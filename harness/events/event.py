@@ -1,0 +1,178 @@
+"""One event: active voxels of an image, their energies and their classes."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import BadInput
+
+
+class Label(IntEnum):
+    """What deposited the energy of a voxel.
+
+    The first five are the classes of the study, in the order of the public data set's
+    ``fivetypes``. The others are known to other formats only and belong to no class.
+
+    ===========  =====  =========  ==========================  =================================
+    member       value  fivetypes  larcv2 and PILArNet-M       meaning
+    ===========  =====  =========  ==========================  =================================
+    HIP              0          0                              proton: heavily ionising particle
+    MIP              1          1                              muon, pion: minimum ionising
+    SHOWER           2          2  0 (shower)                  electromagnetic shower
+    DELTA            3          3  3 (delta)                   delta ray
+    MICHEL           4          4  2 (Michel)                  Michel electron
+    LOW_ENERGY       5             4 (low-energy scatter)      isolated small deposit
+    TRACK            6             1 (track)                   HIP or MIP, the format cannot say
+    GHOST            7             5 (ghost)                   artefact of the reconstruction
+    UNKNOWN          8             6 (unknown)                 not labelled
+    ===========  =====  =========  ==========================  =================================
+    """
+
+    HIP = 0
+    MIP = 1
+    SHOWER = 2
+    DELTA = 3
+    MICHEL = 4
+    LOW_ENERGY = 5
+    TRACK = 6
+    GHOST = 7
+    UNKNOWN = 8
+
+
+CLASSES = 5
+"""Number of classes of the study: the labels below this value."""
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """The active voxels of one image.
+
+    Attributes
+    ----------
+    voxels : ndarray of int32, shape (N, dim)
+        Voxel coordinates, ``0 <= voxels < size``; no voxel appears twice. ``dim`` is 3, or 2 for
+        a projection.
+    energies : ndarray of float32, shape (N,)
+        Deposited energy in MeV.
+    labels : ndarray of uint8, shape (N,)
+        `Label` of every voxel.
+    size : int
+        Voxels a side of the image.
+    name : str
+        Where the event comes from: file and entry.
+    """
+
+    voxels: NDArray[np.int32]
+    energies: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+    size: int
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.energies)
+
+    @property
+    def dim(self) -> int:
+        """Number of spatial dimensions, 2 or 3."""
+        return int(self.voxels.shape[1])
+
+    @property
+    def occupancy(self) -> float:
+        """Fraction of the image's voxels that are active."""
+        return len(self) / float(self.size) ** self.dim
+
+
+def checked_event(
+    voxels: NDArray, energies: NDArray, labels: NDArray, size: int, name: str
+) -> Event:
+    """Build an event from arrays of any numeric type, or say what is wrong with them.
+
+    Parameters
+    ----------
+    voxels : ndarray, shape (N, dim)
+    energies : ndarray, shape (N,)
+        MeV.
+    labels : ndarray, shape (N,)
+        `Label` values.
+    size : int
+        Voxels a side.
+    name : str
+        File and entry, for the messages.
+
+    Returns
+    -------
+    Event
+
+    Raises
+    ------
+    BadInput
+        If shapes disagree, a voxel lies outside the image or appears twice, an energy is not
+        finite, or a label is unknown.
+    """
+    if voxels.ndim != 2 or voxels.shape[1] not in (2, 3):
+        raise BadInput(f"{name}: voxels have shape {voxels.shape} where (N, 2) or (N, 3) is needed")
+    if len(energies) != len(voxels):
+        raise BadInput(
+            f"{name}: {len(energies)} energies do not match {len(voxels)} voxels; "
+            "the file is damaged or its products belong to different images"
+        )
+    if len(labels) != len(voxels):
+        raise BadInput(
+            f"{name}: {len(labels)} labels do not match {len(voxels)} voxels; "
+            "choose the label product that belongs to these voxels"
+        )
+    outside = ((voxels < 0) | (voxels >= size)).any(axis=1)
+    if outside.any():
+        first = tuple(voxels[np.argmax(outside)].tolist())
+        raise BadInput(
+            f"{name}: {int(outside.sum())} voxels, first {first}, lie outside the image "
+            f"of {size} voxels a side"
+        )
+    if not np.isfinite(energies).all():
+        raise BadInput(f"{name}: voxel {int(np.argmin(np.isfinite(energies)))} has no finite energy")
+    if len(labels) and not (0 <= labels.min() and labels.max() <= max(Label)):
+        wrong = labels[(labels < 0) | (labels > max(Label))][0]
+        raise BadInput(f"{name}: label {wrong} is none of 0 to {int(max(Label))}")
+    keys = np.sort(voxel_keys(voxels, size))
+    repeated = int((keys[1:] == keys[:-1]).sum())
+    if repeated:
+        raise BadInput(f"{name}: {repeated} voxels appear more than once; merge them first")
+    return Event(
+        np.ascontiguousarray(voxels, np.int32),
+        np.ascontiguousarray(energies, np.float32),
+        np.ascontiguousarray(labels, np.uint8),
+        int(size),
+        name,
+    )
+
+
+def voxel_keys(voxels: NDArray, size: int) -> NDArray[np.int64]:
+    """Number every voxel uniquely, last axis fastest.
+
+    Parameters
+    ----------
+    voxels : ndarray of int, shape (N, dim)
+        Coordinates within ``[0, size)``.
+    size : int
+        Voxels a side.
+
+    Returns
+    -------
+    ndarray of int64, shape (N,)
+    """
+    keys = np.zeros(len(voxels), np.int64)
+    for axis in range(voxels.shape[1]):
+        keys *= size
+        keys += voxels[:, axis]
+    return keys
+
+
+def voxels_of_keys(keys: NDArray, size: int, dim: int = 3) -> NDArray[np.int32]:
+    """Invert `voxel_keys`: coordinates of shape (N, dim) from keys of shape (N,)."""
+    voxels = np.empty((len(keys), dim), np.int32)
+    rest = keys
+    for axis in reversed(range(dim)):
+        rest, voxels[:, axis] = np.divmod(rest, size)
+    return voxels

@@ -1,0 +1,370 @@
+"""Events of liquid-argon detectors, simulated with Geant4.
+
+Each event has one vertex, uniform in the image, from which particles leave isotropically; what
+they are and how fast is a `Preset`. Geant4 (the `calzone` package, extra ``simulate``) follows
+them through liquid argon, `digitise` makes the image.
+
+The events of a recipe are numbered and simulated in chunks of `CHUNK`; each chunk has random
+numbers of its own, drawn from the recipe's seed and the chunk's number. So an event is the same
+whatever the number of events asked for and the number of processes. Across machines it is the
+same as long as their mathematical libraries round alike.
+
+Geant4 ends the whole process when something is missing, so it never runs in the caller's.
+"""
+
+import multiprocessing
+import os
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import BadInput
+from harness.events.argon_data import argon_data_folder
+from harness.events.digitise import Deposits, digitise
+from harness.events.event import Event, Label
+
+CHUNK = 16
+"""Events simulated from one stream of random numbers."""
+
+PITCH_CM = 0.3
+"""Side of a voxel."""
+
+# Liquid argon around the image, so that particles also enter it from outside.
+_MARGIN_CM = 30.0
+# Secondaries that would travel less than this are not followed.
+_PRODUCTION_CUT_CM = 0.05
+
+
+@dataclass(frozen=True)
+class Category:
+    """Particles that are equally likely alternatives at the vertex.
+
+    Attributes
+    ----------
+    particles : tuple of int
+        PDG codes, drawn with equal probability.
+    energy_mev : tuple of float
+        Least and greatest kinetic energy; uniform between.
+    most : int
+        The category is not drawn more often than this at one vertex.
+    """
+
+    particles: tuple[int, ...]
+    energy_mev: tuple[float, float]
+    most: int
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What leaves the vertex.
+
+    Attributes
+    ----------
+    categories : tuple of Category
+        Drawn with equal probability until the multiplicity is reached.
+    multiplicity : tuple of int
+        Least and greatest number of particles; uniform between.
+    """
+
+    categories: tuple[Category, ...]
+    multiplicity: tuple[int, int]
+
+
+_LEPTONS = Category((11, -11, 13, -13), (50.0, 1000.0), 3)
+_PHOTONS = Category((22,), (50.0, 1000.0), 2)
+_PIONS = Category((211, -211), (50.0, 1000.0), 2)
+_PROTONS = Category((2212,), (50.0, 400.0), 3)
+# A muon of 150 MeV travels 55 cm in liquid argon: these stop inside most images. Positive ones
+# all decay; three out of four negative ones are captured by the nucleus instead.
+_STOPPING_MUONS = Category((-13,), (20.0, 150.0), 3)
+
+PRESETS = {
+    "standard": Preset((_LEPTONS, _PHOTONS, _PIONS, _PROTONS), (2, 5)),
+    "michel": Preset((_STOPPING_MUONS, _LEPTONS, _PHOTONS, _PIONS, _PROTONS), (2, 5)),
+}
+"""``standard`` follows the public data set; ``michel`` adds muons that stop and decay."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that determines a sequence of simulated events.
+
+    Attributes
+    ----------
+    size : int
+        Voxels a side.
+    seed : int
+        Non-negative.
+    preset : str
+        A key of `PRESETS`.
+    """
+
+    size: int
+    seed: int
+    preset: str = "standard"
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.size <= 4096:
+            raise BadInput(f"size {self.size} cannot be simulated; choose 16 to 4096 voxels a side")
+        if self.seed < 0:
+            raise BadInput(f"seed {self.seed} is negative; choose 0 or more")
+        if self.preset not in PRESETS:
+            raise BadInput(f"preset {self.preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+
+
+def simulate(recipe: Recipe, count: int, *, processes: int | None = None) -> Iterator[Event]:
+    """Simulate events ``0`` to ``count - 1`` of a recipe, in order.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    count : int
+        Number of events.
+    processes : int, optional
+        Child processes; as many as there are processors by default.
+
+    Yields
+    ------
+    Event
+        Possibly without any voxel: everything may have left the image.
+
+    Raises
+    ------
+    BadInput
+        If calzone or xraydb are not installed.
+    SimulationError
+        If a child process died.
+    """
+    missing = [name for name in ("calzone", "xraydb") if find_spec(name) is None]
+    if missing:
+        raise BadInput(
+            f"simulation needs {' and '.join(missing)}: pip install 'sscn-bench[simulate]'"
+        )
+    data = argon_data_folder()
+    chunks = -(-count // CHUNK)
+    processes = max(1, min(processes or available_processors(), chunks))
+    with tempfile.TemporaryDirectory(prefix="sscn-bench-") as folder:
+        with ProcessPoolExecutor(
+            processes,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_prepare_child,
+            initargs=(str(data), folder),
+        ) as pool:
+            # Few chunks ahead of the consumer, so that memory stays bounded.
+            pending: deque[Future[list[Event]]] = deque()
+            submitted = delivered = 0
+            try:
+                while submitted < chunks or pending:
+                    while submitted < chunks and len(pending) < 2 * processes:
+                        pending.append(pool.submit(_simulate_chunk, recipe, submitted))
+                        submitted += 1
+                    for event in pending.popleft().result()[: count - delivered]:
+                        delivered += 1
+                        yield event
+            except BrokenProcessPool as death:
+                raise SimulationError(
+                    "a simulation process died; its last words were: " + _last_words(folder)
+                ) from death
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+class SimulationError(RuntimeError):
+    """Geant4 ended its process; the message carries its last words."""
+
+
+def available_processors() -> int:
+    """Return the number of processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _prepare_child(data: str, folder: str) -> None:
+    os.environ["GEANT4_DATA_DIR"] = data
+    # Geant4 prints what it has to say before it aborts: keep it for the parent.
+    log = os.open(os.path.join(folder, f"{os.getpid()}.log"), os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+
+
+def _last_words(folder: str) -> str:
+    logs = sorted(Path(folder).glob("*.log"), key=lambda path: path.stat().st_size)
+    text = logs[-1].read_text(errors="replace") if logs else ""
+    return " ".join(text.split())[-500:] or "none"
+
+
+def _simulate_chunk(recipe: Recipe, chunk: int) -> list[Event]:
+    """Simulate events ``CHUNK * chunk`` and following, in a child process."""
+    import calzone
+
+    sequence = np.random.SeedSequence(recipe.seed, spawn_key=(chunk,))
+    vertex_seed, geant4_seed = sequence.spawn(2)
+    primaries = draw_primaries(PRESETS[recipe.preset], recipe.size, np.random.default_rng(vertex_seed))
+
+    side = recipe.size * PITCH_CM
+    image = {"box": [side] * 3, "material": "G4_lAr", "role": "record_deposits"}
+    world = {"box": [side + 2 * _MARGIN_CM] * 3, "material": "G4_lAr", "Image": image}
+    simulation = calzone.Simulation({"World": world}, tracking=True, sample_deposits="detailed")
+    simulation.physics = calzone.Physics(
+        "standard", default_cut=_PRODUCTION_CUT_CM, had_model="FTFP_BERT"
+    )
+    simulation.random = calzone.Random(int(geant4_seed.generate_state(1, np.uint64)[0]))
+
+    particles = calzone.particles(len(primaries))
+    particles["pid"] = primaries["pid"]
+    particles["energy"] = primaries["energy"]
+    particles["position"] = primaries["position"]
+    particles["direction"] = primaries["direction"]
+    result = simulation.run(particles)
+
+    deposits = _deposits(result, primaries["event"], recipe.size)
+    names = [
+        f"simulated, {recipe.preset}, {recipe.size} px, seed {recipe.seed}, event {i}"
+        for i in range(CHUNK * chunk, CHUNK * (chunk + 1))
+    ]
+    return digitise(deposits, recipe.size, names)
+
+
+_PRIMARY = np.dtype(
+    [
+        ("event", np.int64),
+        ("pid", np.int32),
+        ("energy", np.float64),
+        ("position", np.float64, 3),
+        ("direction", np.float64, 3),
+    ]
+)
+
+
+def draw_primaries(preset: Preset, size: int, rng: np.random.Generator) -> NDArray:
+    """Draw the particles that leave the vertices of one chunk.
+
+    Parameters
+    ----------
+    preset : Preset
+    size : int
+        Voxels a side.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    ndarray
+        Fields ``event`` (0 to CHUNK - 1), ``pid``, ``energy`` [MeV], ``position`` [cm from the
+        centre of the image] and ``direction`` (unit vector).
+    """
+    rows = []
+    half = size * PITCH_CM / 2
+    for event in range(CHUNK):
+        vertex = rng.uniform(-half, half, 3)
+        drawn = [0] * len(preset.categories)
+        multiplicity = rng.integers(preset.multiplicity[0], preset.multiplicity[1] + 1)
+        while sum(drawn) < multiplicity:
+            kind = int(rng.integers(len(preset.categories)))
+            category = preset.categories[kind]
+            if drawn[kind] == category.most:
+                continue
+            drawn[kind] += 1
+            pid = category.particles[rng.integers(len(category.particles))]
+            energy = rng.uniform(*category.energy_mev)
+            rows.append((event, pid, energy, vertex, _isotropic(rng)))
+    return np.array(rows, _PRIMARY)
+
+
+def _isotropic(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw a unit vector by rejection: no function whose rounding differs between libraries."""
+    while True:
+        x, y, z = rng.uniform(-1, 1, 3).tolist()
+        squared = x * x + y * y + z * z
+        if 1e-6 < squared <= 1:
+            return np.array([x, y, z]) / np.sqrt(squared)
+
+
+def _deposits(result, event_of_primary: NDArray[np.int64], size: int) -> Deposits:
+    """Gather calzone's line and point deposits, each with the class of its track."""
+    tracks = result.tracks
+    recorded = result.deposits
+    if not recorded:
+        empty = np.zeros(0)
+        none = np.zeros(0, np.int64)
+        return Deposits(empty.reshape(0, 3), empty.reshape(0, 3), empty, none, none)
+    (image,) = recorded.values()
+    lines, points = image.line, image.point
+    # calzone calls every primary particle an event.
+    primary = np.concatenate([lines["event"], points["event"]]).astype(np.int64)
+    track = np.concatenate([lines["tid"], points["tid"]])
+    order = np.lexsort((tracks["tid"], tracks["event"]))
+    tracks = tracks[order]
+    known = _track_keys(tracks["event"], tracks["tid"])
+    labels = label_tracks(
+        tracks["event"], tracks["tid"], tracks["parent"], tracks["pid"], tracks["creator"]
+    )
+    return Deposits(
+        np.concatenate([lines["start"], points["position"]]) / PITCH_CM + size / 2,
+        np.concatenate([lines["end"], points["position"]]) / PITCH_CM + size / 2,
+        np.concatenate([lines["value"], points["value"]]),
+        event_of_primary[primary],
+        labels[np.searchsorted(known, _track_keys(primary, track))],
+    )
+
+
+def _track_keys(event: NDArray, track: NDArray) -> NDArray[np.int64]:
+    return event.astype(np.int64) << 32 | track
+
+
+def label_tracks(
+    event: NDArray, track: NDArray, parent: NDArray, pid: NDArray, creator: NDArray
+) -> NDArray[np.int64]:
+    """Classify tracks by the rule of the public data set.
+
+    Protons are HIP; whatever is neither proton, electron nor photon is MIP; photons are showers.
+    Electrons and positrons are showers when primary or made by pair production, Compton
+    scattering or neutron capture; delta rays when knocked out by a heavier particle; Michel
+    electrons when made by a muon's decay or capture. Any other electron continues what its parent
+    is.
+
+    Parameters
+    ----------
+    event, track : ndarray of int, shape (T,)
+        Sorted by event, then by track number.
+    parent : ndarray of int, shape (T,)
+        Number of the parent track; 0 for primaries.
+    pid : ndarray of int, shape (T,)
+        PDG code.
+    creator : ndarray of bytes, shape (T,)
+        calzone's name of the process that made the track.
+
+    Returns
+    -------
+    ndarray of int64, shape (T,)
+        `Label` values of the five classes.
+    """
+    own = np.arange(len(track))
+    parent_row = np.searchsorted(_track_keys(event, track), _track_keys(event, parent))
+    parent_row = np.where(parent > 0, np.minimum(parent_row, len(track) - 1), own)
+    parent_pid = np.abs(pid[parent_row])
+    electron = np.abs(pid) == 11
+    by_heavier = electron & (parent > 0) & (parent_pid != 11) & (parent_pid != 22)
+
+    labels = np.full(len(track), -1, np.int64)
+    labels[~electron] = Label.MIP
+    labels[np.abs(pid) == 2212] = Label.HIP
+    labels[pid == 22] = Label.SHOWER
+    labels[electron & (parent == 0)] = Label.SHOWER
+    labels[electron & np.isin(creator, (b"Conversion", b"Compton", b"Capture"))] = Label.SHOWER
+    labels[by_heavier & (creator == b"Ionisation")] = Label.DELTA
+    from_muon = electron & (parent_pid == 13)
+    labels[from_muon & np.isin(creator, (b"Decay", b"Capture"))] = Label.MICHEL
+
+    ancestor = np.where(labels < 0, parent_row, own)
+    while True:
+        older = ancestor[ancestor]
+        if np.array_equal(older, ancestor):
+            return labels[ancestor]
+        ancestor = older
