@@ -1,0 +1,68 @@
+# Two commands do everything from a bare clone: `make demo` measures, `make test` checks.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sscn-bench
+WHEELS := $(CACHE)/wheels
+MINKOWSKI := $(WHEELS)/.minkowski-$(shell $(PYTHON) -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+NATIVE := CMakeLists.txt $(shell find backends/sscn -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+REPORT := report
+
+.PHONY: demo test setup minkowski clean help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.demo  ## measure the engines that run here and write the page
+	$(BIN)/python -m harness run demo
+	$(BIN)/python -m harness compare latest --report $(REPORT)
+
+test: $(VENV)/.test  ## lint, types and every test that this machine can run
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+setup: $(VENV)/.test  ## everything that a developer needs
+
+$(VENV)/.python:
+	@echo "creating $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	@touch $@
+
+# torch first and pinned: an unpinned request could bring another build of several gigabytes.
+$(VENV)/.torch: $(VENV)/.python constraints.txt
+	@echo "installing torch"
+	$(PIP) torch
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt $(NATIVE)
+	@echo "installing sscn-bench and the engines that the package index has"
+	$(PIP) --editable ".[spconv]"
+	@touch $@
+
+# ocnn goes without its dependencies: it declares torchvision, never uses it, and that would
+# replace torch.
+$(VENV)/.test: $(VENV)/.demo
+	@echo "installing what the tests need"
+	$(PIP) --editable ".[spconv,simulate,dask,asv,gpu,test]"
+	$(PIP) --no-deps ocnn
+	@if [ -e "$(MINKOWSKI)" ]; then $(PIP) --no-deps --no-index --find-links "$(WHEELS)" MinkowskiEngine; fi
+	@touch $@
+
+minkowski: $(VENV)/.torch $(MINKOWSKI)  ## build MinkowskiEngine once (about 7 minutes) and install it
+	$(PIP) --no-deps --no-index --find-links "$(WHEELS)" MinkowskiEngine
+
+# MinkowskiEngine's setup.py calls pip and finds its BLAS by name only; the wheel is kept for the next checkout.
+$(MINKOWSKI): | $(VENV)/.torch
+	@ldconfig -p | grep -q libopenblas.so || { echo "MinkowskiEngine needs OpenBLAS's headers: install libopenblas-dev"; exit 2; }
+	$(PIP) ninja wheel setuptools
+	mkdir -p "$(WHEELS)"
+	PATH="$(CURDIR)/$(BIN):$$PATH" MAX_JOBS=2 $(BIN)/python -m pip wheel --no-build-isolation --no-deps \
+	    --config-settings="--global-option=--blas=openblas" --wheel-dir "$(WHEELS)" MinkowskiEngine==0.5.4
+	touch $@
+
+clean:  ## remove everything that the targets made
+	rm -rf $(VENV) build $(REPORT) .pytest_cache .mypy_cache .ruff_cache
