@@ -1,0 +1,202 @@
+"""One thing to measure: a frozen cell, its canonical JSON, and the hash that is its name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from harness.errors import BadInput
+
+DEVICES = ("cpu", "cuda")
+PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16")
+PHASES = ("forward", "step")
+MAPS = ("first", "cold", "warm")
+SIZES = (192, 512, 768)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The size of the UResNet: the study's is the default."""
+
+    filters: int = 16
+    depth: int = 5
+    reps: int = 2
+    classes: int = 5
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            _natural(f"model.{entry.name}", getattr(self, entry.name))
+
+
+@dataclass(frozen=True)
+class EventSpec:
+    """Which events: a set by name, the hash of its bytes, and the seed that picks the batch.
+
+    Attributes
+    ----------
+    set : str
+        ``sample``, or the name of a file of events.
+    sha256 : str
+        Of the set's bytes for this size; empty where it is not known yet.
+    seed : int
+        The events of the batch, as ``harness.events.batches.benchmark_batch`` draws them.
+    """
+
+    set: str = "sample"
+    sha256: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.set, str) or not self.set:
+            raise BadInput("events.set must name a set of events, for example 'sample'")
+        if not isinstance(self.sha256, str):
+            raise BadInput("events.sha256 must be a text of hexadecimal digits, or empty")
+        _natural("events.seed", self.seed, least=0)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination to measure.
+
+    Attributes
+    ----------
+    suite : str
+        The suite that asked for it.
+    backend : str
+        The engine's name in ``backends.registry``.
+    options : mapping of str to str
+        The engine's options, an algorithm for example.
+    device : str
+        ``cpu`` or ``cuda``.
+    precision : str
+        The arithmetic: ``fp64``, ``fp32``, ``tf32``, ``fp16`` or ``bf16``.
+    dim : int
+        Spatial dimensions, 2 or 3.
+    size : int
+        Voxels a side.
+    batch : int
+        Events a call.
+    phase : str
+        ``forward`` (inference) or ``step`` (one optimisation step).
+    map : str
+        State of the kernel map: ``first`` call of the process, ``cold`` (new coordinates, built
+        inside the timed region) or ``warm`` (reused).
+    model : ModelSpec
+        The size of the network.
+    events : EventSpec
+        The events.
+
+    Raises
+    ------
+    BadInput
+        If a field has no meaning.
+    """
+
+    suite: str
+    backend: str
+    size: int
+    batch: int
+    phase: str
+    map: str
+    device: str = "cpu"
+    precision: str = "fp32"
+    dim: int = 3
+    options: Mapping[str, str] = field(default_factory=dict, hash=False)
+    model: ModelSpec = field(default_factory=ModelSpec)
+    events: EventSpec = field(default_factory=EventSpec)
+
+    def __post_init__(self) -> None:
+        for name in ("suite", "backend"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise BadInput(f"{name} must be a name, not {value!r}")
+        _one_of("device", self.device, DEVICES)
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("phase", self.phase, PHASES)
+        _one_of("map", self.map, MAPS)
+        _one_of("dim", self.dim, (2, 3))
+        _natural("batch", self.batch)
+        _natural("size", self.size, least=2 ** (self.model.depth - 1))
+        if not isinstance(self.options, Mapping) or not all(
+            isinstance(word, str) for pair in self.options.items() for word in pair
+        ):
+            raise BadInput(f"options must map names to texts, not {self.options!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the cell as a record holds it."""
+        values = asdict(self)
+        values["options"] = dict(self.options)
+        return values
+
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        """Rebuild a cell from a record or a file.
+
+        Raises
+        ------
+        BadInput
+            If a field is missing, unknown or without meaning.
+        """
+        kept = _known("a cell", values, cls)
+        for name, part in (("model", ModelSpec), ("events", EventSpec)):
+            if name in kept:
+                kept[name] = part(**_known(name, kept[name], part))
+        try:
+            return cls(**kept)
+        except TypeError as error:
+            raise BadInput(f"this cell is incomplete: {error}") from None
+
+    @property
+    def canonical(self) -> str:
+        """The cell as JSON that is the same text for the same cell, on every machine."""
+        return canonical(self.to_json())
+
+    @property
+    def name(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of the canonical JSON."""
+        return digest(self.canonical)
+
+    @property
+    def title(self) -> str:
+        """A short description for people."""
+        options = "".join(f" {key}={value}" for key, value in sorted(self.options.items()))
+        seed = f" event {self.events.seed}" if self.events.seed else ""
+        return (
+            f"{self.backend}{options} {self.size} px x{self.batch} {self.phase} {self.map} "
+            f"{self.precision} {self.device}{seed}"
+        )
+
+
+def canonical(values: Any) -> str:
+    """Write JSON with sorted keys and without blanks."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+
+def digest(text: str) -> str:
+    """Return twelve hexadecimal digits of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _known(what: str, values: Any, kind: type) -> dict[str, Any]:
+    """Return a copy of the values after making sure that each is a field of the class."""
+    if not isinstance(values, Mapping):
+        raise BadInput(f"{what} must be a JSON object, not {type(values).__name__}")
+    names = {entry.name for entry in fields(kind)}
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise BadInput(f"{what} has no field {unknown[0]!r}; it has {', '.join(sorted(names))}")
+    return dict(values)
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        listed = ", ".join(str(choice) for choice in allowed)
+        raise BadInput(f"{name} must be one of {listed}, not {value!r}")
+
+
+def _natural(name: str, value: Any, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise BadInput(f"{name} must be a whole number of at least {least}, not {value!r}")
