@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16")
+from backends.capabilities import PRECISIONS, Capabilities, Kind, Unsupported
+
+__all__ = [
+    "PRECISIONS",
+    "Backend",
+    "Capabilities",
+    "InvalidBatch",
+    "Kind",
+    "SparseBatch",
+    "Unsupported",
+    "master_dtype",
+    "site_keys",
+]
 
 
 def master_dtype(precision: str) -> torch.dtype:
@@ -23,29 +33,6 @@ def master_dtype(precision: str) -> torch.dtype:
 
 class InvalidBatch(ValueError):
     """Sites or features that no engine should ever see."""
-
-
-class Unsupported(ValueError):
-    """The engine cannot do what was asked, and says which operation is missing."""
-
-
-class Kind(StrEnum):
-    """The kinds of layer that own weights, by their names in the field.
-
-    ``submanifold`` : output sites are the input sites, odd kernel.
-    ``strided`` : kernel 2, stride 2; a coarse site is active if any of its children is.
-    ``inverse`` : undoes a strided convolution and returns to its input sites.
-    ``ordinary`` : odd kernel, stride 1; every site that the kernel reaches becomes active.
-    ``linear`` : the same matrix at every site (a 1x1x1 convolution).
-    ``norm`` : batch normalisation over sites.
-    """
-
-    SUBMANIFOLD = "submanifold"
-    STRIDED = "strided"
-    INVERSE = "inverse"
-    ORDINARY = "ordinary"
-    LINEAR = "linear"
-    NORM = "norm"
 
 
 @dataclass(frozen=True)
@@ -153,40 +140,6 @@ def site_keys(sites: Tensor, spatial_size: int) -> Tensor:
     for column in columns[1:]:
         key = key * spatial_size + column
     return key
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What an engine can do here; ``probe()`` of its module returns it.
-
-    Attributes
-    ----------
-    version : str
-        The engine's own version.
-    devices : tuple of str
-        Subset of ``("cpu", "cuda")``.
-    precisions : mapping
-        Device -> precision policies that the engine implements there.
-    dims : tuple of int
-        Spatial dimensions, of 2 and 3.
-    kinds : frozenset of Kind
-        Layers it can express.
-    training : bool
-        Whether gradients flow.
-    options : mapping
-        Option name -> allowed values, the default first.
-    missing : str
-        What it lacks for the UResNet, empty if nothing.
-    """
-
-    version: str
-    devices: tuple[str, ...]
-    precisions: Mapping[str, tuple[str, ...]]
-    dims: tuple[int, ...] = (2, 3)
-    kinds: frozenset[Kind] = frozenset(Kind) - {Kind.ORDINARY}
-    training: bool = True
-    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    missing: str = ""
 
 
 class Backend(Protocol):

@@ -2,18 +2,93 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from backends.contract import Backend
+from backends.capabilities import Capabilities, Unsupported
+
+if TYPE_CHECKING:
+    from backends.contract import Backend
+
+GROUP = "sscn_bench.backends"
 
 BUILT_IN = {
     "sscn": "backends.sscn.adapter",
     "dense": "backends.dense",
+    "spconv": "backends.spconv",
 }
+
+PROBE_TIMEOUT = 60.0  # seconds; importing an engine with torch takes one to five
 
 
 class UnknownBackend(ValueError):
     """No engine has this name."""
+
+
+@dataclass(frozen=True)
+class Availability:
+    """What a probe found.
+
+    Attributes
+    ----------
+    name : str
+        The engine.
+    capabilities : Capabilities or None
+        What it can do here; None where it is absent.
+    reason : str
+        Why it is absent, one line; empty where it is present.
+    """
+
+    name: str
+    capabilities: Capabilities | None
+    reason: str = ""
+
+
+@functools.cache
+def _modules() -> dict[str, str]:
+    announced = importlib.metadata.entry_points(group=GROUP)
+    return {point.name: point.value for point in announced} | BUILT_IN
+
+
+def names() -> list[str]:
+    """Return every engine's name: the built-in ones in order, then the announced ones."""
+    return [*BUILT_IN, *sorted(set(_modules()) - set(BUILT_IN))]
+
+
+def module_name(name: str) -> str:
+    """Return the module that adapts an engine.
+
+    Raises
+    ------
+    UnknownBackend
+        If no engine has this name.
+    """
+    if name not in _modules():
+        known = ", ".join(names())
+        raise UnknownBackend(f"there is no engine called {name!r}; choose one of {known}")
+    return _modules()[name]
+
+
+def interpreter(name: str) -> str:
+    """Return the Python that runs an engine: this one, unless the environment names another.
+
+    Two engines that do not fit together are installed in two environments; the variable
+    ``SSCN_BENCH_PYTHON_<NAME>`` (upper case, ``_`` for ``-``) holds the path of the other one.
+    """
+    variable = "SSCN_BENCH_PYTHON_" + name.upper().replace("-", "_")
+    return os.environ.get(variable, sys.executable)
 
 
 def load(
@@ -25,9 +100,93 @@ def load(
     ------
     UnknownBackend
         If no engine has this name.
+    Unsupported
+        If the engine lacks the dimension, device, precision or option.
     """
-    if name not in BUILT_IN:
-        known = ", ".join(sorted(BUILT_IN))
-        raise UnknownBackend(f"there is no engine called {name!r}; choose one of {known}")
-    module = importlib.import_module(BUILT_IN[name])
-    return module.Backend(dim, device, precision, dict(options or {}))
+    module = importlib.import_module(module_name(name))
+    capabilities = module.probe()
+    options = dict(options or {})
+    _refuse(name, "dimension", str(dim), tuple(map(str, capabilities.dims)))
+    _refuse(name, "device", device, capabilities.devices)
+    _refuse(name, "precision", precision, tuple(capabilities.precisions.get(device, ())))
+    for option, value in options.items():
+        _refuse(name, "option", option, tuple(capabilities.options))
+        _refuse(name, f"value of {option}", value, tuple(capabilities.options[option]))
+    defaults = {option: values[0] for option, values in capabilities.options.items()}
+    return module.Backend(dim, device, precision, defaults | options)
+
+
+def _refuse(name: str, what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        offer = f"it has {', '.join(allowed)}" if allowed else "it has none"
+        raise Unsupported(f"{name} does not offer the {what} {value} here: {offer}")
+
+
+def probe(name: str, timeout: float = PROBE_TIMEOUT) -> Availability:
+    """Ask an engine what it can do, in a child process that may die or hang as it likes.
+
+    Parameters
+    ----------
+    name : str
+        The engine.
+    timeout : float
+        Seconds after which the child is killed with everything that it started.
+
+    Raises
+    ------
+    UnknownBackend
+        If no engine has this name.
+    """
+    module = module_name(name)
+    home = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder, "capabilities.json")
+        command = [interpreter(name), "-P", "-m", "backends.probe", module, str(answer)]
+        try:
+            child = subprocess.Popen(
+                command,
+                env=os.environ | {"PYTHONPATH": path},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return Availability(name, None, f"its interpreter does not start: {error}")
+        try:
+            code = child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            return Availability(name, None, f"the probe gave no answer in {timeout:g} s")
+        if not answer.exists():
+            return Availability(name, None, f"the probe died without an answer ({_death(code)})")
+        found = json.loads(answer.read_text())
+    if "reason" in found:
+        return Availability(name, None, found["reason"])
+    return Availability(name, Capabilities.from_json(found))
+
+
+def _death(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def probe_all(
+    wanted: Iterable[str] | None = None, timeout: float = PROBE_TIMEOUT, workers: int | None = None
+) -> Iterator[Availability]:
+    """Probe several engines side by side and yield each answer as it arrives.
+
+    Parameters
+    ----------
+    wanted : iterable of str, optional
+        The engines; all by default.
+    timeout : float
+        Seconds for each.
+    workers : int, optional
+        Children at a time; by default one for each processor.
+    """
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        jobs = [pool.submit(probe, name, timeout) for name in wanted or names()]
+        for job in as_completed(jobs):
+            yield job.result()

@@ -1,0 +1,162 @@
+"""How far an engine's result is from the float64 truth, and how far it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backends.truth import Truth
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest relative root-mean-square errors that pass.
+
+    Attributes
+    ----------
+    forward : float
+        Of the logits, the loss and the running statistics.
+    gradient : float
+        Of the gradient of each parameter.
+    """
+
+    forward: float
+    gradient: float
+
+
+TOLERANCE = {
+    "fp64": Tolerance(1e-10, 1e-9),
+    "fp32": Tolerance(1e-5, 1e-4),
+    "tf32": Tolerance(1e-2, 5e-2),
+    "fp16": Tolerance(1e-2, 5e-2),
+    "bf16": Tolerance(5e-2, 2e-1),
+}
+"""Bounds a precision policy; fp64 and fp32 leave room for another order of summation, the others
+for the 10 or 7 bits of their mantissas through some forty layers."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Errors against the truth.
+
+    Attributes
+    ----------
+    max_abs : float
+        Largest absolute error of a logit.
+    rel_rmse : float
+        Root mean square error of the logits over the root mean square of the truth.
+    argmax_agreement : float
+        Fraction of sites with the same class.
+    grad_rel_rmse : float or None
+        The same measure for the gradients, of the worst parameter; None without gradients.
+    statistics_rel_rmse : float or None
+        The same for the running statistics, of the worst; None without a step.
+    reason : str
+        Why the result is wrong, one sentence; empty if it is right.
+    """
+
+    max_abs: float
+    rel_rmse: float
+    argmax_agreement: float
+    grad_rel_rmse: float | None
+    statistics_rel_rmse: float | None
+    reason: str
+
+    @property
+    def right(self) -> bool:
+        """Whether every error is within the tolerance."""
+        return not self.reason
+
+
+def rel_rmse(value: Tensor, truth: Tensor) -> float:
+    """Return the root mean square error over the root mean square of the truth.
+
+    Zero truth leaves the error absolute; a value that is not finite gives infinity.
+    """
+    if truth.numel() == 0:
+        return 0.0
+    error = (value.detach().cpu().double() - truth.double()).square().mean().sqrt()
+    if not bool(torch.isfinite(error)):
+        return float("inf")
+    scale = truth.double().square().mean().sqrt()
+    return float(error / scale) if float(scale) > 0 else float(error)
+
+
+def compare(
+    truth: Truth,
+    precision: str,
+    logits: Tensor,
+    gradients: Mapping[str, Tensor] | None = None,
+    statistics: Mapping[str, Tensor] | None = None,
+) -> Agreement:
+    """Compare an engine's result with the truth.
+
+    Parameters
+    ----------
+    truth : Truth
+        Of the same network, weights, batch and phase.
+    precision : str
+        The policy that sets the tolerance.
+    logits : Tensor
+        (N, classes), any device and float type.
+    gradients, statistics : mapping, optional
+        Canonical names -> what ``weights.gradients`` and ``truth.statistics`` return for the
+        engine's network after the step; both where the truth has a step.
+    """
+    tolerance = TOLERANCE[precision]
+    if logits.shape != truth.logits.shape:
+        reason = f"{tuple(logits.shape)} logits came back for {tuple(truth.logits.shape)}"
+        return Agreement(float("inf"), float("inf"), 0.0, None, None, reason)
+    value = logits.detach().cpu().double()
+    error = (value - truth.logits).abs()
+    same_class = value.argmax(1) == truth.logits.argmax(1)
+    forward = rel_rmse(value, truth.logits)
+    problems = []
+    if not bool(torch.isfinite(value).all()):
+        problems.append("the logits are not finite")
+    elif forward > tolerance.forward:
+        problems.append(_excess("logits", forward, tolerance.forward))
+    gradient = _worst(gradients, truth.gradients, tolerance.gradient, "gradient", problems)
+    statistic = _worst(statistics, truth.statistics, tolerance.forward, "statistic", problems)
+    return Agreement(
+        max_abs=float(error.nan_to_num(float("inf")).max()) if error.numel() else 0.0,
+        rel_rmse=forward,
+        argmax_agreement=float(same_class.double().mean()) if len(same_class) else 1.0,
+        grad_rel_rmse=gradient,
+        statistics_rel_rmse=statistic,
+        reason=problems[0] if problems else "",
+    )
+
+
+def _excess(what: str, error: float, allowed: float) -> str:
+    return f"relative RMSE of the {what} is {error:.1e}, {allowed:.0e} is allowed"
+
+
+def _worst(
+    values: Mapping[str, Tensor] | None,
+    truth: Mapping[str, Tensor],
+    allowed: float,
+    what: str,
+    problems: list[str],
+) -> float | None:
+    """Return the worst error by name, and add what is wrong to ``problems``."""
+    if values is None or not truth:
+        return None
+    errors = {}
+    for name, expected in truth.items():
+        if name not in values:
+            problems.append(f"there is no {what} of {name}")
+            return float("inf")
+        value = values[name]
+        if not bool(torch.isfinite(value).all()):
+            problems.append(f"the {what} of {name} is not finite")
+        elif bool((value == 0).all()) and not bool((expected == 0).all()):
+            problems.append(f"the {what} of {name} is zero")
+        errors[name] = rel_rmse(value, expected)
+    name = max(errors, key=errors.__getitem__)
+    if errors[name] > allowed:
+        problems.append(_excess(f"{what} of {name}", errors[name], allowed))
+    return errors[name]

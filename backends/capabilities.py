@@ -1,0 +1,95 @@
+"""What an engine can do, in words and JSON: readable without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16")
+
+
+class Unsupported(ValueError):
+    """The engine cannot do what was asked, and says which operation is missing."""
+
+
+class Kind(StrEnum):
+    """The kinds of layer that own weights, by their names in the field.
+
+    ``submanifold`` : output sites are the input sites, odd kernel.
+    ``strided`` : kernel 2, stride 2; a coarse site is active if any of its children is.
+    ``inverse`` : undoes a strided convolution and returns to its input sites.
+    ``ordinary`` : odd kernel, stride 1; every site that the kernel reaches becomes active.
+    ``linear`` : the same matrix at every site (a 1x1x1 convolution).
+    ``norm`` : batch normalisation over sites.
+    """
+
+    SUBMANIFOLD = "submanifold"
+    STRIDED = "strided"
+    INVERSE = "inverse"
+    ORDINARY = "ordinary"
+    LINEAR = "linear"
+    NORM = "norm"
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do here; ``probe()`` of its module returns it.
+
+    Attributes
+    ----------
+    version : str
+        The engine's own version.
+    devices : tuple of str
+        Subset of ``("cpu", "cuda")``.
+    precisions : mapping
+        Device -> precision policies that the engine implements there.
+    dims : tuple of int
+        Spatial dimensions, of 2 and 3.
+    kinds : frozenset of Kind
+        Layers it can express.
+    training : bool
+        Whether gradients flow.
+    options : mapping
+        Option name -> allowed values, the default first.
+    missing : str
+        What it lacks for the UResNet, empty if nothing.
+    network : str
+        The function that it computes: ``uresnet`` for every engine that can be compared with the
+        float64 truth, another name for one that brings a network of its own.
+    note : str
+        What a reader of its numbers must know, empty if nothing.
+    """
+
+    version: str
+    devices: tuple[str, ...]
+    precisions: Mapping[str, tuple[str, ...]]
+    dims: tuple[int, ...] = (2, 3)
+    kinds: frozenset[Kind] = frozenset(Kind) - {Kind.ORDINARY}
+    training: bool = True
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    missing: str = ""
+    network: str = "uresnet"
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as JSON values."""
+        return asdict(self) | {"kinds": sorted(self.kinds)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Capabilities:
+        """Read what ``to_json`` wrote."""
+        per_name = {
+            key: {name: tuple(some) for name, some in values[key].items()}
+            for key in ("precisions", "options")
+        }
+        return cls(
+            **{
+                **values,
+                **per_name,
+                "devices": tuple(values["devices"]),
+                "dims": tuple(values["dims"]),
+                "kinds": frozenset(Kind(kind) for kind in values["kinds"]),
+            }
+        )

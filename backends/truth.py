@@ -1,0 +1,144 @@
+"""The float64 truth that every engine is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backends import registry, weights
+from backends.contract import SparseBatch
+from backends.loss import event_cross_entropy
+from backends.uresnet import UResNet, UResNetConfig
+from backends.weights import Weights
+
+DENSE_VOXELS = 2**16
+"""Largest batch volume (in voxels, batch x size**dim) that the dense truth takes on.
+
+Dense float64 on 2**16 voxels takes some ten seconds with 16 filters in 3D. Above, the truth is our
+plain-torch reference in float64, which the tests hold equal to the dense one up to this limit.
+"""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a UResNet returns in float64 on the CPU.
+
+    Attributes
+    ----------
+    logits : Tensor
+        (N, classes), rows in input order; in training mode where a step was taken.
+    loss : Tensor or None
+        Scalar, the loss before the step; None without a step.
+    gradients : mapping
+        Canonical name -> gradient of the loss; empty without a step.
+    statistics : mapping
+        Canonical name -> running mean or variance after the forward pass in training mode; empty
+        without a step.
+    method : str
+        ``dense`` or ``reference``.
+    """
+
+    logits: Tensor
+    loss: Tensor | None
+    gradients: Mapping[str, Tensor]
+    statistics: Mapping[str, Tensor]
+    method: str
+
+
+def truth_method(batch: SparseBatch) -> str:
+    """Return ``dense`` where the volume of the batch is within ``DENSE_VOXELS``."""
+    voxels = batch.batch_size * batch.spatial_size**batch.dim
+    return "dense" if voxels <= DENSE_VOXELS else "reference"
+
+
+def truth_network(
+    config: UResNetConfig,
+    values: Mapping[str, Tensor],
+    dim: int,
+    *,
+    method: str,
+    device: str = "cpu",
+) -> UResNet:
+    """Return the UResNet in float64 on the engine that computes the truth.
+
+    Parameters
+    ----------
+    config : UResNetConfig
+        The network.
+    values : mapping
+        Canonical weights.
+    dim : int
+        2 or 3.
+    method : str
+        ``dense`` or ``reference``.
+    device : str
+        ``cpu`` or ``cuda``.
+    """
+    name, options = {"dense": ("dense", {}), "reference": ("sscn", {"kernels": "reference"})}[
+        method
+    ]
+    backend = registry.load(name, dim=dim, device=device, precision="fp64", options=options)
+    network = UResNet(backend, config).to(device, torch.float64)
+    weights.load(network, values)
+    return network
+
+
+def truth(
+    config: UResNetConfig,
+    values: Mapping[str, Tensor],
+    batch: SparseBatch,
+    *,
+    step: bool,
+    method: str | None = None,
+    device: str = "cpu",
+) -> Truth:
+    """Compute what every engine has to return.
+
+    Parameters
+    ----------
+    config : UResNetConfig
+        The network.
+    values : mapping
+        Canonical weights.
+    batch : SparseBatch
+        The events; labels are needed for a step.
+    step : bool
+        False for the forward pass with running statistics (``eval``); True for the forward and
+        backward passes of a training step.
+    method : str, optional
+        ``dense`` or ``reference``; by default ``dense`` within ``DENSE_VOXELS``.
+    device : str
+        Where to compute it; the answer is on the CPU.
+    """
+    method = method or truth_method(batch)
+    network = truth_network(config, values, batch.dim, method=method, device=device)
+    batch = batch.to(device)
+    x = network.tensor(batch.sites, batch.features.double(), batch.spatial_size, batch.batch_size)
+    if not step:
+        network.eval()
+        with torch.no_grad():
+            return Truth(network(x).cpu(), None, {}, {}, method)
+    assert batch.labels is not None, "a step needs labels"
+    network.train()
+    logits = network(x)
+    loss = event_cross_entropy(logits, batch.labels, batch.sites[:, 0], batch.batch_size)
+    loss.backward()
+    return Truth(
+        logits.detach().cpu(),
+        loss.detach().cpu(),
+        weights.gradients(network),
+        statistics(network),
+        method,
+    )
+
+
+def statistics(network: UResNet) -> Weights:
+    """Return the running means and variances of a network, canonical, on the CPU."""
+    return {
+        name: value
+        for name, value in weights.dump(network).items()
+        if name.rpartition(".")[2] in ("running_mean", "running_var")
+    }
