@@ -136,7 +136,9 @@ def _write_photoelectric(folder: Path) -> None:
     ):
         coefficients = _fit_inverse_powers(energies[fitted], sigmas[fitted], terms=6)
         (folder / f"pe-{name}-{_Z}.dat").write_text(
-            f"1 1 {threshold}\n{_K_EDGE_MEV:.7g} " + " ".join(f"{a:.8g}" for a in coefficients) + "\n"
+            f"1 1 {threshold}\n{_K_EDGE_MEV:.7g} "
+            + " ".join(f"{a:.8g}" for a in coefficients)
+            + "\n"
         )
 
 
@@ -170,7 +172,13 @@ def _write_nuclear(folder: Path) -> None:
         _write_vector(folder / "gamma" / f"inel{z}", photon, _giant_dipole(photon, z, nucleons))
 
 
-_PROJECTILES = {"proton": (1, 1), "deuteron": (1, 2), "triton": (1, 3), "He3": (2, 3), "alpha": (2, 4)}
+_PROJECTILES = {
+    "proton": (1, 1),
+    "deuteron": (1, 2),
+    "triton": (1, 3),
+    "He3": (2, 3),
+    "alpha": (2, 4),
+}
 """Charge and number of nucleons."""
 
 
@@ -228,14 +236,20 @@ def _fit_inverse_powers(energies: NDArray, sigmas: NDArray, terms: int) -> list[
     # Seven digits, so that the last bit of a table's interpolation does not reach the result.
     x = [Fraction(f"{e:.7g}") for e in energies]
     y = [Fraction(f"{s:.7g}") for s in sigmas]
-    design = [[1 / (e**i * s) for i in range(1, terms + 1)] for e, s in zip(x, y, strict=True)]
+    design = [
+        [Fraction(1) / (e**i * s) for i in range(1, terms + 1)] for e, s in zip(x, y, strict=True)
+    ]
+    zero = Fraction(0)
     rows = [
-        [sum(r[i] * r[j] for r in design) for j in range(terms)] + [sum(r[i] for r in design)]
+        [sum((r[i] * r[j] for r in design), zero) for j in range(terms)]
+        + [sum((r[i] for r in design), zero)]
         for i in range(terms)
     ]
     for i in range(terms):
-        rows[i] = [value / rows[i][i] for value in rows[i]]
+        pivot = rows[i][i]
+        rows[i] = [value / pivot for value in rows[i]]
         for j in range(terms):
             if j != i:
-                rows[j] = [a - rows[j][i] * b for a, b in zip(rows[j], rows[i], strict=True)]
+                factor = rows[j][i]
+                rows[j] = [a - factor * b for a, b in zip(rows[j], rows[i], strict=True)]
     return [float(row[terms]) for row in rows]

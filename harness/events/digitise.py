@@ -92,10 +92,10 @@ def digitise(deposits: Deposits, size: int, names: list[str], cut: float = CUT_M
     voxels = voxels_of_keys(inner, bordered) - 1
     kept = (energies >= cut) & ((voxels >= 0) & (voxels < size)).all(axis=1)
     voxels, event = voxels[kept], event[kept]
-    energies, labels = energies[kept].astype(np.float32), labels[kept].astype(np.uint8)
+    mev, classes = energies[kept].astype(np.float32), labels[kept].astype(np.uint8)
     edges = np.searchsorted(event, np.arange(len(names) + 1)).tolist()
     return [
-        Event(voxels[a:b], energies[a:b], labels[a:b], size, name)
+        Event(voxels[a:b], mev[a:b], classes[a:b], size, name)
         for name, a, b in zip(names, edges, edges[1:], strict=False)
     ]
 

@@ -131,8 +131,10 @@ def checked_event(
             f"of {size} voxels a side"
         )
     if not np.isfinite(energies).all():
-        raise BadInput(f"{name}: voxel {int(np.argmin(np.isfinite(energies)))} has no finite energy")
-    if len(labels) and not (0 <= labels.min() and labels.max() <= max(Label)):
+        raise BadInput(
+            f"{name}: voxel {int(np.argmin(np.isfinite(energies)))} has no finite energy"
+        )
+    if len(labels) and not (labels.min() >= 0 and labels.max() <= max(Label)):
         wrong = labels[(labels < 0) | (labels > max(Label))][0]
         raise BadInput(f"{name}: label {wrong} is none of 0 to {int(max(Label))}")
     keys = np.sort(voxel_keys(voxels, size))

@@ -151,30 +151,32 @@ def simulate(recipe: Recipe, count: int, *, processes: int | None = None) -> Ite
     data = argon_data_folder()
     chunks = -(-count // CHUNK)
     processes = max(1, min(processes or available_processors(), chunks))
-    with tempfile.TemporaryDirectory(prefix="sscn-bench-") as folder:
-        with ProcessPoolExecutor(
+    with (
+        tempfile.TemporaryDirectory(prefix="sscn-bench-") as folder,
+        ProcessPoolExecutor(
             processes,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_prepare_child,
             initargs=(str(data), folder),
-        ) as pool:
-            # Few chunks ahead of the consumer, so that memory stays bounded.
-            pending: deque[Future[list[Event]]] = deque()
-            submitted = delivered = 0
-            try:
-                while submitted < chunks or pending:
-                    while submitted < chunks and len(pending) < 2 * processes:
-                        pending.append(pool.submit(_simulate_chunk, recipe, submitted))
-                        submitted += 1
-                    for event in pending.popleft().result()[: count - delivered]:
-                        delivered += 1
-                        yield event
-            except BrokenProcessPool as death:
-                raise SimulationError(
-                    "a simulation process died; its last words were: " + _last_words(folder)
-                ) from death
-            finally:
-                pool.shutdown(cancel_futures=True)
+        ) as pool,
+    ):
+        # Few chunks ahead of the consumer, so that memory stays bounded.
+        pending: deque[Future[list[Event]]] = deque()
+        submitted = delivered = 0
+        try:
+            while submitted < chunks or pending:
+                while submitted < chunks and len(pending) < 2 * processes:
+                    pending.append(pool.submit(_simulate_chunk, recipe, submitted))
+                    submitted += 1
+                for event in pending.popleft().result()[: count - delivered]:
+                    delivered += 1
+                    yield event
+        except BrokenProcessPool as death:
+            raise SimulationError(
+                "a simulation process died; its last words were: " + _last_words(folder)
+            ) from death
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class SimulationError(RuntimeError):
@@ -206,7 +208,9 @@ def _simulate_chunk(recipe: Recipe, chunk: int) -> list[Event]:
 
     sequence = np.random.SeedSequence(recipe.seed, spawn_key=(chunk,))
     vertex_seed, geant4_seed = sequence.spawn(2)
-    primaries = draw_primaries(PRESETS[recipe.preset], recipe.size, np.random.default_rng(vertex_seed))
+    primaries = draw_primaries(
+        PRESETS[recipe.preset], recipe.size, np.random.default_rng(vertex_seed)
+    )
 
     side = recipe.size * PITCH_CM
     image = {"box": [side] * 3, "material": "G4_lAr", "role": "record_deposits"}

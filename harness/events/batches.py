@@ -1,0 +1,278 @@
+"""Batches of events as plain arrays: a fixed one to measure, an endless stream to train on.
+
+Every batch is a dictionary:
+
+- ``sites``: int32, (N, 1 + dim), the number of the event in the batch first;
+- ``features``: float32, (N, 1);
+- ``labels``: int64, (N,), `IGNORED` where the label is none of the five classes;
+- ``spatial_size``: int, voxels a side;
+- ``batch_size``: int, number of events.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import BadInput
+from harness.events.cube import symmetries, transform
+from harness.events.event import CLASSES, Event
+from harness.events.event_set import EventSet
+
+IGNORED = -100
+"""Target of voxels outside the five classes: what torch's cross entropy leaves out by default."""
+
+Batch = dict[str, Any]
+
+
+def collate(events: Sequence[Event], *, features: str = "energy") -> Batch:
+    """Join events to one batch.
+
+    Parameters
+    ----------
+    events : sequence of Event
+        Of one size and dimension.
+    features : {"energy", "one"}
+        The voxel's energy in MeV, or 1 for every voxel.
+
+    Raises
+    ------
+    BadInput
+        If there is no event, sizes differ, or the feature is unknown.
+    """
+    if not events:
+        raise BadInput("a batch needs at least one event")
+    if len({(event.size, event.dim) for event in events}) != 1:
+        raise BadInput("a batch needs events of one size and dimension; choose one size")
+    if features not in ("energy", "one"):
+        raise BadInput(f"feature {features!r} is unknown; choose energy or one")
+    counts = [len(event) for event in events]
+    numbers = np.repeat(np.arange(len(events), dtype=np.int32), counts)
+    energies = np.concatenate([event.energies for event in events])
+    labels = np.concatenate([event.labels for event in events]).astype(np.int64)
+    return {
+        "sites": np.column_stack([numbers, np.concatenate([event.voxels for event in events])]),
+        "features": (energies if features == "energy" else np.ones_like(energies))[:, None],
+        "labels": np.where(labels < CLASSES, labels, IGNORED),
+        "spatial_size": events[0].size,
+        "batch_size": len(events),
+    }
+
+
+def benchmark_batch(
+    event_set: EventSet, batch: int, seed: int, *, features: str = "energy"
+) -> tuple[Batch, int]:
+    """Choose the same events for every engine: one fixed batch.
+
+    Events are drawn in a seeded random order; empty ones are skipped. When the set has fewer
+    events than the batch, they repeat in the same order, each time in another orientation of the
+    cube (drawn without repetition), so that no event is in the batch twice as it is.
+
+    Parameters
+    ----------
+    event_set : EventSet
+    batch : int
+        Number of events.
+    seed : int
+    features : str
+        As for `collate`.
+
+    Returns
+    -------
+    batch : Batch
+    skipped : int
+        Empty events that were passed over.
+
+    Raises
+    ------
+    BadInput
+        If the set has no event with a voxel, or too few for the batch in all orientations.
+    """
+    if batch < 1:
+        raise BadInput(f"a batch of {batch} events cannot be measured; choose 1 or more")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(event_set)).tolist()
+    chosen: list[Event] = []
+    skipped = 0
+    for index in order:
+        event = event_set[index]
+        if not len(event):
+            skipped += 1
+            continue
+        chosen.append(event)
+        if len(chosen) == batch:
+            return collate(chosen, features=features), skipped
+    if not chosen:
+        raise BadInput(f"{event_set.name}: no event has a voxel; choose other events")
+    found = len(chosen)
+    turns = symmetries(chosen[0].dim)
+    if batch > found * len(turns):
+        raise BadInput(
+            f"{event_set.name}: {found} events in {len(turns)} orientations do not fill a batch "
+            f"of {batch}; choose {found * len(turns)} or fewer"
+        )
+    # The first turn, the identity, is used already.
+    turned = [1 + rng.permutation(len(turns) - 1) for _ in range(found)]
+    for extra in range(batch - found):
+        event = chosen[extra % found]
+        turn = turns[turned[extra % found][extra // found]]
+        chosen.append(replace(event, voxels=transform(event.voxels, event.size, turn)))
+    return collate(chosen, features=features), skipped
+
+
+class TrainingLoader:
+    """Endless shuffled, augmented batches, prepared in a background thread.
+
+    In every epoch each event with a voxel is used once, in a new order and a random orientation
+    of the cube; events that do not fill the last batch of an epoch are left out of that epoch,
+    empty ones are passed over. Order and orientations depend on the seed and the epoch alone, so
+    a loader that is given a saved state goes on with exactly the batches that would have come.
+
+    Use it as a context manager, or call `close`, to end the thread.
+
+    Parameters
+    ----------
+    event_set : EventSet
+    batch : int
+        Events a batch.
+    seed : int
+    augment : bool
+        Whether to turn events.
+    features : str
+        As for `collate`.
+    ahead : int
+        Batches kept ready.
+
+    Raises
+    ------
+    BadInput
+        If the set has fewer events than a batch, or too few of them have voxels.
+    """
+
+    def __init__(
+        self,
+        event_set: EventSet,
+        batch: int,
+        seed: int,
+        *,
+        augment: bool = True,
+        features: str = "energy",
+        ahead: int = 4,
+    ) -> None:
+        if not 1 <= batch <= len(event_set):
+            raise BadInput(
+                f"{event_set.name} has {len(event_set)} events, which do not fill a batch of "
+                f"{batch}; choose 1 to {len(event_set)}"
+            )
+        self._set, self._batch, self._seed = event_set, batch, seed
+        self._augment, self._features, self._ahead = augment, features, ahead
+        self._epoch = self._used = 0
+        self._thread: threading.Thread | None = None
+
+    def state(self) -> dict[str, int]:
+        """Return where the loader stands, after the batches delivered so far."""
+        return {"seed": self._seed, "batch": self._batch, "epoch": self._epoch, "used": self._used}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go on from a saved `state`.
+
+        Raises
+        ------
+        BadInput
+            If the state is of a loader with another seed or batch.
+        """
+        if (state["seed"], state["batch"]) != (self._seed, self._batch):
+            raise BadInput("the saved state is of a loader with another seed or batch size")
+        self.close()
+        self._epoch, self._used = state["epoch"], state["used"]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._thread is None:
+            self._start()
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        batch, self._epoch, self._used = item
+        return batch
+
+    def __enter__(self) -> "TrainingLoader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the background thread; the next batch starts it anew."""
+        if self._thread is None:
+            return
+        self._stop.set()
+        self._thread.join()
+        self._thread = None
+
+    def _start(self) -> None:
+        self._stop = threading.Event()
+        self._ready: queue.Queue[Any] = queue.Queue(self._ahead)
+        self._thread = threading.Thread(
+            target=self._prepare,
+            args=(self._epoch, self._used, self._ready, self._stop),
+            name="training-loader",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def _prepare(
+        self, epoch: int, used: int, ready: "queue.Queue[Any]", stop: threading.Event
+    ) -> None:
+        def deliver(item: Any) -> None:
+            while not stop.is_set():
+                try:
+                    return ready.put(item, timeout=0.05)
+                except queue.Full:
+                    continue
+
+        try:
+            while not stop.is_set():
+                before = used
+                for batch, position in self._epoch_batches(epoch, used):
+                    used = position
+                    deliver((batch, epoch, used))
+                    if stop.is_set():
+                        return
+                if used == 0 and before == 0:
+                    raise BadInput(
+                        f"{self._set.name}: too few events have voxels for a batch of {self._batch}"
+                    )
+                epoch, used = epoch + 1, 0
+        except BaseException as error:  # handed to the consumer, which raises it
+            deliver(error)
+
+    def _epoch_batches(self, epoch: int, used: int) -> Iterator[tuple[Batch, int]]:
+        """Yield each batch of an epoch from position `used` on, with the position after it."""
+        order, turn = epoch_plan(len(self._set), epoch, self._seed)
+        events: list[Event] = []
+        for position in range(used, len(order)):
+            event = self._set[int(order[position])]
+            if not len(event):
+                continue
+            if self._augment:
+                turns = symmetries(event.dim)
+                chosen = turns[int(turn[position] * len(turns))]
+                event = replace(event, voxels=transform(event.voxels, event.size, chosen))
+            events.append(event)
+            if len(events) == self._batch:
+                yield collate(events, features=self._features), position + 1
+                events = []
+
+
+def epoch_plan(count: int, epoch: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the order of an epoch's events and a number in [0, 1) for each one's orientation."""
+    rng = np.random.default_rng([seed, epoch])
+    return rng.permutation(count), rng.random(count)

@@ -1,0 +1,153 @@
+"""What every source of events offers: a sequence that reads an event when it is asked for."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+from harness.errors import BadInput
+from harness.events.event import Event
+
+_HASHED_WHOLE = 64 << 20
+_HASHED_END = 1 << 20
+
+
+class EventSet(Sequence[Event], ABC):
+    """A lazy sequence of events.
+
+    ``set[i]`` reads one event, ``set[a:b]`` is another lazy sequence, iteration reads neighbouring
+    events together.
+
+    Attributes
+    ----------
+    name : str
+        The path, or ``sample``.
+    sizes : tuple of int
+        Voxels a side of the images, ascending.
+    """
+
+    name: str
+    sizes: tuple[int, ...]
+
+    @property
+    @abstractmethod
+    def sha256(self) -> str:
+        """Identity of the content, in hexadecimal."""
+
+    @property
+    def size(self) -> int:
+        """Voxels a side, where all events have the same.
+
+        Raises
+        ------
+        BadInput
+            If the set holds several sizes.
+        """
+        if len(self.sizes) != 1:
+            listed = ", ".join(map(str, self.sizes))
+            raise BadInput(f"{self.name} holds events of {listed} px; choose one with size")
+        return self.sizes[0]
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> list[Event]:
+        """Read events ``start`` to ``stop - 1``, where ``0 <= start <= stop <= len(self)``."""
+
+    @overload
+    def __getitem__(self, index: int) -> Event: ...
+    @overload
+    def __getitem__(self, index: slice) -> "EventSet": ...
+    def __getitem__(self, index: int | slice) -> "Event | EventSet":
+        if isinstance(index, slice):
+            return EventSubset(self, range(len(self))[index])
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"{self.name} has {len(self)} events; there is no event {index}")
+        return self.read(position, position + 1)[0]
+
+    def __iter__(self) -> Iterator[Event]:
+        block = 16
+        for start in range(0, len(self), block):
+            yield from self.read(start, min(start + block, len(self)))
+
+
+class EventSubset(EventSet):
+    """Some events of a set, in the order of a range.
+
+    Parameters
+    ----------
+    whole : EventSet
+    chosen : range
+        Of indices within `whole`.
+    """
+
+    def __init__(self, whole: EventSet, chosen: range) -> None:
+        self._whole, self._chosen = whole, chosen
+        self.name = f"{whole.name}[{chosen.start}:{chosen.stop}:{chosen.step}]"
+        self.sizes = whole.sizes
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the whole set's identity and the range."""
+        return hashlib.sha256(f"{self._whole.sha256} {self._chosen}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def read(self, start: int, stop: int) -> list[Event]:
+        """Read consecutive events of the subset."""
+        part = self._chosen[start:stop]
+        if part.step == 1:
+            return self._whole.read(part.start, part.stop)
+        return [self._whole[i] for i in part]
+
+
+class JoinedSets(EventSet):
+    """Several sets one after the other.
+
+    Parameters
+    ----------
+    name : str
+    parts : sequence of EventSet
+        At least one.
+    """
+
+    def __init__(self, name: str, parts: Sequence[EventSet]) -> None:
+        self._parts = parts
+        self.name = name
+        self.sizes = tuple(sorted({size for part in parts for size in part.sizes}))
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the parts' identities."""
+        return hashlib.sha256(" ".join(part.sha256 for part in self._parts).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def read(self, start: int, stop: int) -> list[Event]:
+        """Read consecutive events, across the borders of the parts."""
+        events: list[Event] = []
+        for part in self._parts:
+            first, last = max(start, 0), min(stop, len(part))
+            if first < last:
+                events += part.read(first, last)
+            start, stop = start - len(part), stop - len(part)
+        return events
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's content, cheaply where it is large.
+
+    Up to 64 MiB the hash is that of the whole content. Beyond, it is the hash of the length in
+    decimal digits followed by the first and the last MiB: formats with an index keep it there.
+    """
+    length = path.stat().st_size
+    with path.open("rb") as file:
+        if length <= _HASHED_WHOLE:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256(str(length).encode())
+        digest.update(file.read(_HASHED_END))
+        file.seek(-_HASHED_END, 2)
+        digest.update(file.read(_HASHED_END))
+    return digest.hexdigest()
