@@ -61,8 +61,8 @@ def lookup(record: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-TIME = Metric("host_seconds", "time", "s", "lower", 0.02, samples=True)
-DEVICE_TIME = Metric("device_seconds", "device time", "s", "lower", 0.02, samples=True)
+TIME = Metric("host_seconds", "time", "s", "lower", 0.03, samples=True)
+DEVICE_TIME = Metric("device_seconds", "device time", "s", "lower", 0.03, samples=True)
 PEAK_RSS = Metric(
     "memory.peak_rss_bytes",
     "peak resident memory",
