@@ -52,8 +52,8 @@ class Event:
     Attributes
     ----------
     voxels : ndarray of int32, shape (N, dim)
-        Voxel coordinates, ``0 <= voxels < size``; no voxel appears twice. ``dim`` is 3, or 2 for
-        a projection.
+        Voxel coordinates, ``0 <= voxels < size``, sorted with the last axis fastest; no voxel
+        appears twice. ``dim`` is 3, or 2 for a projection.
     energies : ndarray of float32, shape (N,)
         Deposited energy in MeV.
     labels : ndarray of uint8, shape (N,)
@@ -104,6 +104,7 @@ def checked_event(
     Returns
     -------
     Event
+        Its voxels sorted, whatever the order they came in.
 
     Raises
     ------
@@ -137,10 +138,15 @@ def checked_event(
     if len(labels) and not (labels.min() >= 0 and labels.max() <= max(Label)):
         wrong = labels[(labels < 0) | (labels > max(Label))][0]
         raise BadInput(f"{name}: label {wrong} is none of 0 to {int(max(Label))}")
-    keys = np.sort(voxel_keys(voxels, size))
+    keys = voxel_keys(voxels, size)
+    if (keys[1:] < keys[:-1]).any():
+        order = np.argsort(keys)
+        keys, voxels, energies, labels = keys[order], voxels[order], energies[order], labels[order]
     repeated = int((keys[1:] == keys[:-1]).sum())
     if repeated:
-        raise BadInput(f"{name}: {repeated} voxels appear more than once; merge them first")
+        raise BadInput(
+            f"{name}: {repeated} voxels appear more than once; the file is damaged, make it anew"
+        )
     return Event(
         np.ascontiguousarray(voxels, np.int32),
         np.ascontiguousarray(energies, np.float32),

@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import overload
 
@@ -17,7 +18,7 @@ class EventSet(Sequence[Event], ABC):
     """A lazy sequence of events.
 
     ``set[i]`` reads one event, ``set[a:b]`` is another lazy sequence, iteration reads neighbouring
-    events together.
+    events together. A set is a context manager that closes its file; so does collecting it.
 
     Attributes
     ----------
@@ -52,6 +53,15 @@ class EventSet(Sequence[Event], ABC):
     @abstractmethod
     def read(self, start: int, stop: int) -> list[Event]:
         """Read events ``start`` to ``stop - 1``, where ``0 <= start <= stop <= len(self)``."""
+
+    def close(self) -> None:
+        """Release the file, where one is held open."""
+
+    def __enter__(self) -> "EventSet":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @overload
     def __getitem__(self, index: int) -> Event: ...
@@ -134,6 +144,35 @@ class JoinedSets(EventSet):
                 events += part.read(first, last)
             start, stop = start - len(part), stop - len(part)
         return events
+
+
+@contextmanager
+def explained(path: Path, doing: str) -> Iterator[None]:
+    """Turn whatever a format's library raises on a damaged file into one sentence.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    doing : str
+        What is being read, for the message.
+
+    Raises
+    ------
+    BadInput
+        In place of any other exception.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    # Damage surfaces as anything from struct.error to zlib.error, deep inside the libraries.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or "no reason given"
+        raise BadInput(
+            f"{path}: {doing} cannot be read, the file is truncated or damaged "
+            f"({type(error).__name__}: {reason}); fetch or make it again"
+        ) from error
 
 
 def file_sha256(path: Path) -> str:

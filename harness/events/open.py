@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from harness.errors import BadInput
-from harness.events.event_set import EventSet
+from harness.events.event_set import EventSet, explained
 from harness.events.packed import MAGIC, PackedSet
 from harness.events.sample import open_sample
 
@@ -46,4 +46,33 @@ def _open_file(path: Path) -> EventSet:
         start = file.read(8)
     if start == MAGIC:
         return PackedSet(path)
-    raise BadInput(f"{path} is not an event file of a known format")
+    if start.startswith(b"root"):
+        from harness.events.larcv2 import Larcv2Set
+
+        return Larcv2Set(path)
+    if start == b"\x89HDF\r\n\x1a\n":
+        return _open_hdf5(path)
+    raise BadInput(
+        f"{path} is neither ROOT nor HDF5 nor a packed file; give a larcv2, larcv3, PILArNet-M "
+        "or sscn-bench event file"
+    )
+
+
+def _open_hdf5(path: Path) -> EventSet:
+    import h5py
+
+    from harness.events import larcv3, native, pilarnet_m
+
+    with explained(path, "the file"), h5py.File(path, "r") as file:
+        for is_format, event_set in (
+            (native.is_native, native.NativeSet),
+            (larcv3.is_larcv3, larcv3.Larcv3Set),
+            (pilarnet_m.is_pilarnet_m, pilarnet_m.PilarnetMSet),
+        ):
+            if is_format(file):
+                return event_set(path)
+        found = ", ".join(file) or "nothing"
+    raise BadInput(
+        f"{path} is an HDF5 file of another kind (it holds {found}); give a larcv3, PILArNet-M "
+        "or sscn-bench event file"
+    )

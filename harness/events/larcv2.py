@@ -1,0 +1,141 @@
+"""Reads larcv2 ROOT files, the format of the public data set, through uproot."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import BadInput
+from harness.events.event import Event
+from harness.events.event_set import EventSet, explained, file_sha256
+from harness.events.larcv_products import choose_products, join_products
+
+# Entries at the beginning among which one with a valid image is looked for.
+_PROBED = 64
+_COUNTS = ("_meta._xnum", "_meta._ynum", "_meta._znum")
+_VOXELS = ("_voxel_v._id", "_voxel_v._value")
+
+
+class Larcv2Set(EventSet):
+    """Events of a larcv2 ROOT file.
+
+    Each product ``X`` is a tree ``sparse3d_X_tree``; a voxel's id is
+    ``(z * ny + y) * nx + x``.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    BadInput
+        If trees or branches are missing, the trees differ in length, or the file is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import uproot
+
+        self._path = path
+        self.name = str(path)
+        with explained(path, "the list of trees"):
+            self._file = uproot.open(path)
+            trees = {
+                key[len("sparse3d_") : -len("_tree")]
+                for key in self._file.keys(cycle=False)
+                if key.startswith("sparse3d_") and key.endswith("_tree")
+            }
+        energy, self._label_product = choose_products(sorted(trees), str(path))
+        self._energies = self._branches(energy, (*_COUNTS, *_VOXELS))
+        self._labels = self._branches(self._label_product, _VOXELS)
+        self._length = int(self._energies[_VOXELS[0]].num_entries)
+        label_length = int(self._labels[_VOXELS[0]].num_entries)
+        if self._length != label_length:
+            raise BadInput(
+                f"{path}: {self._length} entries of sparse3d_{energy} do not match {label_length} "
+                f"of sparse3d_{self._label_product}; write the file anew"
+            )
+        if not self._length:
+            raise BadInput(f"{path} has no entry; choose another file")
+        counts = self._counts(0, min(self._length, _PROBED))
+        if not counts.any():
+            raise BadInput(f"{path}: the first {len(counts)} entries have no valid image size")
+        self.sizes = (int(counts.max()),)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the file, see `file_sha256`."""
+        return file_sha256(self._path)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def read(self, start: int, stop: int) -> list[Event]:
+        """Read consecutive entries."""
+        if start == stop:
+            return []
+        counts = self._counts(start, stop)
+        columns = [
+            self._read(branches[suffix], start, stop)
+            for branches in (self._energies, self._labels)
+            for suffix in _VOXELS
+        ]
+        events = []
+        for i, count, ids, values, label_ids, labels in zip(
+            range(start, stop), counts.tolist(), *columns, strict=True
+        ):
+            name = f"{self._path}, entry {i}"
+            if max(count) != self.size and (len(ids) or any(count)):
+                raise BadInput(
+                    f"{name}: the image has {max(count)} voxels a side, the first of the file "
+                    f"has {self.size}; write one size a file"
+                )
+            nx, ny, nz = count
+            events.append(
+                join_products(
+                    (ids, values),
+                    (label_ids, labels),
+                    self._label_product,
+                    (nx, ny, nz),
+                    first_axis_fastest=True,
+                    size=self.size,
+                    name=name,
+                )
+            )
+        return events
+
+    def _branches(self, product: str, suffixes: tuple[str, ...]) -> dict[str, Any]:
+        # By suffix: how deep the branches lie depends on how the file was split.
+        tree = f"sparse3d_{product}_tree"
+        with explained(self._path, f"the tree {tree}"):
+            branches = list(self._file[tree].itervalues(recursive=True))
+        found = {
+            suffix: branch
+            for suffix in suffixes
+            for branch in branches
+            if branch.name.endswith(suffix)
+        }
+        missing = [suffix for suffix in suffixes if suffix not in found]
+        if missing:
+            raise BadInput(
+                f"{self._path}: the tree {tree} has no branch {missing[0]}; it was not written by "
+                "larcv2, or without splitting"
+            )
+        return found
+
+    def _read(self, branch: Any, start: int, stop: int) -> NDArray:
+        with explained(self._path, f"branch {branch.name} of entries {start} to {stop - 1}"):
+            values = branch.array(entry_start=start, entry_stop=stop, library="np")
+        if len(values) != stop - start:
+            raise BadInput(f"{self._path}: entries {start} to {stop - 1} are incomplete")
+        return values
+
+    def _counts(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Voxels along x, y and z of each entry."""
+        columns = [self._read(self._energies[suffix], start, stop) for suffix in _COUNTS]
+        return np.column_stack(columns).astype(np.int64)
