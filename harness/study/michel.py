@@ -1,0 +1,216 @@
+"""Michel electrons among the predicted voxels, by the definitions of the 2018 study.
+
+Voxels of a class are clustered with DBSCAN. A predicted Michel cluster is a *candidate* when it
+touches a predicted MIP cluster at an end: taking away the MIP voxels around the point of contact
+leaves the rest of the track in one piece. A candidate is *matched* to the true Michel cluster that
+most of its voxels are closest to.
+
+- Identification efficiency: matched true clusters over all true clusters that touch a true MIP.
+- Identification purity: matched candidates over all candidates.
+- Cluster efficiency: voxels shared with the true cluster over the voxels of the true cluster.
+- Cluster purity: voxels shared with the true cluster over the voxels of the candidate.
+
+The last two are means over matched candidates. Numbers of the algorithm (reach, least numbers of
+voxels, radius) are those of the study's own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from harness.events.event import Label
+from harness.study.dbscan import NOISE, dbscan
+
+# Squared distances of voxels are whole numbers, so these stand for "at most" and "less than"
+# 2 sqrt(2) without leaning on the rounding of a square root.
+REACH = 2.83
+TOUCH = 2.82
+LEAST_MICHEL = 5
+LEAST_MIP = 10
+LEAST_REST = 5
+CUT_RADIUS = 15.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A predicted Michel electron.
+
+    Attributes
+    ----------
+    voxels : int
+        Of the predicted cluster.
+    energy : float
+        MeV in the predicted cluster.
+    matched : int
+        Number of the true cluster, or -1.
+    shared : int
+        Voxels in both clusters; 0 without a match.
+    true_voxels : int
+        Of the true cluster; 0 without a match.
+    true_energy : float
+        MeV in the true cluster; 0 without a match.
+    """
+
+    voxels: int
+    energy: float
+    matched: int
+    shared: int
+    true_voxels: int
+    true_energy: float
+
+
+@dataclass(frozen=True)
+class EventMichels:
+    """The Michel electrons of one event.
+
+    Attributes
+    ----------
+    true_clusters : int
+        True Michel clusters that touch a true MIP voxel.
+    found : int
+        Of those, the clusters that some candidate is matched to.
+    candidates : tuple of Candidate
+    """
+
+    true_clusters: int
+    found: int
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class MichelSummary:
+    """The four numbers of the study, with the counts that they come from; NaN without any."""
+
+    true_clusters: int
+    found: int
+    candidates: int
+    matched: int
+    efficiency: float
+    purity: float
+    cluster_efficiency: float
+    cluster_purity: float
+
+
+def reconstruct(
+    voxels: NDArray[np.integer],
+    energies: NDArray[np.floating],
+    truth: NDArray[np.integer],
+    predicted: NDArray[np.integer],
+) -> EventMichels:
+    """Find the Michel electrons of one event and match them to the true ones.
+
+    Parameters
+    ----------
+    voxels : ndarray of int, shape (N, dim)
+    energies : ndarray, shape (N,)
+        MeV.
+    truth, predicted : ndarray of int, shape (N,)
+        `Label` values.
+    """
+    is_true, is_predicted = truth == Label.MICHEL, predicted == Label.MICHEL
+    true_number = np.full(len(voxels), NOISE, np.int64)
+    true_number[is_true] = dbscan(voxels[is_true], REACH, LEAST_MICHEL)
+    predicted_number = np.full(len(voxels), NOISE, np.int64)
+    predicted_number[is_predicted] = dbscan(voxels[is_predicted], REACH, LEAST_MICHEL)
+
+    mip = voxels[truth == Label.MIP]
+    real = {
+        number
+        for number in range(true_number.max(initial=-1) + 1)
+        if _distance(voxels[true_number == number], mip) <= TOUCH
+    }
+    tracks = voxels[predicted == Label.MIP]
+    track_number = dbscan(tracks, REACH, LEAST_MIP)
+    tracks, track_number = tracks[track_number != NOISE], track_number[track_number != NOISE]
+
+    candidates = []
+    for number in range(predicted_number.max(initial=-1) + 1):
+        inside = predicted_number == number
+        if not touches_an_end(voxels[inside], tracks, track_number):
+            continue
+        match = _closest_cluster(voxels[inside], voxels[is_true], true_number[is_true])
+        chosen = true_number == match if match != NOISE else np.zeros(len(voxels), bool)
+        candidates.append(
+            Candidate(
+                int(inside.sum()),
+                float(energies[inside].sum()),
+                match,
+                int((inside & chosen).sum()),
+                int(chosen.sum()),
+                float(energies[chosen].sum()),
+            )
+        )
+    found = real & {candidate.matched for candidate in candidates}
+    return EventMichels(len(real), len(found), tuple(candidates))
+
+
+def touches_an_end(
+    cluster: NDArray[np.integer], tracks: NDArray[np.integer], track_number: NDArray[np.int64]
+) -> bool:
+    """Whether a cluster touches a track where the track ends.
+
+    Parameters
+    ----------
+    cluster : ndarray, shape (M, dim)
+    tracks : ndarray, shape (T, dim)
+        Clustered track voxels.
+    track_number : ndarray of int64, shape (T,)
+        The track of each.
+    """
+    if not len(tracks):
+        return False
+    distance, nearest = cKDTree(tracks).query(cluster)
+    closest = int(np.argmin(distance))
+    if distance[closest] > TOUCH:
+        return False
+    contact = int(nearest[closest])
+    track = tracks[track_number == track_number[contact]]
+    far = track[np.linalg.norm(track - tracks[contact], axis=1) > CUT_RADIUS]
+    if not len(far):
+        return True
+    return int(dbscan(far, REACH, LEAST_REST).max()) == 0
+
+
+def _distance(cluster: NDArray, others: NDArray) -> float:
+    """Return the least distance between two sets of voxels; infinite when one is empty."""
+    if not len(cluster) or not len(others):
+        return float("inf")
+    return float(cKDTree(others).query(cluster)[0].min())
+
+
+def _closest_cluster(cluster: NDArray, others: NDArray, numbers: NDArray[np.int64]) -> int:
+    """Return the cluster that most voxels within reach of any are closest to, or `NOISE`."""
+    if not len(others):
+        return NOISE
+    distance, nearest = cKDTree(others).query(cluster)
+    chosen = numbers[nearest[distance <= TOUCH]]
+    chosen = chosen[chosen != NOISE]
+    return int(np.bincount(chosen).argmax()) if len(chosen) else NOISE
+
+
+def summarise(events: Iterable[EventMichels]) -> MichelSummary:
+    """Put the Michel electrons of all events together."""
+    events = list(events)
+    candidates = [candidate for event in events for candidate in event.candidates]
+    matched = [candidate for candidate in candidates if candidate.matched != NOISE]
+    true_clusters = sum(event.true_clusters for event in events)
+    found = sum(event.found for event in events)
+    return MichelSummary(
+        true_clusters=true_clusters,
+        found=found,
+        candidates=len(candidates),
+        matched=len(matched),
+        efficiency=_mean(found, true_clusters),
+        purity=_mean(len(matched), len(candidates)),
+        cluster_efficiency=_mean(sum(c.shared / c.true_voxels for c in matched), len(matched)),
+        cluster_purity=_mean(sum(c.shared / c.voxels for c in matched), len(matched)),
+    )
+
+
+def _mean(total: float, count: int) -> float:
+    return total / count if count else float("nan")
