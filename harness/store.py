@@ -8,6 +8,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ SCHEMA = 1
 OUTCOMES = ("ok", "wrong", "out-of-memory", "timeout", "crashed", "unavailable")
 RESULTS = Path("results")
 AGAINST = ".against"
+SHARED = ("cell", "precision_readback", "machine", "versions")
 
 CELL_COLUMNS = (
     "cell.suite",
@@ -58,7 +60,9 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
     BadInput
         If the file cannot be written or the disk is full.
     """
-    line = json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    ordered = {name: value for name, value in record.items() if name not in SHARED}
+    ordered |= {name: record[name] for name in SHARED if name in record}
+    line = json.dumps(ordered, separators=(",", ":"), allow_nan=False).encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -97,39 +101,96 @@ def records(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
     BadInput
         If a file cannot be read.
     """
+    for own, shared in _halves(paths):
+        yield own | shared
+
+
+_MARK = ',"cell":{'
+
+
+def _halves(paths: Iterable[Path]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield what a record has of its own, and what it shares with others (one object for all).
+
+    Most of a record is its cell and its machine, which repeat. ``append`` writes them last, so
+    that their text is recognised without being parsed and checked again.
+    """
+    known: dict[str, dict[str, Any]] = {}
     for path in paths:
         try:
-            content = Path(path).read_bytes()
+            content = Path(path).read_bytes().decode(errors="replace")
         except OSError as error:
             raise BadInput(f"cannot read the results {path}: {error.strerror}") from None
-        for number, line in enumerate(content.split(b"\n"), 1):
+        for number, line in enumerate(content.split("\n"), 1):
             if not line.strip():
                 continue
+            start, mark, end = line.partition(_MARK)
+            shared = known.get(end) if mark else None
             try:
-                record = json.loads(line)
+                if shared is not None:
+                    own = json.loads(start + "}")
+                    wrong = _own_problem(own)
+                else:
+                    record = json.loads(line)
+                    wrong = problem(record)
+                    if not wrong:
+                        shared = {name: record.pop(name) for name in SHARED if name in record}
+                        own = record
+                        if _is_object(start + "}"):
+                            known[end] = shared
             except ValueError:
-                record, wrong = None, "not a whole JSON record; left out"
+                wrong = "not a whole JSON record; left out"
+            if wrong or shared is None:
+                warnings.warn(f"{path}:{number}: {wrong}", BadRecord, stacklevel=3)
             else:
-                wrong = problem(record)
-            if wrong:
-                warnings.warn(f"{path}:{number}: {wrong}", BadRecord, stacklevel=2)
-            else:
-                yield record
+                yield own, shared
 
 
-_NUMBER = (int, float)
+def _is_object(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+_NUMBERS = {int, float}
 
 
 def problem(record: Any) -> str:
     """Say what is wrong with a record; empty for a valid one."""
     if not isinstance(record, dict):
         return "not a record; left out"
+    return _own_problem(record) or _shared_problem(record)
+
+
+def _own_problem(record: Mapping[str, Any]) -> str:
     schema = record.get("schema")
-    if not isinstance(schema, int) or schema < 1:
+    if type(schema) is not int or schema < 1:
         return "a record without a schema version; left out"
     if schema > SCHEMA:
         return f"a record of schema {schema}, newer than {SCHEMA}; update sscn-bench to read it"
-    cell = record.get("cell")
+    if record.get("outcome") not in OUTCOMES:
+        return f"a record with the outcome {record.get('outcome')!r}; left out"
+    for name in ("run", "utc", "commit"):
+        if type(record.get(name)) is not str:
+            return f"a record without {name}; left out"
+    for name in ("host_seconds", "device_seconds"):
+        samples = record.get(name)
+        if samples is None:
+            continue
+        if type(samples) is not list or not set(map(type, samples)) <= _NUMBERS:
+            return f"a record whose {name} are not numbers; left out"
+    if record["outcome"] == "ok" and not record.get("host_seconds"):
+        return "a record that is ok but has no times; left out"
+    for name in ("memory", "error"):
+        part = record.get(name)
+        if part is not None and type(part) is not dict:
+            return f"a record whose {name} is not an object; left out"
+    return ""
+
+
+def _shared_problem(shared: Mapping[str, Any]) -> str:
+    cell = shared.get("cell")
     if not isinstance(cell, dict):
         return "a record without a cell; left out"
     for name, allowed in _ALLOWED:
@@ -139,25 +200,11 @@ def problem(record: Any) -> str:
         return "a record whose cell names no suite or backend; left out"
     if not all(type(cell.get(name)) is int for name in ("size", "batch")):
         return "a record whose cell has no size or batch; left out"
-    if not isinstance(cell.get("options", {}), dict):
-        return "a record whose cell.options is not an object; left out"
-    if not isinstance(cell.get("model"), dict) or not isinstance(cell.get("events"), dict):
-        return "a record whose cell has no model or events; left out"
-    if record.get("outcome") not in OUTCOMES:
-        return f"a record with the outcome {record.get('outcome')!r}; left out"
-    for name in ("run", "utc", "commit"):
-        if not isinstance(record.get(name), str):
-            return f"a record without {name}; left out"
-    for name in ("host_seconds", "device_seconds"):
-        samples = record.get(name)
-        if samples is None:
-            continue
-        if not isinstance(samples, list) or not all(type(s) in _NUMBER for s in samples):
-            return f"a record whose {name} are not numbers; left out"
-    if record["outcome"] == "ok" and not record.get("host_seconds"):
-        return "a record that is ok but has no times; left out"
-    for name in ("memory", "error", "machine", "versions", "precision_readback"):
-        part = record.get(name)
+    for name in ("options", "model", "events"):
+        if not isinstance(cell.get(name), dict):
+            return f"a record whose cell has no {name}; left out"
+    for name in ("machine", "versions", "precision_readback"):
+        part = shared.get(name)
         if part is not None and not isinstance(part, dict):
             return f"a record whose {name} is not an object; left out"
     return ""
@@ -189,51 +236,46 @@ def read(paths: Iterable[Path | str] | Path | str) -> pd.DataFrame:
     """
     if isinstance(paths, (str, Path)):
         paths = [paths]
+    import numpy as np
     import pandas as pd
 
     collecting = gc.isenabled()
     gc.disable()  # a hundred thousand records are no garbage, and looking costs seconds
     try:
-        rows = list(records([Path(path) for path in paths]))
-        columns = _flatten(rows)
+        halves = list(_halves([Path(path) for path in paths]))
+        columns = _columns([own for own, _ in halves])
+        distinct = {id(shared): shared for _, shared in halves}
+        position = {key: place for place, key in enumerate(distinct)}
+        place = np.array([position[id(shared)] for _, shared in halves], dtype=np.intp)
+        for name, values in _columns(list(map(_named, distinct.values()))).items():
+            columns[name] = pd.Series(values).take(place).array  # its type is found once
     finally:
         if collecting:
             gc.enable()
-    options = columns.pop("cell.options", [{}] * len(rows))
-    columns["cell.options"] = [canonical(value) if value else "{}" for value in options]
-    for name in CELL_COLUMNS:
-        columns.setdefault(name, [None] * len(rows))
-    columns["cell.name"] = _names(columns, rows)
+    for name in (*CELL_COLUMNS, "cell.name"):
+        columns.setdefault(name, [None] * len(halves))
     return pd.DataFrame(columns)
 
 
-def _flatten(rows: list[dict[str, Any]], prefix: str = "") -> dict[str, list[Any]]:
+def _named(shared: dict[str, Any]) -> dict[str, Any]:
+    """Give a cell its name, and write its options as text, which rows can be grouped by."""
+    cell = shared["cell"]
+    return shared | {
+        "cell": cell | {"options": canonical(cell["options"]), "name": digest(canonical(cell))}
+    }
+
+
+def _columns(rows: list[dict[str, Any]], prefix: str = "") -> dict[str, Any]:
     """Turn rows into columns, following nested objects; whole columns at a time, for speed."""
-    columns: dict[str, list[Any]] = {}
-    seen: dict[str, None] = {}
-    for row in rows:
-        seen.update(dict.fromkeys(row))
-    for key in seen:
+    columns: dict[str, Any] = {}
+    for key in dict.fromkeys(chain.from_iterable(rows)):
         values = [row.get(key) for row in rows]
-        name = f"{prefix}{key}"
-        if name != "cell.options" and any(type(value) is dict for value in values):
-            empty: dict[str, Any] = {}
-            nested = [value if type(value) is dict else empty for value in values]
-            columns |= _flatten(nested, f"{name}.")
+        if dict in set(map(type, values)):
+            nested = [value if type(value) is dict else {} for value in values]
+            columns |= _columns(nested, f"{prefix}{key}.")
         else:
-            columns[name] = values
+            columns[f"{prefix}{key}"] = values
     return columns
-
-
-def _names(columns: Mapping[str, list[Any]], rows: list[dict[str, Any]]) -> list[str]:
-    """Name every row's cell, hashing each distinct cell once."""
-    known: dict[tuple[Any, ...], str] = {}
-    names = []
-    for row, key in zip(rows, zip(*(columns[c] for c in CELL_COLUMNS), strict=True), strict=True):
-        if key not in known:
-            known[key] = digest(canonical(row["cell"]))
-        names.append(known[key])
-    return names
 
 
 def resolve(spec: str, results: Path = RESULTS) -> list[Path]:
