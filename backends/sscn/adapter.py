@@ -1,19 +1,26 @@
-"""Our own engine behind the contract."""
+"""Our own engine behind the contract: layers that wait for each other, so that kernels can fuse.
+
+A norm with ReLU, a sum and a concatenation only note what is to be done; the next convolution
+does it while gathering its rows, and a convolution waits for the residual that may be added to it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import backends
 from backends.arithmetic import readback, set_torch_knobs
-from backends.contract import Capabilities, Kind
-from backends.norm import batch_norm, norm_parameters
-from backends.sscn import reference
+from backends.contract import Capabilities, Kind, Unsupported, site_keys
+from backends.norm import norm_parameters
+from backends.sscn import kernels
+from backends.sscn.convolution import convolve
+from backends.sscn.kernels import Connection, axis_bits, demorton, identity
+from backends.sscn.norm import NormReLU
 
 
 def probe() -> Capabilities:
@@ -22,102 +29,246 @@ def probe() -> Capabilities:
     return Capabilities(
         version=backends.__version__,
         devices=devices,
-        precisions={"cpu": ("fp32", "fp64"), "cuda": ("fp32", "fp64")},
+        precisions={"cpu": ("fp32", "fp64"), "cuda": ("fp32", "fp64", "tf32", "fp16", "bf16")},
         kinds=frozenset(Kind),
-        options={"kernels": ("reference",)},
+        options={"kernels": kernels.NAMES},
     )
 
 
 @dataclass
-class Maps:
-    """Sites of every level and the kernel maps built so far, shared by all layers."""
+class Level:
+    """The sites of one level: their sorted keys and the maps built on them so far."""
 
-    sites: list[Tensor]
-    sizes: list[int]
-    submanifold: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    strided: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    keys: Tensor
+    spatial_size: int
+    submanifold: dict[int, Connection] = field(default_factory=dict)
+    down: Connection | None = None
 
-    def submanifold_map(self, level: int, kernel_size: int) -> Tensor:
-        """Return the map of a level, built at its first use."""
-        key = (level, kernel_size)
-        if key not in self.submanifold:
-            sites = self.sites[level]
-            self.submanifold[key] = reference.kernel_map(
-                sites, sites, kernel_size, self.sizes[level]
+
+class Pyramid:
+    """All levels of one batch, shared by all layers; maps are built at their first use."""
+
+    def __init__(self, keys: Tensor, order: Tensor | None, size: int, dim: int, name: str) -> None:
+        self.levels = [Level(keys, size)]
+        self.order = order
+        self.dim = dim
+        self.kernel_set = name
+        self.functions = kernels.load(name)
+
+    def submanifold(self, level: int, kernel_size: int) -> Connection:
+        """Return the map of a level's sites to themselves."""
+        at = self.levels[level]
+        if kernel_size not in at.submanifold:
+            at.submanifold[kernel_size] = self.functions.submanifold_map(
+                at.keys, self.dim, kernel_size, at.spatial_size
             )
-        return self.submanifold[key]
+        return at.submanifold[kernel_size]
 
-    def strided_maps(self, level: int) -> tuple[Tensor, Tensor]:
-        """Return the maps down from a level and back up to it, built at their first use."""
-        if level not in self.strided:
-            coarse, down, up = reference.strided_map(self.sites[level], self.sizes[level])
-            self.sites.append(coarse)
-            self.sizes.append(self.sizes[level] // 2)
-            self.strided[level] = (down, up)
-        return self.strided[level]
+    def down(self, level: int) -> Connection:
+        """Return the map from a level to the next coarser one."""
+        at = self.levels[level]
+        if at.down is None:
+            if at.spatial_size < 2:
+                raise ValueError("a volume of one voxel a side has no coarser level")
+            keys, at.down = self.functions.strided_map(at.keys, self.dim)
+            self.levels.append(Level(keys, (at.spatial_size + 1) // 2))
+        return at.down
+
+    def ordinary(self, level: int, kernel_size: int) -> tuple[Pyramid, Connection]:
+        """Return the sites that a kernel reaches, as a pyramid of its own, and the map to them."""
+        at = self.levels[level]
+        keys, connection = self.functions.ordinary_map(
+            at.keys, self.dim, kernel_size, at.spatial_size
+        )
+        return Pyramid(keys, None, at.spatial_size, self.dim, self.kernel_set), connection
+
+    def presented(self, level: int) -> tuple[Tensor, Tensor]:
+        """Return the order in which a user sees the rows of a level, and its inverse.
+
+        The finest level of an input keeps the input's order; other sites ascend by (batch, x, y,
+        z).
+        """
+        order = self.order if level == 0 else None
+        if order is None:
+            at = self.levels[level]
+            sites = demorton(at.keys, axis_bits(at.spatial_size), self.dim)
+            order = torch.empty_like(at.keys)
+            order[site_keys(sites, at.spatial_size).argsort()] = torch.arange(
+                len(order), device=order.device
+            )
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(inverse), device=inverse.device)
+        return order, inverse
 
 
-@dataclass
+class Rows(NamedTuple):
+    """Features (N, C) in sorted order, with the sums for the norm that follows, if known."""
+
+    features: Tensor
+    sums: Tensor | None
+
+
 class SiteTensor:
-    """Features (N, C) on the sites of one level."""
+    """Features on the sites of one level, perhaps still to be computed.
 
-    rows: Tensor
-    maps: Maps
-    level: int
+    Either some ``rows``, one or two sources whose channels are concatenated and passed through
+    relu(scale * x + shift) where these are given; or ``pending``, a convolution that waits for
+    the residual to be added to it.
+    """
+
+    def __init__(
+        self,
+        pyramid: Pyramid,
+        level: int,
+        rows: tuple[Rows, ...] = (),
+        norm: tuple[Tensor, Tensor] | None = None,
+        pending: Callable[[Tensor | None], Rows] | None = None,
+    ) -> None:
+        self.pyramid = pyramid
+        self.level = level
+        self.norm = norm
+        self.pending = pending
+        self._rows = rows
+
+    @property
+    def rows(self) -> tuple[Rows, ...]:
+        """The sources, computed now if they were pending."""
+        if self.pending is not None:
+            self._rows = (self.pending(None),)
+            self.pending = None
+        return self._rows
 
 
-class Convolution(nn.Module):
+class _Reorder(torch.autograd.Function):
+    """Take rows in another order; the gradient takes them back, which no scatter does as fast."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(order, inverse)
+        return rows.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        _, inverse = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
+
+
+class _Weighted(nn.Module):
+    """What convolutions and linear layers share: the weights and the launch over a map."""
+
+    def __init__(self, taps: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(taps, in_channels, out_channels))
+
+    def launch(self, x: SiteTensor, connection: Connection, level: int) -> SiteTensor:
+        """Return a tensor that waits for its residual."""
+        sources, (scale, shift) = x.rows, x.norm or (None, None)
+        kernel_set = x.pyramid.kernel_set
+
+        def compute(residual: Tensor | None) -> Rows:
+            first = sources[0].features
+            features, sums = convolve(
+                first,
+                sources[1].features if len(sources) > 1 else None,
+                self.weight.to(first.dtype),
+                connection,
+                scale,
+                shift,
+                residual,
+                statistics=self.training,
+                kernel_set=kernel_set,
+            )
+            return Rows(features, sums if self.training else None)
+
+        return SiteTensor(x.pyramid, level, pending=compute)
+
+
+class Convolution(_Weighted):
     """A convolution over a kernel map."""
 
     def __init__(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, dim: int
     ) -> None:
-        super().__init__()
+        super().__init__(kernel_size**dim, in_channels, out_channels)
         self.kind = kind
         self.kernel_size = kernel_size
-        self.weight = nn.Parameter(torch.zeros(kernel_size**dim, in_channels, out_channels))
 
     def forward(self, x: SiteTensor) -> SiteTensor:
         """Convolve on the sites that the kind of layer keeps."""
-        maps, level = x.maps, x.level
+        pyramid, level = x.pyramid, x.level
+        if self.kind is Kind.SUBMANIFOLD:
+            return self.launch(x, pyramid.submanifold(level, self.kernel_size), level)
         if self.kind is Kind.STRIDED:
-            table, _ = maps.strided_maps(level)
-            level += 1
-        elif self.kind is Kind.INVERSE:
-            level -= 1
-            _, table = maps.strided_maps(level)
-        elif self.kind is Kind.SUBMANIFOLD:
-            table = maps.submanifold_map(level, self.kernel_size)
-        else:
-            sites, size = maps.sites[level], maps.sizes[level]
-            reached = reference.dilated_sites(sites, self.kernel_size, size)
-            table = reference.kernel_map(sites, reached, self.kernel_size, size)
-            maps, level = Maps([reached], [size]), 0
-        return SiteTensor(reference.convolve(x.rows, self.weight, table), maps, level)
+            return self.launch(x, pyramid.down(level), level + 1)
+        if self.kind is Kind.INVERSE:
+            down = pyramid.down(level - 1)
+            return self.launch(x, Connection(down.backward, down.forward, False), level - 1)
+        reached, connection = pyramid.ordinary(level, self.kernel_size)
+        out = self.launch(x, connection, 0)
+        out.pyramid = reached
+        return out
 
 
-class NormReLU(nn.Module):
-    """Batch normalisation and ReLU."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = batch_norm(channels)
-
-    def forward(self, x: SiteTensor) -> SiteTensor:
-        """Normalise the rows."""
-        return replace(x, rows=functional.relu(self.norm(x.rows)))
-
-
-class Linear(nn.Module):
+class Linear(_Weighted):
     """The same matrix at every site."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool) -> None:
-        super().__init__()
-        self.linear = nn.Linear(in_channels, out_channels, bias=bias)
+        super().__init__(1, in_channels, out_channels)
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     def forward(self, x: SiteTensor) -> SiteTensor:
         """Multiply the rows."""
-        return replace(x, rows=self.linear(x.rows))
+        rows = len(x.pyramid.levels[x.level].keys)
+        out = self.launch(x, identity(rows), x.level)
+        if self.bias is None:
+            return out
+        features = out.rows[0].features
+        return SiteTensor(x.pyramid, x.level, (Rows(features + self.bias, None),))
+
+
+class Norm(NormReLU):
+    """Batch normalisation and ReLU, left to the next convolution."""
+
+    def forward(self, x: SiteTensor) -> SiteTensor:
+        """Note scale and shift."""
+        x = _plain(x)
+        if not self.training:
+            return SiteTensor(x.pyramid, x.level, x.rows, self.from_running())
+        sums = [_sums(rows) for rows in x.rows]
+        joined = sums[0] if len(sums) == 1 else torch.cat(sums, 1)
+        folded = self.from_sums(joined, len(x.rows[0].features))
+        return SiteTensor(x.pyramid, x.level, x.rows, folded)
+
+
+def _sums(rows: Rows) -> Tensor:
+    """Return the sums of features and of their squares, where no kernel left them."""
+    if rows.sums is not None:
+        return rows.sums
+    exact = rows.features.double()
+    return torch.stack([exact.sum(0), exact.square().sum(0)])
+
+
+def _plain(x: SiteTensor) -> SiteTensor:
+    """Carry a noted norm out, for the rare layer that does not gather."""
+    if x.norm is None:
+        return x
+    scale, shift = x.norm
+    features = (_joined(x) * scale + shift).relu().to(x.rows[0].features.dtype)
+    return SiteTensor(x.pyramid, x.level, (Rows(features, None),))
+
+
+def _joined(x: SiteTensor) -> Tensor:
+    rows = x.rows
+    return rows[0].features if len(rows) == 1 else torch.cat([r.features for r in rows], 1)
+
+
+_STORAGE = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 
 
 class Backend:
@@ -129,61 +280,83 @@ class Backend:
         self.dim = dim
         self.device = device
         self.precision = precision
+        self.storage = _STORAGE[precision]
+        self.kernel_set = kernels.choose(options.get("kernels", "auto"), device, self.storage)
         set_torch_knobs(precision)
 
     def precision_readback(self) -> dict[str, Any]:
-        """Read torch's knobs back."""
-        return readback()
+        """Read torch's knobs back, and the kernels in use."""
+        return {**readback(), "sscn.kernels": self.kernel_set, "sscn.storage": str(self.storage)}
 
     def tensor(
         self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int
     ) -> SiteTensor:
-        """Start with no maps."""
-        return SiteTensor(features, Maps([sites.long()], [spatial_size]), 0)
+        """Sort the sites, once for all levels; no maps yet."""
+        keys, order = kernels.load(self.kernel_set).sort_sites(sites, spatial_size)
+        pyramid = Pyramid(keys, order, spatial_size, self.dim, self.kernel_set)
+        return self._on(pyramid, features)
 
     def with_features(self, x: SiteTensor, features: Tensor) -> SiteTensor:
         """Keep the maps."""
-        return SiteTensor(features, x.maps, 0)
+        return self._on(x.pyramid, features)
+
+    def _on(self, pyramid: Pyramid, features: Tensor) -> SiteTensor:
+        order, inverse = pyramid.presented(0)
+        rows = _Reorder.apply(features.to(self.storage), order, inverse)
+        return SiteTensor(pyramid, 0, (Rows(rows, None),))
 
     def features(self, x: SiteTensor) -> Tensor:
-        """Return the rows; they never left the input order."""
-        return x.rows
+        """Return the rows in input order, or ascending by site where there is no input order."""
+        rows = _joined(_plain(x))
+        order, inverse = x.pyramid.presented(x.level)
+        return _Reorder.apply(rows, inverse, order)
 
     def convolution(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
     ) -> nn.Module:
         """Return a convolution of any kind."""
+        strided = kind in (Kind.STRIDED, Kind.INVERSE)
+        if strided and kernel_size != 2:
+            raise Unsupported("strided and inverse convolutions have kernel 2 and stride 2")
+        if not strided and kernel_size % 2 == 0:
+            raise Unsupported(f"a {kind} convolution needs an odd kernel, not {kernel_size}")
         return Convolution(kind, in_channels, out_channels, kernel_size, self.dim)
 
     def norm_relu(self, channels: int) -> nn.Module:
         """Return normalisation and ReLU."""
-        return NormReLU(channels)
+        return Norm(channels)
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
         """Return a matrix for every site."""
         return Linear(in_channels, out_channels, bias)
 
     def add(self, a: SiteTensor, b: SiteTensor) -> SiteTensor:
-        """Add the rows."""
-        return replace(a, rows=a.rows + b.rows)
+        """Add the rows in the kernel that computes one of them."""
+        if a.pending is None:
+            a, b = b, a
+        other = _joined(_plain(b))
+        if a.pending is not None:
+            return SiteTensor(a.pyramid, a.level, (a.pending(other),))
+        return SiteTensor(a.pyramid, a.level, (Rows(_joined(_plain(a)) + other, None),))
 
     def cat(self, a: SiteTensor, b: SiteTensor) -> SiteTensor:
-        """Concatenate the rows."""
-        return replace(a, rows=torch.cat([a.rows, b.rows], 1))
+        """Note two sources; the next convolution gathers from both."""
+        a, b = _plain(a), _plain(b)
+        rows = a.rows + b.rows
+        if len(rows) > 2:
+            rows = (Rows(_joined(a), None), Rows(_joined(b), None))
+        return SiteTensor(a.pyramid, a.level, rows)
 
     def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
         """Name the layer's parameters canonically."""
-        if isinstance(layer, Convolution):
-            return {"weight": layer.weight}
-        if isinstance(layer, Linear):
-            return dict(layer.linear.named_parameters())
-        assert isinstance(layer, NormReLU)
-        return norm_parameters(layer.norm)
+        if isinstance(layer, Norm):
+            return norm_parameters(layer.norm)
+        return dict(layer.named_parameters())
 
     def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
         """Turn (out, in, *k), or (in, out, *k) for the inverse, into (K, in, out)."""
         if kind is Kind.LINEAR:
-            return weight
+            return weight.T[None]
         if kind is not Kind.INVERSE:
             weight = weight.transpose(0, 1)
         return weight.flatten(2).permute(2, 0, 1)
@@ -191,5 +364,5 @@ class Backend:
     def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
         """Turn (K, in, out) into (out, in, K), or (in, out, K) for the inverse."""
         if kind is Kind.LINEAR:
-            return weight
+            return weight[0].T
         return weight.permute(1, 2, 0) if kind is Kind.INVERSE else weight.permute(2, 1, 0)

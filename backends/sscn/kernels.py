@@ -19,6 +19,7 @@ Conventions of all sets
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from typing import NamedTuple, Protocol
 
 import torch
@@ -187,6 +188,7 @@ class Kernels(Protocol):
 
 
 NAMES = ("auto", "reference", "cpu", "cuda")
+COMPILED = "backends.sscn.cpu._kernels"
 
 
 def choose(name: str, device: str, dtype: torch.dtype) -> str:
@@ -200,7 +202,9 @@ def choose(name: str, device: str, dtype: torch.dtype) -> str:
     if name not in NAMES:
         raise ValueError(f"there is no kernel set {name!r}; choose one of {', '.join(NAMES)}")
     if name == "auto":
-        return "reference" if dtype == torch.float64 else device
+        if device == "cpu" and (dtype != torch.float32 or find_spec(COMPILED) is None):
+            return "reference"
+        return device
     if name == "cpu" and device != "cpu":
         raise ValueError("the cpu kernels run on the CPU alone; use kernels=auto on other devices")
     if name == "cpu" and dtype != torch.float32:

@@ -1,0 +1,102 @@
+"""Batch normalisation as a scale and a shift per channel, from sums that a kernel left behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backends.norm import batch_norm
+from backends.uresnet import NORM_MOMENTUM
+
+
+class _Fold(torch.autograd.Function):
+    """From sums over rows to scale and shift; see ``NormReLU``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, sums: Tensor, weight: Tensor, bias: Tensor, rows: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mean, square = (sums / rows).unbind(0)
+        variance = (square - mean * mean).clamp_(min=0)
+        inverse = (variance + eps).rsqrt_()
+        scale = weight * inverse
+        ctx.save_for_backward(mean, inverse, weight)
+        ctx.rows = rows
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(mean, variance)
+        shift = torch.addcmul(bias, mean, scale, value=-1)
+        return scale.to(weight.dtype), shift.to(weight.dtype), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, to_scale: Tensor, to_shift: Tensor, *_: Any) -> tuple[Any, ...]:
+        mean, inverse, weight = ctx.saved_tensors
+        to_weight = torch.addcmul(to_scale, to_shift, mean, value=-1).mul_(inverse)
+        # The variance enters through inverse = (variance + eps)^(-1/2).
+        to_variance = to_weight * weight * inverse.square().mul_(-0.5 / ctx.rows)
+        to_mean = torch.addcmul(
+            to_shift * weight * inverse * (-1 / ctx.rows), mean, to_variance, value=-2
+        )
+        to_sums = torch.stack([to_mean, to_variance])
+        return to_sums, to_weight.to(weight.dtype), to_shift.to(weight.dtype), None, None
+
+
+class NormReLU(nn.Module):
+    """Batch normalisation and ReLU, given as relu(scale * x + shift).
+
+    Training takes mean and variance from the sums of x and of its squares over all rows;
+    evaluation folds the running statistics.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = batch_norm(channels)
+        self._folded: tuple[tuple[int, ...], Tensor, Tensor] | None = None
+
+    def from_sums(self, sums: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """Return scale and shift of a batch in training, and update the running statistics.
+
+        Parameters
+        ----------
+        sums : Tensor
+            (2, C) float64, sums of the features and of their squares.
+        rows : int
+            Number of sites.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two sites, which have no variance.
+        """
+        if rows < 2:
+            raise ValueError("batch normalisation in training needs at least 2 sites")
+        norm = self.norm
+        scale, shift, mean, variance = _Fold.apply(sums, norm.weight, norm.bias, rows, norm.eps)
+        running_mean, running_var = self._running()
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(scale.dtype), NORM_MOMENTUM)
+            running_var.lerp_((variance * (rows / (rows - 1))).to(scale.dtype), NORM_MOMENTUM)
+        return scale, shift
+
+    def from_running(self) -> tuple[Tensor, Tensor]:
+        """Return scale and shift of the running statistics, folded once until they change."""
+        norm = self.norm
+        parts = (norm.weight, norm.bias, *self._running())
+        if torch.is_grad_enabled() and (norm.weight.requires_grad or norm.bias.requires_grad):
+            return self._fold()
+        version = tuple(x for part in parts for x in (part.data_ptr(), part._version))
+        if self._folded is None or self._folded[0] != version:
+            self._folded = (version, *self._fold())
+        return self._folded[1], self._folded[2]
+
+    def _fold(self) -> tuple[Tensor, Tensor]:
+        mean, variance = self._running()
+        scale = self.norm.weight * (variance + self.norm.eps).rsqrt()
+        return scale, self.norm.bias - mean * scale
+
+    def _running(self) -> tuple[Tensor, Tensor]:
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None
+        assert variance is not None
+        return mean, variance
