@@ -327,11 +327,11 @@ def label_tracks(
 ) -> NDArray[np.int64]:
     """Classify tracks by the rule of the public data set.
 
-    Protons are HIP; whatever is neither proton, electron nor photon is MIP; photons are showers.
-    Electrons and positrons are showers when primary or made by pair production, Compton
-    scattering or neutron capture; delta rays when knocked out by a heavier particle; Michel
-    electrons when made by a muon's decay or capture. Any other electron continues what its parent
-    is.
+    Protons are HIP; whatever is neither proton, electron nor photon is MIP. Electrons, positrons
+    and photons are what began their cascade: a delta ray where a heavier particle knocked out an
+    electron, a Michel electron where a muon's decay or capture made one, a shower otherwise. In
+    the data set too the photons that a Michel electron radiates are Michel: 33 of the 78 separate
+    pieces of event 48 of dlprod_192px_00.
 
     Parameters
     ----------
@@ -354,19 +354,16 @@ def label_tracks(
     parent_row = np.where(parent > 0, np.minimum(parent_row, len(track) - 1), own)
     parent_pid = np.abs(pid[parent_row])
     electron = np.abs(pid) == 11
-    by_heavier = electron & (parent > 0) & (parent_pid != 11) & (parent_pid != 22)
+    in_cascade = (electron | (pid == 22)) & (parent > 0) & np.isin(parent_pid, (11, 22))
 
-    labels = np.full(len(track), -1, np.int64)
-    labels[~electron] = Label.MIP
+    labels = np.full(len(track), Label.MIP, np.int64)
     labels[np.abs(pid) == 2212] = Label.HIP
-    labels[pid == 22] = Label.SHOWER
-    labels[electron & (parent == 0)] = Label.SHOWER
-    labels[electron & np.isin(creator, (b"Conversion", b"Compton", b"Capture"))] = Label.SHOWER
-    labels[by_heavier & (creator == b"Ionisation")] = Label.DELTA
-    from_muon = electron & (parent_pid == 13)
+    labels[electron | (pid == 22)] = Label.SHOWER
+    labels[electron & (parent > 0) & (creator == b"Ionisation")] = Label.DELTA
+    from_muon = electron & (parent > 0) & (parent_pid == 13)
     labels[from_muon & np.isin(creator, (b"Decay", b"Capture"))] = Label.MICHEL
 
-    ancestor = np.where(labels < 0, parent_row, own)
+    ancestor = np.where(in_cascade, parent_row, own)
     while True:
         older = ancestor[ancestor]
         if np.array_equal(older, ancestor):

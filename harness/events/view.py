@@ -1,0 +1,273 @@
+"""One event to look at: an interactive page that needs no network, and a picture."""
+
+import html
+from pathlib import Path
+
+import numpy as np
+
+from harness.errors import BadInput
+from harness.events.event import Event, Label
+
+COLOURS = {
+    Label.HIP: "#d55e00",
+    Label.MIP: "#0072b2",
+    Label.SHOWER: "#e69f00",
+    Label.DELTA: "#009e73",
+    Label.MICHEL: "#cc79a7",
+    Label.LOW_ENERGY: "#999999",
+    Label.TRACK: "#56b4e9",
+    Label.GHOST: "#cccccc",
+    Label.UNKNOWN: "#666666",
+}
+"""Of Okabe and Ito, distinguishable by colour-blind readers."""
+
+NAMES = {
+    Label.HIP: "HIP (proton)",
+    Label.MIP: "MIP (muon, pion)",
+    Label.SHOWER: "shower",
+    Label.DELTA: "delta ray",
+    Label.MICHEL: "Michel electron",
+    Label.LOW_ENERGY: "low-energy scatter",
+    Label.TRACK: "track",
+    Label.GHOST: "ghost",
+    Label.UNKNOWN: "unknown",
+}
+
+_STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0; font: 15px/1.45 system-ui, sans-serif; color: #1d2433; background: #fff;
+  display: flex; flex-direction: column; height: 100vh; height: 100dvh; }
+header { padding: 12px 20px 8px; border-bottom: 1px solid #dfe3ea; }
+h1 { font-size: 18px; margin: 0 0 2px; overflow-wrap: anywhere; }
+p { margin: 0; color: #5a6478; }
+main { flex: 1; min-height: 320px; }
+main > div { height: 100%; width: 100%; }
+"""
+
+
+def event_figure(event: Event):
+    """Draw the voxels in 3D (or 2D) with Plotly.
+
+    Parameters
+    ----------
+    event : Event
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+        One trace for each class, and one coloured by energy; two buttons switch between them.
+
+    Raises
+    ------
+    BadInput
+        If the event is empty.
+    """
+    import plotly.graph_objects as go
+
+    if not len(event):
+        raise BadInput(f"{event.name} has no voxel; choose another event")
+    scatter = go.Scatter3d if event.dim == 3 else go.Scattergl
+    axes = "xyz"[: event.dim]
+    side = 2.5 if event.dim == 3 else 4
+
+    def trace(chosen, name, marker):
+        return scatter(
+            **{axis: event.voxels[chosen, i] for i, axis in enumerate(axes)},
+            mode="markers",
+            name=name,
+            marker={"size": side, "line": {"width": 0}, **marker},
+            customdata=event.energies[chosen],
+            hovertemplate="("
+            + ", ".join(f"%{{{axis}}}" for axis in axes)
+            + ")<br>%{customdata:.3f} MeV<extra>"
+            + name
+            + "</extra>",
+        )
+
+    present = [label for label in Label if (event.labels == label).any()]
+    traces = [
+        trace(
+            event.labels == label,
+            f"{NAMES[label]}: {int((event.labels == label).sum()):,}",
+            {"color": COLOURS[label]},
+        )
+        for label in present
+    ]
+    logarithm = np.log10(np.maximum(event.energies, 1e-6))
+    ticks = [-2, -1, 0, 1]
+    traces.append(
+        trace(
+            slice(None),
+            "energy",
+            {
+                "color": logarithm,
+                "colorscale": "Viridis",
+                "colorbar": {
+                    "title": {"text": "MeV"},
+                    "tickvals": ticks,
+                    "ticktext": [f"{10.0**tick:g}" for tick in ticks],
+                    "thickness": 14,
+                    "len": 0.7,
+                },
+            },
+        )
+    )
+    traces[-1].visible = False
+    by_class = [True] * len(present) + [False]
+    buttons = [
+        {"label": label, "method": "update", "args": [{"visible": shown}, {"showlegend": legend}]}
+        for label, shown, legend in (
+            ("class", by_class, True),
+            ("energy", [not shown for shown in by_class], False),
+        )
+    ]
+    figure = go.Figure(traces)
+    figure.update_layout(
+        margin={"l": 0, "r": 0, "t": 0, "b": 0},
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#1d2433"},
+        legend={"x": 0.01, "y": 0.9, "bgcolor": "rgba(255,255,255,.8)", "itemsizing": "constant"},
+        updatemenus=[
+            {
+                "type": "buttons",
+                "direction": "right",
+                "x": 0.01,
+                "y": 0.98,
+                "xanchor": "left",
+                "yanchor": "top",
+                "buttons": buttons,
+            }
+        ],
+        showlegend=True,
+    )
+    span = [0, event.size]
+    if event.dim == 3:
+        axis = {"range": span, "backgroundcolor": "#f6f7f9", "gridcolor": "#dfe3ea"}
+        figure.update_layout(
+            scene={
+                "xaxis": axis,
+                "yaxis": axis,
+                "zaxis": axis,
+                "aspectmode": "cube",
+                # Far enough for the whole cube to be in sight.
+                "camera": {"eye": {"x": 1.5, "y": 1.5, "z": 1.2}, "center": {"z": -0.1}},
+            }
+        )
+    else:
+        figure.update_layout(
+            xaxis={"range": span, "title": "first axis [voxels]"},
+            yaxis={"range": span, "title": "second axis [voxels]", "scaleanchor": "x"},
+            margin={"l": 60, "r": 10, "t": 10, "b": 50},
+        )
+    return figure
+
+
+def write_page(event: Event, path: Path) -> None:
+    """Write the interactive page, plotly.js included.
+
+    Parameters
+    ----------
+    event : Event
+    path : Path
+
+    Raises
+    ------
+    BadInput
+        If the event is empty.
+    """
+    figure = event_figure(event).to_html(
+        full_html=False,
+        include_plotlyjs="inline",
+        div_id="event",
+        config={"responsive": True, "displaylogo": False},
+        default_height="100%",
+    )
+    title = html.escape(event.name)
+    path.write_text(
+        f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<header><h1>{title}</h1><p>{html.escape(describe(event))}</p></header>
+<main>{figure}</main>
+</body>
+</html>
+""",
+        encoding="utf-8",
+    )
+
+
+def describe(event: Event) -> str:
+    """Say in a line what an event holds."""
+    shape = " x ".join([str(event.size)] * event.dim)
+    return (
+        f"{len(event):,} active voxels of {shape} (occupancy {event.occupancy:.1e}), "
+        f"{event.energies.sum(dtype=np.float64):,.0f} MeV"
+    )
+
+
+def write_picture(event: Event, path: Path) -> None:
+    """Write a PNG: the voxels by class, in 3D beside the XY projection by energy.
+
+    Parameters
+    ----------
+    event : Event
+        In 2D, both panels show the same projection.
+    path : Path
+
+    Raises
+    ------
+    BadInput
+        If the event is empty.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    from harness.events.projection import project
+
+    if not len(event):
+        raise BadInput(f"{event.name} has no voxel; choose another event")
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{event.name}\n{describe(event)}", fontsize=11)
+    if event.dim == 3:
+        left = figure.add_subplot(1, 2, 1, projection="3d")
+        left.set(zlim=(0, event.size), zlabel="z")
+    else:
+        left = figure.add_subplot(1, 2, 1, aspect="equal")
+    left.set(xlim=(0, event.size), ylim=(0, event.size), xlabel="x", ylabel="y")
+    for label in Label:
+        chosen = event.labels == label
+        if chosen.any():
+            left.plot(
+                *event.voxels[chosen].T,
+                linestyle="none",
+                marker=".",
+                markersize=1.5,
+                markeredgewidth=0.5,
+                color=COLOURS[label],
+                label=f"{NAMES[label]}: {int(chosen.sum()):,}",
+            )
+    left.legend(loc="upper left", fontsize=8, markerscale=8, frameon=False)
+    flat = project(event, "xy") if event.dim == 3 else event
+    right = figure.add_subplot(1, 2, 2, aspect="equal")
+    right.set(xlim=(0, event.size), ylim=(0, event.size), xlabel="x [voxels]", ylabel="y [voxels]")
+    right.set_title("projection on xy" if event.dim == 3 else "energy", fontsize=10)
+    drawn = right.scatter(
+        flat.voxels[:, 0],
+        flat.voxels[:, 1],
+        s=2.5,
+        c=np.maximum(flat.energies, 1e-6),
+        norm=LogNorm(0.01, 10),
+        cmap="viridis",
+        linewidths=0,
+    )
+    figure.colorbar(drawn, ax=right, label="MeV", shrink=0.8, extend="both")
+    figure.savefig(path, dpi=110)
