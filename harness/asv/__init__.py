@@ -1,0 +1,1 @@
+"""History with airspeed velocity: its environments, its command line and its reading of records."""

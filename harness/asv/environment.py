@@ -1,0 +1,65 @@
+"""An asv environment that builds each commit but borrows torch and the engines from this one.
+
+asv's own environments install every dependency anew; with torch and half a dozen engines that is
+gigabytes and many minutes. Here each environment is an empty virtual environment whose path file
+points at the packages of the interpreter that runs asv; only the commit's own wheel is installed.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from asv import environment
+
+
+class SharedEnvironment(environment.Environment):  # type: ignore[misc]
+    """A virtual environment that sees the packages of the one that runs asv."""
+
+    tool_name = "shared-venv"
+
+    def __init__(self, conf: Any, python: str, requirements: Any, tagged_env_vars: Any) -> None:
+        self._python = python  # the base class derives its folder from these two
+        self._requirements = requirements
+        super().__init__(conf, python, requirements, tagged_env_vars)
+
+    @classmethod
+    def matches(cls, python: str) -> bool:
+        """Tell whether asv may use this environment: for the running Python version alone."""
+        return python in (
+            platform.python_version(),
+            "{}.{}".format(*platform.python_version_tuple()),
+        )
+
+    def check_presence(self) -> bool:
+        """Tell whether the environment is there and borrows from this interpreter."""
+        path_file = borrowed_file(Path(self._path))
+        return path_file.exists() and path_file.read_text() == borrowed_paths()
+
+    def _setup(self) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", self._path], check=True)
+        borrowed_file(Path(self._path)).write_text(borrowed_paths())
+
+    def run(self, args: list[str], **kwargs: Any) -> Any:
+        """Run Python of the environment."""
+        return self.run_executable("python", args, **kwargs)
+
+
+def borrowed_file(environment_folder: Path) -> Path:
+    """Return the path file of an environment."""
+    scheme = {"base": str(environment_folder), "platbase": str(environment_folder)}
+    return Path(sysconfig.get_path("purelib", "venv", scheme), "borrowed.pth")
+
+
+def borrowed_paths() -> str:
+    """Return the lines of the path file: the folders of this interpreter's packages.
+
+    Path files inside those folders are not followed, so an editable installation of this project
+    stays out of sight and the commit's own wheel is what gets measured.
+    """
+    folders = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    return "".join(f"{folder}\n" for folder in folders)
