@@ -1,0 +1,200 @@
+"""The network of one cell on its engine, with its events: what gets called, checked and timed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backends import registry, weights
+from backends.agreement import TOLERANCE, Agreement, compare, rel_rmse
+from backends.arithmetic import autocast
+from backends.contract import SparseBatch, master_dtype
+from backends.loss import event_cross_entropy
+from backends.truth import Truth, statistics
+from backends.uresnet import UResNet, UResNetConfig
+from harness.cell import Cell
+from harness.errors import BadInput
+from harness.events import benchmark_batch, open_events
+
+LEARNING_RATE = 1e-3
+"""Of Adam, as in arXiv:1903.05663."""
+
+
+def load_batch(cell: Cell, source: str) -> tuple[SparseBatch, int]:
+    """Read the events of a cell.
+
+    Parameters
+    ----------
+    cell : Cell
+        Says which events of the set.
+    source : str
+        ``sample`` or the path of a file.
+
+    Returns
+    -------
+    batch : SparseBatch
+        On the CPU.
+    skipped : int
+        Empty events that were passed over.
+
+    Raises
+    ------
+    BadInput
+        If the events are not those that the cell names.
+    """
+    events = open_events(source, size=cell.size)
+    if cell.events.sha256 and events.sha256 != cell.events.sha256:
+        raise BadInput(
+            f"{source} is not the set of events that the cell names (its SHA-256 differs); "
+            f"give the right file with --events"
+        )
+    index = event_index(cell.events.set)
+    if index is not None:
+        events = events[index : index + 1]
+    if cell.dim == 2:
+        from harness.events.projection import ProjectedSet
+
+        events = ProjectedSet(events, "xy")
+    arrays, skipped = benchmark_batch(events, cell.batch, cell.events.seed)
+    batch = SparseBatch(
+        sites=torch.from_numpy(arrays["sites"]).to(torch.int32).contiguous(),
+        features=torch.from_numpy(arrays["features"]).to(torch.float32).contiguous(),
+        labels=torch.from_numpy(arrays["labels"]).to(torch.int64),
+        spatial_size=arrays["spatial_size"],
+        batch_size=arrays["batch_size"],
+    )
+    return batch, skipped
+
+
+def event_index(name: str) -> int | None:
+    """Return the number of the single event that a set's name asks for, as in ``file.root[2]``."""
+    head, bracket, tail = name.rpartition("[")
+    return int(tail[:-1]) if head and bracket and tail[:-1].isdecimal() else None
+
+
+class Subject:
+    """A UResNet on one engine with canonical weights, and its events on the device.
+
+    Parameters
+    ----------
+    cell : Cell
+        What to build.
+    batch : SparseBatch
+        The events, on the CPU.
+    """
+
+    def __init__(self, cell: Cell, batch: SparseBatch) -> None:
+        self.cell = cell
+        self.backend = registry.load(
+            cell.backend,
+            dim=cell.dim,
+            device=cell.device,
+            precision=cell.precision,
+            options=dict(cell.options),
+        )
+        model = cell.model
+        self.config = UResNetConfig(model.filters, model.depth, model.reps, model.classes)
+        self.weights = weights.initial(self.config, cell.dim)
+        dtype = master_dtype(cell.precision)
+        self.network = UResNet(self.backend, self.config).to(cell.device, dtype)
+        self.batch = batch.to(cell.device)
+        self.features = self.batch.features.to(dtype)
+        self._kept: Any = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the canonical weights and a fresh optimiser."""
+        weights.load(self.network, self.weights)
+        self.network.train(self.cell.phase == "step")
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE, fused=True)
+
+    def call(self) -> Callable[[], Tensor]:
+        """Return what is timed: from sites and features on the device to logits in input order.
+
+        ``first`` and ``cold`` make a new tensor of the engine, so that every map is built inside
+        the call; ``warm`` puts the features on a tensor whose maps exist.
+        """
+        if self.cell.map == "warm" and self._kept is None:
+            self._kept = self._tensor()
+            with torch.no_grad(), self._arithmetic():
+                self.network(self._kept)
+            self.reset()  # a pass in training mode moved the running statistics
+        return self._step if self.cell.phase == "step" else self._forward
+
+    def check(self, truth: Truth) -> tuple[Agreement, float | None]:
+        """Compare the call's results with the truth.
+
+        Returns
+        -------
+        agreement : Agreement
+            Of the logits; for a step also of all gradients and running statistics.
+        loss_error : float or None
+            Relative error of the loss of a step.
+        """
+        self.call()
+        self.reset()
+        if self.cell.phase == "forward":
+            return compare(truth, self.cell.precision, self._forward()), None
+        logits, loss = self._backward()
+        agreement = compare(
+            truth,
+            self.cell.precision,
+            logits,
+            gradients=weights.gradients(self.network),
+            statistics=statistics(self.network),
+        )
+        assert truth.loss is not None
+        error = rel_rmse(loss, truth.loss)
+        self.reset()
+        return agreement, error
+
+    def loss_tolerance(self) -> float:
+        """Largest relative error of the loss that passes."""
+        return TOLERANCE[self.cell.precision].forward
+
+    def _tensor(self) -> Any:
+        batch = self.batch
+        return self.network.tensor(batch.sites, self.features, batch.spatial_size, batch.batch_size)
+
+    def _input(self) -> Any:
+        if self._kept is None:
+            return self._tensor()
+        return self.backend.with_features(self._kept, self.features)
+
+    def _arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+        return autocast(self.cell.precision, self.cell.device)
+
+    def _forward(self) -> Tensor:
+        with torch.no_grad(), self._arithmetic():
+            return self.network(self._input())
+
+    def _backward(self) -> tuple[Tensor, Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._arithmetic():
+            logits = self.network(self._input())
+        batch = self.batch
+        assert batch.labels is not None
+        loss = event_cross_entropy(logits, batch.labels, batch.sites[:, 0], batch.batch_size)
+        loss.backward()
+        return logits, loss
+
+    def _step(self) -> Tensor:
+        logits, _ = self._backward()
+        self.optimizer.step()
+        return logits
+
+
+def event_sites(batch: SparseBatch) -> list[int]:
+    """Return the number of sites of each event."""
+    counts = torch.bincount(batch.sites[:, 0].long(), minlength=batch.batch_size)
+    return [int(count) for count in counts]
+
+
+def truth_key(cell: Cell) -> Mapping[str, Any]:
+    """Return what the float64 truth of a cell depends on: neither engine nor state of the map."""
+    values = cell.to_json()
+    return {name: values[name] for name in ("dim", "size", "batch", "phase", "model", "events")}
