@@ -1,0 +1,281 @@
+"""The convolution and the gradient to its input: implicit matrix products over tiles of rows.
+
+One program computes a tile of output rows. It walks only the taps that some row of its tile has,
+gathers the input rows of a tap straight into an operand of the matrix product, with batch
+normalisation and ReLU applied on the way, and accumulates in float32 registers. The result is
+stored once, with the residual added and the sums of the tile taken; sums of tiles are added up
+in a fixed order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from backends.contract import Unsupported
+from backends.sscn.cuda.blocks import convolution_blocks, dot_precision, tile_rows
+from backends.sscn.kernels import KernelMap
+
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
+INTERPRETED = triton.knobs.runtime.interpret
+"""Whether kernels run in Triton's interpreter, which multiplies bfloat16 as bit patterns."""
+
+
+@triton.jit
+def gather(
+    source, scale, shift, site, channel,
+    CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """Load some channels of the given rows, normed and rectified; absent rows are zero."""
+    wanted = (site >= 0)[:, None]
+    if CHANNELS % BLOCK_K != 0:
+        wanted = wanted & (channel < CHANNELS)[None, :]
+    where = site.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
+    value = tl.load(source + where, mask=wanted, other=0.0)
+    if NORM:
+        known = channel < CHANNELS
+        gain = tl.load(scale + channel, mask=known, other=0.0)
+        offset = tl.load(shift + channel, mask=known, other=0.0)
+        active = tl.maximum(value.to(tl.float32) * gain[None, :] + offset[None, :], 0.0)
+        value = tl.where(wanted, active, 0.0).to(source.dtype.element_ty)
+    return value
+
+
+@triton.jit
+def multiply(a, b, total, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """Add a matrix product in float32."""
+    if UPCAST:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+@triton.jit
+def _accumulate(
+    total, source, scale, shift, weight, table, taps, count, position, inside, column, rows,
+    FIRST: tl.constexpr, CHANNELS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
+    TAPS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, NORM: tl.constexpr,
+    TRANSPOSED: tl.constexpr, MIRRORED: tl.constexpr, IDENTITY: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Add the products of one source, whose channels start at channel FIRST of the input."""
+    chunks: tl.constexpr = (CHANNELS + BLOCK_K - 1) // BLOCK_K
+    for step in range(0, count * chunks):
+        channel = (step % chunks) * BLOCK_K + tl.arange(0, BLOCK_K)
+        if IDENTITY:
+            tap = 0
+            site = tl.where(inside, position, -1)
+        else:
+            tap = tl.load(taps + step // chunks)
+            site = tl.load(table + tap.to(tl.int64) * rows + position, mask=inside, other=-1)
+        a = gather(source, scale + FIRST, shift + FIRST, site, channel, CHANNELS, BLOCK_K, NORM)
+        if MIRRORED:
+            tap = TAPS - 1 - tap
+        row = FIRST + channel
+        if TRANSPOSED:
+            where = tap * (IN * OUT) + column[None, :] * IN + row[:, None]
+        else:
+            where = tap * (IN * OUT) + row[:, None] * OUT + column[None, :]
+        if CHANNELS % BLOCK_K == 0 and OUT % BLOCK_N == 0:
+            b = tl.load(weight + where)
+        else:
+            known = (channel < CHANNELS)[:, None] & (column < OUT)[None, :]
+            b = tl.load(weight + where, mask=known, other=0.0)
+        total = multiply(a, b, total, PRECISION, UPCAST)
+    return total
+
+
+@triton.jit(do_not_specialize=["rows"])
+def convolve_tile(
+    x, skip, scale, shift, weight, table, order, taps, counts, residual, out, sums, rows,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr,
+    RESIDUAL: tl.constexpr, STATISTICS: tl.constexpr, IDENTITY: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Convolve into BLOCK_M output rows and BLOCK_N output channels."""
+    tile = tl.program_id(0).to(tl.int64)
+    position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = position < rows
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    if IDENTITY:
+        count = 1
+        row = position
+    else:
+        count = tl.load(counts + tile)
+        row = tl.load(order + position, mask=inside, other=0)
+        taps += tile * TAPS
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    total = _accumulate(
+        total, x, scale, shift, weight, table, taps, count, position, inside, column, rows,
+        0, FIRST, FIRST + SECOND, OUT, TAPS, BLOCK_K, BLOCK_N, NORM,
+        False, False, IDENTITY, PRECISION, UPCAST,
+    )  # fmt: skip
+    if SECOND > 0:
+        total = _accumulate(
+            total, skip, scale, shift, weight, table, taps, count, position, inside, column, rows,
+            FIRST, SECOND, FIRST + SECOND, OUT, TAPS, BLOCK_K, BLOCK_N, NORM,
+            False, False, IDENTITY, PRECISION, UPCAST,
+        )  # fmt: skip
+    wanted = inside[:, None] & (column < OUT)[None, :]
+    where = row[:, None] * OUT + column[None, :]
+    if RESIDUAL:
+        total += tl.load(residual + where, mask=wanted, other=0.0).to(tl.float32)
+    value = total.to(out.dtype.element_ty)
+    tl.store(out + where, value, mask=wanted)
+    if STATISTICS:
+        # About the mean of the tile, so that float32 loses nothing where the mean is large.
+        seen = tl.where(wanted, value.to(tl.float32), 0.0)
+        here = tl.minimum(rows - tile * BLOCK_M, BLOCK_M)
+        mean = tl.sum(seen, 0) / here.to(tl.float32)
+        deviation = tl.where(wanted, seen - mean[None, :], 0.0)
+        squares = tl.sum(deviation * deviation, 0).to(tl.float64)
+        mean = mean.to(tl.float64)
+        sums += tile * (2 * OUT)
+        tl.store(sums + column, mean * here, mask=column < OUT)
+        tl.store(sums + OUT + column, squares + mean * mean * here, mask=column < OUT)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def input_gradient_tile(
+    grad, x, skip, scale, shift, weight, table, order, taps, counts, to_x, to_skip, sums, rows,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr,
+    MIRRORED: tl.constexpr, IDENTITY: tl.constexpr, PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Convolve a gradient of OUT channels back to BLOCK_M input rows and BLOCK_N channels."""
+    channels: tl.constexpr = FIRST + SECOND
+    tile = tl.program_id(0).to(tl.int64)
+    position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = position < rows
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    if IDENTITY:
+        count = 1
+        row = position
+    else:
+        count = tl.load(counts + tile)
+        row = tl.load(order + position, mask=inside, other=0)
+        taps += tile * TAPS
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    total = _accumulate(
+        total, grad, scale, shift, weight, table, taps, count, position, inside, column, rows,
+        0, OUT, OUT, channels, TAPS, BLOCK_K, BLOCK_N, False,
+        True, MIRRORED, IDENTITY, PRECISION, UPCAST,
+    )  # fmt: skip
+    in_x = inside[:, None] & (column < FIRST)[None, :]
+    where_x = row[:, None] * FIRST + column[None, :]
+    in_skip = inside[:, None] & ((column >= FIRST) & (column < channels))[None, :]
+    where_skip = row[:, None] * SECOND + (column - FIRST)[None, :]
+    if NORM:
+        value = tl.load(x + where_x, mask=in_x, other=0.0).to(tl.float32)
+        if SECOND > 0:
+            value += tl.load(skip + where_skip, mask=in_skip, other=0.0).to(tl.float32)
+        known = column < channels
+        gain = tl.load(scale + column, mask=known, other=0.0)
+        offset = tl.load(shift + column, mask=known, other=0.0)
+        passed = (value * gain[None, :] + offset[None, :] > 0.0) & inside[:, None]
+        total = tl.where(passed, total, 0.0)
+        sums += tile * (2 * channels)
+        tl.store(sums + column, tl.sum(total * value, 0).to(tl.float64), mask=known)
+        tl.store(sums + channels + column, tl.sum(total, 0).to(tl.float64), mask=known)
+        total = total * gain[None, :]
+    tl.store(to_x + where_x, total.to(to_x.dtype.element_ty), mask=in_x)
+    if SECOND > 0:
+        tl.store(to_skip + where_skip, total.to(to_x.dtype.element_ty), mask=in_skip)
+
+
+def convolve(
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    kernel_map: KernelMap,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    statistics: bool,
+) -> tuple[Tensor, Tensor]:
+    """Convolve, add the residual, and sum up the result for the norm that follows."""
+    check_type(x)
+    taps, _, channels = weight.shape
+    first, second = x.shape[1], 0 if skip is None else skip.shape[1]
+    rows = kernel_map.rows
+    block, tiles = tile_rows(rows), triton.cdiv(rows, tile_rows(rows))
+    out = x.new_empty((rows, channels))
+    sums = x.new_empty((tiles, 2, channels) if statistics else (0,), dtype=torch.float64)
+    if rows:
+        precision = dot_precision(x.dtype)
+        sources = (first, second) if second else (first,)
+        shape = convolution_blocks(sources, channels, x.element_size(), precision)
+        convolve_tile[(tiles, triton.cdiv(channels, shape.columns))](
+            x.contiguous(), _or(skip, x), _or(scale, x), _or(shift, x), weight.contiguous(),
+            *map_tensors(kernel_map, x), _or(residual, x), out, sums, rows,
+            FIRST=first, SECOND=second, OUT=channels, TAPS=taps,
+            BLOCK_M=block, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
+            NORM=scale is not None, RESIDUAL=residual is not None, STATISTICS=statistics,
+            IDENTITY=not kernel_map.tensors, **arithmetic(x, precision),
+            num_warps=shape.warps, num_stages=shape.stages,
+        )  # fmt: skip
+    return out, sums.sum(0) if statistics else sums
+
+
+def input_gradient(
+    grad: Tensor,
+    weight: Tensor,
+    kernel_map: KernelMap,
+    mirrored: bool,
+    x: Tensor,
+    skip: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Propagate the gradient of the output to the inputs, over the backward map."""
+    check_type(x)
+    taps, channels, outputs = weight.shape
+    first, second = x.shape[1], 0 if skip is None else skip.shape[1]
+    rows = kernel_map.rows
+    block, tiles = tile_rows(rows), triton.cdiv(rows, tile_rows(rows))
+    to_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    to_skip = x.new_empty((rows, second) if second else (0,))
+    norm = scale is not None
+    sums = x.new_empty((tiles, 2, channels) if norm else (0,), dtype=torch.float64)
+    if rows:
+        precision = dot_precision(x.dtype)
+        shape = convolution_blocks((outputs,), channels, x.element_size(), precision)
+        input_gradient_tile[(tiles, triton.cdiv(channels, shape.columns))](
+            grad.contiguous(), x.contiguous(), _or(skip, x), _or(scale, x), _or(shift, x),
+            weight.contiguous(), *map_tensors(kernel_map, x), to_x, to_skip, sums, rows,
+            FIRST=first, SECOND=second, OUT=outputs, TAPS=taps,
+            BLOCK_M=block, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
+            NORM=norm, MIRRORED=mirrored, IDENTITY=not kernel_map.tensors,
+            **arithmetic(x, precision), num_warps=shape.warps, num_stages=shape.stages,
+        )  # fmt: skip
+    return to_x, to_skip, sums.sum(0) if norm else sums
+
+
+def check_type(x: Tensor) -> None:
+    """Refuse rows that the kernels have no arithmetic for."""
+    if x.dtype not in TYPES:
+        raise Unsupported(
+            f"the cuda kernels compute in float32, float16 and bfloat16, not {x.dtype}; "
+            "use kernels=reference"
+        )
+
+
+def arithmetic(x: Tensor, precision: str) -> dict[str, Any]:
+    """Return the constants that say how a kernel multiplies."""
+    return {"PRECISION": precision, "UPCAST": INTERPRETED and x.dtype == torch.bfloat16}
+
+
+def map_tensors(kernel_map: KernelMap, absent: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors of a map; an identity needs none, and its kernel reads none."""
+    return kernel_map.tensors or (absent,) * 4
+
+
+def _or(tensor: Tensor | None, absent: Tensor) -> Tensor:
+    """Return a tensor whose pointer the kernel can read, or one that it will not read."""
+    return absent if tensor is None else tensor.contiguous()
