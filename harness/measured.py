@@ -1,0 +1,189 @@
+"""Records pooled to one entry per cell: what a run knows about each thing that it measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.metrics import GRAD_REL_RMSE, NVML_PEAK, PEAK_RSS, REL_RMSE, Metric
+from harness.store import CELL_COLUMNS
+from harness.verdict import Side, median, worst_outcome
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A cell with its rounds pooled.
+
+    Attributes
+    ----------
+    name
+        The cell's name (its hash).
+    cell
+        Its columns as `harness.store.CELL_COLUMNS` names them, without the leading ``cell.``.
+    side
+        Samples by round, outcome and reason.
+    sites
+        Active sites of the batch, or None where the worker died before counting.
+    seconds, low, high
+        Median and quartiles of a call over all samples in seconds; None without an ``ok`` round.
+    memory, error
+        Medians over rounds of the device's memory metric in bytes and of the phase's error; None
+        where not measured. The error of a wrong cell is kept: it says how wrong.
+    """
+
+    name: str
+    cell: Mapping[str, Any]
+    side: Side
+    sites: int | None
+    seconds: float | None
+    low: float | None
+    high: float | None
+    memory: float | None
+    error: float | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every round gave a time that counts."""
+        return self.side.outcome == "ok"
+
+    @property
+    def engine(self) -> str:
+        """The engine with its options: what competes with others on the same question."""
+        options = json.loads(self.cell["options"])
+        return " ".join([self.cell["backend"], *(f"{k}={v}" for k, v in sorted(options.items()))])
+
+    @property
+    def question(self) -> tuple[Any, ...]:
+        """What engines compete on: all of the cell but suite and engine."""
+        return tuple(value for key, value in self.cell.items() if key not in ENGINE_KEYS)
+
+    @property
+    def where(self) -> str:
+        """The question in words."""
+        c = self.cell
+        seed = f", event {c['events.seed']}" if c["events.seed"] else ""
+        return (
+            f"{c['size']} px, {c['dim']}D, batch {c['batch']}, {c['phase']}, {c['map']} map, "
+            f"{c['precision']} on {c['device']}{seed}"
+        )
+
+    @property
+    def memory_metric(self) -> Metric:
+        """The metric that `memory` is."""
+        return NVML_PEAK if self.cell["device"] == "cuda" else PEAK_RSS
+
+    @property
+    def error_metric(self) -> Metric:
+        """The metric that `error` is: gradients tell more than logits where there are any."""
+        return GRAD_REL_RMSE if self.cell["phase"] == "step" else REL_RMSE
+
+
+ENGINE_KEYS = ("suite", "backend", "options")
+
+
+def pool(frame: pd.DataFrame) -> dict[str, Measured]:
+    """Pool a table of records, as `harness.store.read` gives it, by cell.
+
+    A cell's rounds are its records, told apart by run and round number. The last record of a round
+    counts: that is what measuring it again means.
+
+    Returns
+    -------
+    dict[str, Measured]
+        By the cell's name, in the order of first appearance.
+    """
+    if frame.empty:
+        return {}
+    columns = {str(name): list(frame[name]) for name in frame.columns}
+    rows: dict[str, dict[tuple[str, int], int]] = {}
+    for i, (name, run, number) in enumerate(_rounds(columns, len(frame))):
+        rows.setdefault(name, {})[run, number] = i
+    return {name: _pool_cell(name, columns, found) for name, found in rows.items()}
+
+
+def _rounds(columns: Mapping[str, Sequence[Any]], count: int) -> Iterator[tuple[str, str, int]]:
+    """Name the cell, the run and the round of every record; without a number, by appearance."""
+    numbers = columns.get("round", [None] * count)
+    seen: dict[tuple[str, str], int] = {}
+    for name, run, number in zip(columns["cell.name"], columns["run"], numbers, strict=True):
+        appearance = seen.get((name, run), 0)
+        seen[name, run] = appearance + 1
+        yield name, run, appearance if _absent(number) else int(number)
+
+
+def _pool_cell(
+    name: str, columns: Mapping[str, Sequence[Any]], rows: Mapping[tuple[str, int], int]
+) -> Measured:
+    first = next(iter(rows.values()))
+    cell = {key.removeprefix("cell."): columns[key][first] for key in CELL_COLUMNS}
+    outcomes = [columns["outcome"][i] for i in rows.values()]
+    outcome = worst_outcome(outcomes)
+    reasons = columns.get("reason")
+    reason = ""
+    if outcome != "ok" and reasons is not None:
+        reason = next(
+            (
+                str(reasons[i])
+                for i, o in zip(rows.values(), outcomes, strict=True)
+                if o == outcome and not _absent(reasons[i])
+            ),
+            "",
+        )
+    if outcome != "ok" and len(outcomes) > 1 and set(outcomes) != {outcome}:
+        reason = f"{reason} ({outcomes.count(outcome)} of {len(outcomes)} rounds)".lstrip()
+    timed = {key: i for key, i in rows.items() if columns["outcome"][i] == "ok"}
+    samples = {key: columns["host_seconds"][i] for key, i in timed.items()}
+    ordered = sorted(s for found in samples.values() for s in found)
+    device_metric = NVML_PEAK if cell["device"] == "cuda" else PEAK_RSS
+    error_metric = GRAD_REL_RMSE if cell["phase"] == "step" else REL_RMSE
+    sites = _values(columns, "sites", rows.values())
+    return Measured(
+        name=name,
+        cell=cell,
+        side=Side(samples, outcome, reason),
+        sites=int(sites[0]) if sites else None,
+        seconds=quantile(ordered, 0.5),
+        low=quantile(ordered, 0.25),
+        high=quantile(ordered, 0.75),
+        memory=_typical(columns, device_metric, timed.values()),
+        error=_typical(columns, error_metric, rows.values()),
+    )
+
+
+def quantile(ordered: Sequence[float], share: float) -> float | None:
+    """Quantile of sorted values by linear interpolation; None of none."""
+    if not ordered:
+        return None
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def _typical(columns: Mapping[str, Sequence[Any]], metric: Metric, rows: Any) -> float | None:
+    """Median of a metric over some records, its baseline subtracted."""
+    rows = list(rows)
+    values = _values(columns, metric.key, rows)
+    if not values:
+        return None
+    if metric.baseline:
+        baselines = _values(columns, metric.baseline, rows)
+        return median(values) - (median(baselines) if baselines else 0.0)
+    return median(values)
+
+
+def _values(columns: Mapping[str, Sequence[Any]], key: str, rows: Any) -> list[float]:
+    column = columns.get(key)
+    if column is None:
+        return []
+    return [float(column[i]) for i in rows if not _absent(column[i])]
+
+
+def _absent(value: Any) -> bool:
+    """Whether a table's entry is None or NaN."""
+    return value is None or value != value

@@ -1,0 +1,116 @@
+"""Records made up for tests of what reads them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+MACHINE = {"name": "bench", "processor": "Example CPU", "threads": 2, "gpu": None}
+
+
+@pytest.fixture
+def make_record():
+    """Build one record; keywords named like a cell's fields go into the cell."""
+
+    def make(seconds=0.05, *, n=9, seed=0, spread=0.01, **changes):
+        cell = {
+            "suite": "inference",
+            "backend": "sscn",
+            "options": {},
+            "device": "cpu",
+            "precision": "fp32",
+            "dim": 3,
+            "size": 192,
+            "batch": 1,
+            "phase": "forward",
+            "map": "cold",
+            "model": {"filters": 16, "depth": 5, "reps": 2, "classes": 5},
+            "events": {"set": "sample", "sha256": "", "seed": 0},
+        }
+        record = {
+            "schema": 1,
+            "run": "r1",
+            "utc": "2026-01-01T00:00:00Z",
+            "commit": "a" * 40,
+            "dirty": False,
+            "outcome": "ok",
+            "reason": "",
+            "sites": 5180,
+            "stop": "samples",
+            "memory": {"baseline_bytes": 3e8, "peak_rss_bytes": 5e8},
+            "energy_joules": None,
+            "error": {"max_abs": 1e-6, "rel_rmse": 2e-7, "argmax_agreement": 1.0},
+            "precision_readback": {},
+            "machine": MACHINE,
+            "versions": {"torch": "2.13.0"},
+        }
+        event_seed = changes.pop("event_seed", 0)
+        for key, value in changes.items():
+            (cell if key in cell else record)[key] = value
+        cell["events"] = cell["events"] | {"seed": event_seed}
+        record["cell"] = cell
+        if record["outcome"] == "ok":
+            noise = np.random.default_rng(seed).normal(0, spread, n)
+            record["host_seconds"] = (seconds * np.exp(noise)).tolist()
+        else:
+            record["host_seconds"] = []
+        return record
+
+    return make
+
+
+@pytest.fixture
+def write_records(tmp_path):
+    """Write records to a file of JSON lines and return its path."""
+
+    def write(records, name="run.jsonl") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run_records(make_record):
+    """A small run: three engines, three sizes, outcomes of every kind."""
+
+    def make(factor=1.0, rounds=1, commit="a" * 40, run="r1", slower="sscn"):
+        found = []
+        plain = {"sscn": 1.0, "spconv": 1.6, "dense": 9.0}
+        seed = 0
+        for size, sites in ((192, 5180), (512, 20100), (768, 42000)):
+            for batch in (1, 4):
+                for engine, cost in plain.items():
+                    for number in range(rounds):
+                        seed += 1
+                        base = 1e-5 * sites * batch * cost * (factor if engine == slower else 1)
+                        common = {
+                            "backend": engine,
+                            "size": size,
+                            "batch": batch,
+                            "sites": sites * batch,
+                            "commit": commit,
+                            "run": run,
+                            "round": number,
+                            "seed": seed,
+                            "memory": {
+                                "baseline_bytes": 3e8,
+                                "peak_rss_bytes": 3e8 + 2e3 * cost * sites * batch,
+                            },
+                        }
+                        if engine == "dense" and size > 192:
+                            found.append(
+                                make_record(
+                                    outcome="out-of-memory",
+                                    reason="needs 31 GB of 8 GB",
+                                    **common,
+                                )
+                            )
+                        else:
+                            found.append(make_record(base, **common))
+        return found
+
+    return make
