@@ -17,7 +17,7 @@ from typing import Any
 from asv import environment
 
 
-class SharedEnvironment(environment.Environment):  # type: ignore[misc]
+class SharedEnvironment(environment.Environment):
     """A virtual environment that sees the packages of the one that runs asv."""
 
     tool_name = "shared-venv"
