@@ -160,14 +160,27 @@ class Cell:
         return digest(self.canonical)
 
     @property
+    def engine(self) -> str:
+        """The engine with its options, for people."""
+        options = "".join(f" {key}={value}" for key, value in sorted(self.options.items()))
+        return f"{self.backend}{options}"
+
+    @property
+    def question(self) -> str:
+        """All but the engine, for people: engines compete on the same question."""
+        model = "" if self.model == ModelSpec() else f" {tuple(asdict(self.model).values())}"
+        flat = "" if self.dim == 3 else f" {self.dim}D"
+        events = "" if self.events.set == "sample" else f" {self.events.set}"
+        seed = f" seed {self.events.seed}" if self.events.seed else ""
+        return (
+            f"{self.size} px{flat} x{self.batch} {self.phase} {self.map} {self.precision} "
+            f"{self.device}{model}{events}{seed}"
+        )
+
+    @property
     def title(self) -> str:
         """A short description for people."""
-        options = "".join(f" {key}={value}" for key, value in sorted(self.options.items()))
-        seed = f" event {self.events.seed}" if self.events.seed else ""
-        return (
-            f"{self.backend}{options} {self.size} px x{self.batch} {self.phase} {self.map} "
-            f"{self.precision} {self.device}{seed}"
-        )
+        return f"{self.engine} {self.question}"
 
 
 def canonical(values: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -96,6 +97,7 @@ class Subject:
             precision=cell.precision,
             options=dict(cell.options),
         )
+        self.version = import_module(registry.module_name(cell.backend)).probe().version
         model = cell.model
         self.config = UResNetConfig(model.filters, model.depth, model.reps, model.classes)
         self.weights = weights.initial(self.config, cell.dim)

@@ -116,6 +116,7 @@ class Session:
         }
         self._subject = Subject(cell, batch)
         self.record["precision_readback"] = self._subject.backend.precision_readback()
+        self.record["versions"][cell.backend] = self._subject.version
         self._call = self._subject.call()
         if cell.map == "first":
             self._first()
@@ -338,3 +339,9 @@ def serve(orders: IO[str], replies: IO[str]) -> None:
     for answer in answers(json.loads(line) for line in orders):
         replies.write(json.dumps(answer) + "\n")
         replies.flush()
+
+
+if __name__ == "__main__":
+    private_output().close()
+    with os.fdopen(int(sys.argv[1])) as given, os.fdopen(int(sys.argv[2]), "w") as channel:
+        serve(given, channel)
