@@ -124,13 +124,15 @@ def checked_event(
             f"{name}: {len(labels)} labels do not match {len(voxels)} voxels; "
             "choose the label product that belongs to these voxels"
         )
-    outside = ((voxels < 0) | (voxels >= size)).any(axis=1)
+    # So that what is no number counts as outside.
+    outside = ~((voxels >= 0) & (voxels < size)).all(axis=1)
     if outside.any():
         first = tuple(voxels[np.argmax(outside)].tolist())
         raise BadInput(
             f"{name}: {int(outside.sum())} voxels, first {first}, lie outside the image "
             f"of {size} voxels a side"
         )
+    voxels = voxels.astype(np.int32, copy=False)
     if not np.isfinite(energies).all():
         raise BadInput(
             f"{name}: voxel {int(np.argmin(np.isfinite(energies)))} has no finite energy"

@@ -118,7 +118,7 @@ class Larcv2Set(EventSet):
             suffix: branch
             for suffix in suffixes
             for branch in branches
-            if branch.name.endswith(suffix)
+            if branch.name == suffix or branch.name.endswith(f".{suffix}")
         }
         missing = [suffix for suffix in suffixes if suffix not in found]
         if missing:

@@ -42,7 +42,7 @@ def open_events(source: str | Path, *, size: int | None = None) -> EventSet:
 def _open_file(path: Path) -> EventSet:
     if not path.is_file():
         raise BadInput(f"{path} is no file; give 'sample' or the path of an event file")
-    with path.open("rb") as file:
+    with explained(path, "the file"), path.open("rb") as file:
         start = file.read(8)
     if start == MAGIC:
         return PackedSet(path)

@@ -13,7 +13,7 @@ A file holds events of one size:
     byte, least significant first, the high bit set on all bytes but the last;
   - energies: logarithmic codes, the low bytes of all voxels and then the high bytes. Code `c`
     stands for ``0.001 MeV * exp(step * c)``; the step keeps the error within 1 %. Code 0 stands
-    for exactly zero, smaller energies than code 1's become code 1;
+    for exactly zero; other energies under 1.01 keV have no code;
   - labels: a byte a voxel.
 """
 
@@ -36,6 +36,7 @@ _VERSION = 1
 _UNIT_MEV = 0.001
 _STEP = 0.0196
 _CODES = 1024
+_LEAST_MEV, _MOST_MEV = 1.01e-3, 5e5
 # One fixed LZMA2 chain: the bytes must not follow the defaults of a future liblzma.
 _FILTERS = [
     {
@@ -58,8 +59,8 @@ def write_packed(path: Path, events: Iterable[Event]) -> None:
     Raises
     ------
     BadInput
-        If there is no event, the events differ in size, or an energy is negative or beyond the
-        format's range of 500 GeV.
+        If there is no event, the events differ in size, or an energy is neither zero nor within
+        the format's range of 1.01 keV to 500 GeV.
     """
     events = list(events)
     if len({(event.size, event.dim) for event in events}) != 1:
@@ -186,8 +187,12 @@ def _energy_table(step: float) -> NDArray[np.float32]:
 
 
 def _energy_codes(event: Event) -> NDArray[np.int64]:
-    if len(event) and (event.energies.min() < 0 or event.energies.max() > 5e5):
-        raise BadInput(f"{event.name}: an energy lies outside the packed format's 0 to 500 GeV")
+    deposited = event.energies[event.energies != 0]
+    if len(deposited) and (deposited.min() < _LEAST_MEV or deposited.max() > _MOST_MEV):
+        raise BadInput(
+            f"{event.name}: an energy lies outside the packed format's 1.01 keV to 500 GeV; "
+            "convert to the project's own HDF5 format instead"
+        )
     limits = [_UNIT_MEV * math.exp(_STEP * (code + 0.5)) for code in range(1, _CODES - 1)]
     codes = 1 + np.searchsorted(limits, event.energies.astype(np.float64))
     return np.where(event.energies > 0, codes, 0)
