@@ -81,15 +81,20 @@ def strided_map(keys: Tensor, dim: int) -> tuple[Tensor, Connection]:
     return coarse, Connection(forward, backward, False)
 
 
-def ordinary_map(
-    keys: Tensor, dim: int, kernel_size: int, spatial_size: int
-) -> tuple[Tensor, Connection]:
-    """Connect sites with every site that an odd, centred kernel reaches; its keys first."""
+def dilated(keys: Tensor, dim: int, kernel_size: int, spatial_size: int) -> Tensor:
+    """Return the keys of every site that an odd, centred kernel reaches, ascending."""
     bits = axis_bits(spatial_size)
     offsets = tap_offsets(kernel_size, dim, keys.device)
     reached = (demorton(keys, bits, dim)[:, None] + offsets).reshape(-1, dim + 1)
     inside = ((reached[:, 1:] >= 0) & (reached[:, 1:] < spatial_size)).all(1)
-    keys_out = morton(reached[inside], bits).unique()
+    return morton(reached[inside], bits).unique()
+
+
+def ordinary_map(
+    keys: Tensor, dim: int, kernel_size: int, spatial_size: int
+) -> tuple[Tensor, Connection]:
+    """Connect sites with every site that an odd, centred kernel reaches; its keys first."""
+    keys_out = dilated(keys, dim, kernel_size, spatial_size)
     forward = table(keys, keys_out, dim, kernel_size, spatial_size)
     backward = table(keys_out, keys, dim, kernel_size, spatial_size)
     return keys_out, Connection(forward, backward, True)

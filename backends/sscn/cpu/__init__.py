@@ -1,0 +1,266 @@
+"""The C++ kernels: float32 on the CPU, on torch's threads; see ``kernels.Kernels``.
+
+Arrays are checked here and passed on by address. A kernel map keeps, for each block of output
+rows and each tap, the pairs (input row, output row within the block): absent neighbours cost
+nothing. ``SSCN_INSTRUCTION_SET`` (avx512, avx2, portable) overrides the choice of instructions.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from backends.contract import InvalidBatch
+from backends.sscn import reference
+from backends.sscn.cpu import _kernels
+from backends.sscn.cpu._kernels import instruction_set, instruction_sets, use
+from backends.sscn.kernels import Connection, KernelMap, axis_bits
+
+__all__ = [
+    "convolve",
+    "input_gradient",
+    "instruction_set",
+    "instruction_sets",
+    "ordinary_map",
+    "sort_sites",
+    "statistics_gradient",
+    "strided_map",
+    "submanifold_map",
+    "use",
+    "weight_gradient",
+]
+
+if "SSCN_INSTRUCTION_SET" in os.environ:
+    use(os.environ["SSCN_INSTRUCTION_SET"])
+
+_MOST_ROWS = 2**31 - 1
+
+
+def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
+    """Sort sites by their Morton keys."""
+    rows, dim = len(sites), sites.shape[1] - 1
+    bits = axis_bits(spatial_size)
+    if bits > (21 if dim == 3 else 31) or rows > _MOST_ROWS:
+        raise InvalidBatch(f"{rows} sites in {spatial_size} voxels a side are too many to number")
+    sites = sites.to(torch.int32).contiguous()
+    keys, order = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.int64)
+    bad = _kernels.sort_sites(
+        sites.data_ptr(), rows, dim, bits, spatial_size, keys.data_ptr(), order.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    if bad >= rows:
+        site = sites[bad - rows].tolist()
+        raise InvalidBatch(f"the site {site} is given twice; sum or drop duplicates first")
+    if bad >= 0:
+        raise InvalidBatch(
+            f"the site {sites[bad].tolist()} lies outside a volume of {spatial_size} voxels a side"
+        )
+    return keys, order
+
+
+def block_rows(rows: int) -> int:
+    """Return how many output rows make a block: few rows make small blocks, for all threads."""
+    return 256 if rows >= 8192 else 128 if rows >= 2048 else 64
+
+
+def submanifold_map(keys: Tensor, dim: int, kernel_size: int, spatial_size: int) -> Connection:
+    """Connect the sites of a level with each other."""
+    same = _connect(keys, keys, dim, kernel_size, spatial_size)
+    return Connection(same, same, True)
+
+
+def strided_map(keys: Tensor, dim: int) -> tuple[Tensor, Connection]:
+    """Connect sites with their parents for kernel 2 and stride 2."""
+    rows, taps = len(keys), 2**dim
+    coarse = torch.empty_like(keys)
+    first = torch.empty(rows, dtype=torch.int32)
+    parents = _kernels.coarsen(keys.data_ptr(), rows, dim, coarse.data_ptr(), first.data_ptr())
+    maps = []
+    for number, connect in ((parents, _kernels.connect_down), (rows, _kernels.connect_up)):
+        kernel_map, addresses = _empty_map(number, taps)
+        connect(
+            keys.data_ptr(), rows, first.data_ptr(), parents, dim, *addresses,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        maps.append(kernel_map)
+    return coarse[:parents].clone(), Connection(*maps, False)
+
+
+def ordinary_map(
+    keys: Tensor, dim: int, kernel_size: int, spatial_size: int
+) -> tuple[Tensor, Connection]:
+    """Connect sites with every site that an odd, centred kernel reaches; its keys first."""
+    reached = reference.dilated(keys, dim, kernel_size, spatial_size)
+    forward = _connect(keys, reached, dim, kernel_size, spatial_size)
+    backward = _connect(reached, keys, dim, kernel_size, spatial_size)
+    return reached, Connection(forward, backward, True)
+
+
+def convolve(
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    kernel_map: KernelMap,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    statistics: bool,
+) -> tuple[Tensor, Tensor]:
+    """Convolve, add the residual, and sum up the result."""
+    rows, out_channels = kernel_map.rows, weight.shape[2]
+    source, kept = _source(x, skip, weight.shape[1], scale, shift)
+    weight = _array(weight)
+    out = x.new_empty((rows, out_channels))
+    sums = torch.empty((2, out_channels) if statistics else 0, dtype=torch.float64)
+    if residual is not None:
+        residual = _array(residual)
+        if residual.shape != out.shape:
+            raise ValueError(f"the residual must have shape {tuple(out.shape)}")
+    _kernels.convolve(
+        *source, weight.data_ptr(), out_channels, *_pairs(kernel_map, weight.shape[0]),
+        0 if residual is None else residual.data_ptr(), out.data_ptr(),
+        sums.data_ptr() if statistics else 0, torch.get_num_threads(),
+    )  # fmt: skip
+    del kept
+    return out, sums
+
+
+def input_gradient(
+    grad: Tensor,
+    weight: Tensor,
+    kernel_map: KernelMap,
+    mirrored: bool,
+    x: Tensor,
+    skip: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Propagate the gradient of ``out`` to the inputs."""
+    source, kept = _source(x, skip, weight.shape[1], scale, shift)
+    x_address, skip_address, rows, x_channels, skip_channels, scale_address, shift_address = source
+    if rows != kernel_map.rows:
+        raise ValueError(f"the map leads back to {kernel_map.rows} rows, not {rows}")
+    grad, weight = _array(grad), _array(weight)
+    to_x = torch.empty_like(kept[0])
+    to_skip = x.new_empty(0) if skip is None else torch.empty_like(kept[1])
+    sums = torch.empty(
+        (2, x_channels + skip_channels) if scale is not None else 0, dtype=torch.float64
+    )
+    _kernels.input_gradient(
+        grad.data_ptr(), len(grad), weight.shape[2], weight.data_ptr(),
+        *_pairs(kernel_map, weight.shape[0]), mirrored, x_address, skip_address, x_channels,
+        skip_channels, scale_address, shift_address, to_x.data_ptr(), to_skip.data_ptr(),
+        sums.data_ptr() if scale is not None else 0, torch.get_num_threads(),
+    )  # fmt: skip
+    return to_x, to_skip, sums
+
+
+def weight_gradient(
+    x: Tensor,
+    skip: Tensor | None,
+    grad: Tensor,
+    kernel_map: KernelMap,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> Tensor:
+    """Return the gradient of the weights, (K, C_in, C_out)."""
+    channels = x.shape[1] + (0 if skip is None else skip.shape[1])
+    source, kept = _source(x, skip, channels, scale, shift)
+    grad = _array(grad)
+    out = x.new_empty((kernel_map.taps, channels, grad.shape[1]))
+    _kernels.weight_gradient(
+        *source, grad.data_ptr(), grad.shape[1], *_pairs(kernel_map, kernel_map.taps),
+        out.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    del kept
+    return out
+
+
+def statistics_gradient(grad: Tensor, out: Tensor, grad_sums: Tensor) -> Tensor:
+    """Return ``grad + grad_sums[0] + 2 * out * grad_sums[1]``."""
+    grad, out = _array(grad), _array(out)
+    grad_sums = grad_sums.to(torch.float64).contiguous()
+    result = torch.empty_like(out)
+    _kernels.statistics_gradient(
+        grad.data_ptr(), out.data_ptr(), grad_sums.data_ptr(), *out.shape, result.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return result
+
+
+def _array(values: Tensor) -> Tensor:
+    """Return contiguous float32 values on the CPU, or say what is wrong with them."""
+    if values.dtype != torch.float32 or values.device.type != "cpu":
+        raise ValueError(f"the cpu kernels need float32 on the CPU, not {values.dtype}")
+    return values.contiguous()
+
+
+def _source(
+    x: Tensor, skip: Tensor | None, channels: int, scale: Tensor | None, shift: Tensor | None
+) -> tuple[tuple[int, int, int, int, int, int, int], list[Tensor]]:
+    """Return the addresses and sizes of an input, and the arrays to keep alive meanwhile."""
+    kept = [_array(x)]
+    rows, x_channels = x.shape
+    skip_address = skip_channels = scale_address = shift_address = 0
+    if skip is not None:
+        kept.append(_array(skip))
+        skip_address, skip_channels = kept[-1].data_ptr(), skip.shape[1]
+        if len(skip) != rows:
+            raise ValueError(f"both sources must have {rows} rows, the second has {len(skip)}")
+    if x_channels + skip_channels != channels:
+        raise ValueError(f"the weights take {channels} channels, not {x_channels + skip_channels}")
+    if scale is not None and shift is not None:
+        kept += [_array(scale), _array(shift)]
+        scale_address, shift_address = kept[-2].data_ptr(), kept[-1].data_ptr()
+        if scale.numel() != channels or shift.numel() != channels:
+            raise ValueError(f"scale and shift must have {channels} channels")
+    return (
+        kept[0].data_ptr(),
+        skip_address,
+        rows,
+        x_channels,
+        skip_channels,
+        scale_address,
+        shift_address,
+    ), kept
+
+
+def _pairs(kernel_map: KernelMap, taps: int) -> tuple[int, int, int, int, int, int]:
+    """Return the addresses and sizes of a map."""
+    if kernel_map.taps != taps:
+        raise ValueError(f"the weights have {taps} taps, the kernel map {kernel_map.taps}")
+    rows = kernel_map.rows
+    if not kernel_map.tensors:
+        return 0, 0, 0, rows, taps, block_rows(rows)
+    rows_in, rows_out, spans = kernel_map.tensors
+    return (
+        rows_in.data_ptr(),
+        rows_out.data_ptr(),
+        spans.data_ptr(),
+        rows,
+        taps,
+        block_rows(rows),
+    )
+
+
+def _empty_map(rows: int, taps: int) -> tuple[KernelMap, tuple[int, int, int, int]]:
+    """Make room for a map; memory that pairs do not reach is never touched."""
+    block = block_rows(rows)
+    rows_in = torch.empty(rows * taps, dtype=torch.int32)
+    rows_out = torch.empty(rows * taps, dtype=torch.uint8)
+    spans = torch.empty((-(-rows // block), taps + 1), dtype=torch.int32)
+    addresses = block, rows_in.data_ptr(), rows_out.data_ptr(), spans.data_ptr()
+    return KernelMap((rows_in, rows_out, spans), rows, taps), addresses
+
+
+def _connect(
+    keys_in: Tensor, keys_out: Tensor, dim: int, kernel_size: int, spatial_size: int
+) -> KernelMap:
+    kernel_map, addresses = _empty_map(len(keys_out), kernel_size**dim)
+    _kernels.connect(
+        keys_in.data_ptr(), len(keys_in), keys_out.data_ptr(), len(keys_out), dim,
+        axis_bits(spatial_size), kernel_size, *addresses, torch.get_num_threads(),
+    )  # fmt: skip
+    return kernel_map

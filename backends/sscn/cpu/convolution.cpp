@@ -1,0 +1,575 @@
+// Convolutions over pair lists and their gradients; compiled once for each instruction set.
+//
+// A block of output rows accumulates in the first-level cache. Tap after tap, its pairs are taken
+// in tiles that live in registers: rows of the input are read where they lie, each value is
+// broadcast and multiplied with a row of the tap's weights. Every output element adds up its terms
+// in the same order whatever the tiles and threads, so results do not depend on either.
+#include "maps.hpp"
+#include "parallel.hpp"
+#include "scratch.hpp"
+
+#include <cstring>
+#include <utility>
+
+namespace sscn::SSCN_TARGET {
+namespace {
+
+constexpr int kLanes = SSCN_LANES;
+typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
+
+// How many vectors wide a tile is at most, and how many rows it has for each width: all
+// accumulators, one row of weights and one broadcast value fill the registers.
+#if SSCN_LANES == 16
+constexpr int kWidest = 5;
+constexpr int tile_rows(int width) { return width == 1 ? 12 : width == 2 ? 12 : width == 3 ? 8 : width == 4 ? 6 : 5; }
+constexpr int gradient_rows(int width) { return width == 1 ? 16 : width == 2 ? 8 : width == 3 ? 8 : 4; }
+#else
+constexpr int kWidest = 3;
+constexpr int tile_rows(int width) { return width == 1 ? 8 : width == 2 ? 6 : 4; }
+constexpr int gradient_rows(int width) { return width == 1 ? 8 : 4; }
+#endif
+
+inline Vector load(const float* from) {
+  Vector v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+inline void store(float* to, Vector v) { std::memcpy(to, &v, sizeof v); }
+
+inline Vector broadcast(float value) { return value - Vector{}; }
+
+inline Vector positive(Vector v) { return v > 0 ? v : Vector{}; }
+
+inline int padded(int channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
+
+// Scratch memory is kept by each calling thread, so that pages are not faulted in again.
+struct Workspace {
+  Scratch input, gradient, weights, accumulators, sums, partial;
+};
+
+Workspace& workspace() {
+  static thread_local Workspace memory;
+  return memory;
+}
+
+// ---- tiles ------------------------------------------------------------------------------------
+
+template <int kRows, int kWidth>
+inline void tile(const float* x, int64_t channels, const int32_t* in, const uint8_t* out,
+                 const float* weight, int64_t weight_stride, float* sum, int64_t sum_stride) {
+  const float* row[kRows];
+  Vector acc[kRows][kWidth];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+    row[m] = x + in[m] * channels;
+#pragma GCC unroll 8
+    for (int j = 0; j < kWidth; ++j) acc[m][j] = load(sum + out[m] * sum_stride + j * kLanes);
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    Vector w[kWidth];
+#pragma GCC unroll 8
+    for (int j = 0; j < kWidth; ++j) w[j] = load(weight + c * weight_stride + j * kLanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      const float value = row[m][c];
+#pragma GCC unroll 8
+      for (int j = 0; j < kWidth; ++j) acc[m][j] += w[j] * value;
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+    for (int j = 0; j < kWidth; ++j) store(sum + out[m] * sum_stride + j * kLanes, acc[m][j]);
+}
+
+using TileFunction = void (*)(const float*, int64_t, const int32_t*, const uint8_t*, const float*,
+                              int64_t, float*, int64_t);
+
+template <int kWidth, int... kRows>
+void remainder(int rows, std::integer_sequence<int, kRows...>, const float* x, int64_t channels,
+               const int32_t* in, const uint8_t* out, const float* weight, int64_t weight_stride,
+               float* sum, int64_t sum_stride) {
+  static constexpr TileFunction functions[] = {tile<kRows + 1, kWidth>...};
+  functions[rows - 1](x, channels, in, out, weight, weight_stride, sum, sum_stride);
+}
+
+template <int kWidth>
+void multiply_pairs(const float* x, int64_t channels, const int32_t* in, const uint8_t* out,
+                    int number, const float* weight, int64_t weight_stride, float* sum,
+                    int64_t sum_stride) {
+  constexpr int kRows = tile_rows(kWidth);
+  int done = 0;
+  for (; done + kRows <= number; done += kRows)
+    tile<kRows, kWidth>(x, channels, in + done, out + done, weight, weight_stride, sum, sum_stride);
+  if (done < number)
+    remainder<kWidth>(number - done, std::make_integer_sequence<int, kRows - 1>{}, x, channels,
+                      in + done, out + done, weight, weight_stride, sum, sum_stride);
+}
+
+#if SSCN_LANES == 16
+template <int kRows>
+inline void narrow_rows(const float* x, int64_t channels, const int32_t* in, const uint8_t* out,
+                        const Vector* w, float* sum, int64_t sum_stride) {
+  const float* row[kRows];
+  Vector acc[kRows];
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m) {
+    row[m] = x + in[m] * channels;
+    acc[m] = load(sum + out[m] * sum_stride);
+  }
+#pragma GCC unroll 16
+  for (int c = 0; c < 16; ++c)
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) acc[m] += w[c] * row[m][c];
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m) store(sum + out[m] * sum_stride, acc[m]);
+}
+
+// One vector wide, the weights of 16 input channels stay in registers for all pairs of the tap.
+template <>
+void multiply_pairs<1>(const float* x, int64_t channels, const int32_t* in, const uint8_t* out,
+                       int number, const float* weight, int64_t weight_stride, float* sum,
+                       int64_t sum_stride) {
+  int64_t c = 0;
+  for (; c + 16 <= channels; c += 16) {
+    Vector w[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) w[i] = load(weight + (c + i) * weight_stride);
+    int done = 0;
+    for (; done + 8 <= number; done += 8)
+      narrow_rows<8>(x + c, channels, in + done, out + done, w, sum, sum_stride);
+    for (; done < number; ++done)
+      narrow_rows<1>(x + c, channels, in + done, out + done, w, sum, sum_stride);
+  }
+  for (; c < channels; ++c) {
+    const Vector w = load(weight + c * weight_stride);
+    for (int i = 0; i < number; ++i) {
+      float* to = sum + out[i] * sum_stride;
+      store(to, load(to) + w * x[in[i] * channels + c]);
+    }
+  }
+}
+#endif
+
+using PairsFunction = void (*)(const float*, int64_t, const int32_t*, const uint8_t*, int,
+                               const float*, int64_t, float*, int64_t);
+
+template <int... kWidth>
+PairsFunction pairs_function(int width, std::integer_sequence<int, kWidth...>) {
+  static constexpr PairsFunction functions[] = {multiply_pairs<kWidth + 1>...};
+  return functions[width - 1];
+}
+
+PairsFunction pairs_function(int width) {
+  return pairs_function(width, std::make_integer_sequence<int, kWidest>{});
+}
+
+// The pairs of the identity: each row of a block with itself.
+struct SamePairs {
+  int32_t in[256];
+  uint8_t out[256];
+  SamePairs(int64_t first, int rows) {
+    for (int i = 0; i < rows; ++i) {
+      in[i] = static_cast<int32_t>(first + i);
+      out[i] = static_cast<uint8_t>(i);
+    }
+  }
+};
+
+// Call visit(tap, in, out, number) for the pairs of a block, taps in ascending order.
+template <class Visit>
+inline void for_each_tap(const Pairs& pairs, int64_t block, int first_tap, int last_tap,
+                         Visit&& visit) {
+  const int64_t first = block * pairs.block;
+  if (!pairs.out) {
+    const int64_t left = pairs.rows - first;
+    const int rows = static_cast<int>(left < pairs.block ? left : pairs.block);
+    const SamePairs same(first, rows);
+    visit(0, same.in, same.out, rows);
+    return;
+  }
+  const int32_t* span = pairs.span + block * (pairs.taps + 1);
+  const int32_t* in = pairs.in + first * pairs.taps;
+  const uint8_t* out = pairs.out + first * pairs.taps;
+  for (int tap = first_tap; tap < last_tap; ++tap)
+    if (const int number = span[tap + 1] - span[tap])
+      visit(tap, in + span[tap], out + span[tap], number);
+}
+
+// Convolve rows of x and hand each block's columns to
+// finish(block, first row, rows, first column, vectors, accumulators).
+template <class Finish>
+void convolve_blocks(const float* x, int channels, const float* weight, int weight_stride,
+                     const Pairs& pairs, int threads, Finish&& finish) {
+  const int vectors = weight_stride / kLanes;
+  const int groups = (vectors + kWidest - 1) / kWidest;
+  const int64_t blocks = pairs.blocks();
+  const auto room = static_cast<size_t>(256) * kWidest * kLanes;
+  float* all =
+      workspace().accumulators.get<float>(room * static_cast<size_t>(threads < 1 ? 1 : threads));
+  parallel_for(threads, blocks * groups, [&](int64_t task, int worker) {
+    const int64_t block = task / groups;
+    const int group = static_cast<int>(task % groups);
+    const int from = vectors * group / groups, width = vectors * (group + 1) / groups - from;
+    const int64_t first = block * pairs.block, left = pairs.rows - first;
+    const int rows = static_cast<int>(left < pairs.block ? left : pairs.block);
+    float* sum = all + static_cast<size_t>(worker) * room;
+    const int64_t stride = width * kLanes;
+    std::memset(sum, 0, static_cast<size_t>(rows * stride) * sizeof(float));
+    const PairsFunction multiply = pairs_function(width);
+    for_each_tap(pairs, block, 0, pairs.taps,
+                 [&](int tap, const int32_t* in, const uint8_t* out, int number) {
+                   const float* w = weight + static_cast<int64_t>(tap) * channels * weight_stride;
+                   multiply(x, channels, in, out, number, w + from * kLanes, weight_stride, sum,
+                            stride);
+                 });
+    finish(block, first, rows, from * kLanes, width, sum);
+  });
+}
+
+// ---- inputs and weights in the form that tiles read -------------------------------------------
+
+// Return the rows relu(scale * [x, skip] + shift), written to scratch only where they differ
+// from x.
+const float* gathered(const Source& source, int threads) {
+  if (!source.skip && !source.scale) return source.x;
+  const int channels = source.channels();
+  float* to = workspace().input.get<float>(static_cast<size_t>(source.rows) * channels);
+  constexpr int64_t kChunk = 512;
+  parallel_for(threads, (source.rows + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
+    const int64_t begin = chunk * kChunk;
+    const int64_t end = begin + kChunk < source.rows ? begin + kChunk : source.rows;
+    const auto copy = [&](const float* from, int width, int offset) {
+      const float* scale = source.scale ? source.scale + offset : nullptr;
+      const float* shift = source.scale ? source.shift + offset : nullptr;
+      for (int64_t i = begin; i < end; ++i) {
+        const float* row = from + i * width;
+        float* target = to + i * channels + offset;
+        int c = 0;
+        for (; c + kLanes <= width; c += kLanes) {
+          Vector v = load(row + c);
+          if (scale) v = positive(load(scale + c) * v + load(shift + c));
+          store(target + c, v);
+        }
+        for (; c < width; ++c) {
+          const float v = scale ? scale[c] * row[c] + shift[c] : row[c];
+          target[c] = scale && !(v > 0) ? 0 : v;
+        }
+      }
+    };
+    copy(source.x, source.x_channels, 0);
+    if (source.skip) copy(source.skip, source.skip_channels, source.x_channels);
+  });
+  return to;
+}
+
+// Return rows padded with zeros to whole vectors, in scratch unless they already are.
+const float* widened(const float* from, int64_t rows, int channels, Scratch& scratch, int threads) {
+  const int wide = padded(channels);
+  if (wide == channels) return from;
+  float* to = scratch.get<float>(static_cast<size_t>(rows) * wide);
+  constexpr int64_t kChunk = 512;
+  parallel_for(threads, (rows + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
+    const int64_t end = (chunk + 1) * kChunk < rows ? (chunk + 1) * kChunk : rows;
+    for (int64_t i = chunk * kChunk; i < end; ++i) {
+      std::memcpy(to + i * wide, from + i * channels, static_cast<size_t>(channels) * sizeof(float));
+      std::memset(to + i * wide + channels, 0,
+                  static_cast<size_t>(wide - channels) * sizeof(float));
+    }
+  });
+  return to;
+}
+
+// Return the weights (taps, in, out) as (taps, out, in padded), taps in reverse if mirrored.
+const float* transposed(const float* weight, int taps, int in_channels, int out_channels,
+                        bool mirrored, int threads) {
+  const int wide = padded(in_channels);
+  const auto size = static_cast<size_t>(out_channels) * wide;
+  float* to = workspace().weights.get<float>(static_cast<size_t>(taps) * size);
+  parallel_for(threads, taps, [&](int64_t tap, int) {
+    const int64_t source = mirrored ? taps - 1 - tap : tap;
+    const float* from = weight + source * in_channels * out_channels;
+    float* target = to + static_cast<size_t>(tap) * size;
+    if (wide != in_channels) std::memset(target, 0, size * sizeof(float));
+    constexpr int kTile = 16;
+    for (int o0 = 0; o0 < out_channels; o0 += kTile)
+      for (int i0 = 0; i0 < in_channels; i0 += kTile) {
+        const int o1 = o0 + kTile < out_channels ? o0 + kTile : out_channels;
+        const int i1 = i0 + kTile < in_channels ? i0 + kTile : in_channels;
+        for (int o = o0; o < o1; ++o)
+          for (int i = i0; i < i1; ++i) target[o * wide + i] = from[i * out_channels + o];
+      }
+  });
+  return to;
+}
+
+// Add the blocks' partial sums (blocks, 2, channels) in order.
+void add_up(const double* partial, int64_t blocks, int channels, double* sums) {
+  std::memset(sums, 0, static_cast<size_t>(2 * channels) * sizeof(double));
+  for (int64_t b = 0; b < blocks; ++b)
+    for (int c = 0; c < 2 * channels; ++c) sums[c] += partial[b * 2 * channels + c];
+}
+
+// Two sums over the rows of a block for some columns, in float, then added to partial sums.
+struct ColumnSums {
+  float first[kWidest * kLanes], second[kWidest * kLanes];
+  ColumnSums() : first{}, second{} {}
+
+  void add(int column, Vector a, Vector b) {
+    store(first + column, load(first + column) + a);
+    store(second + column, load(second + column) + b);
+  }
+
+  void write(double* partial, int channels, int from, int columns) const {
+    for (int c = 0; c < columns && from + c < channels; ++c) {
+      partial[from + c] = first[c];
+      partial[channels + from + c] = second[c];
+    }
+  }
+};
+
+}  // namespace
+
+// ---- the three convolutions -------------------------------------------------------------------
+
+void convolve(Source source, const float* weight, int out_channels, Pairs pairs,
+              const float* residual, float* out, double* sums, int threads) {
+  const int channels = source.channels();
+  const float* x = gathered(source, threads);
+  const float* w = widened(weight, static_cast<int64_t>(pairs.taps) * channels, out_channels,
+                           workspace().weights, threads);
+  double* partial = nullptr;
+  if (sums)
+    partial = workspace().sums.get<double>(static_cast<size_t>(pairs.blocks()) * 2 * out_channels);
+  convolve_blocks(
+      x, channels, w, padded(out_channels), pairs, threads,
+      [&](int64_t block, int64_t first, int rows, int from, int width, const float* acc) {
+        ColumnSums block_sums;
+        for (int i = 0; i < rows; ++i) {
+          const int64_t row = (first + i) * out_channels + from;
+          for (int j = 0; j < width; ++j) {
+            Vector v = load(acc + (i * width + j) * kLanes);
+            const int left = out_channels - from - j * kLanes;
+            if (left >= kLanes) {
+              if (residual) v += load(residual + row + j * kLanes);
+              store(out + row + j * kLanes, v);
+            } else {
+              float values[kLanes] = {};
+              store(values, v);
+              for (int c = 0; c < left; ++c) {
+                if (residual) values[c] += residual[row + j * kLanes + c];
+                out[row + j * kLanes + c] = values[c];
+              }
+              v = load(values);
+            }
+            if (partial) block_sums.add(j * kLanes, v, v * v);
+          }
+        }
+        if (partial)
+          block_sums.write(partial + block * 2 * out_channels, out_channels, from, width * kLanes);
+      });
+  if (sums) add_up(partial, pairs.blocks(), out_channels, sums);
+}
+
+void input_gradient(const float* grad, int64_t, int grad_channels, const float* weight, Pairs back,
+                    bool mirrored, Source source, float* to_x, float* to_skip, double* sums,
+                    int threads) {
+  const int channels = source.channels(), split = source.x_channels;
+  const float* w = transposed(weight, back.taps, channels, grad_channels, mirrored, threads);
+  double* partial = nullptr;
+  if (sums)
+    partial = workspace().sums.get<double>(static_cast<size_t>(back.blocks()) * 2 * channels);
+  convolve_blocks(
+      grad, grad_channels, w, padded(channels), back, threads,
+      [&](int64_t block, int64_t first, int rows, int from, int width, const float* acc) {
+        ColumnSums block_sums;
+        for (int j = 0; j < width; ++j) {
+          const int column = from + j * kLanes;
+          const bool within_x = column + kLanes <= split;
+          const bool within_skip = column >= split && column + kLanes <= channels;
+          for (int i = 0; i < rows; ++i) {
+            const int64_t row = first + i;
+            const Vector v = load(acc + (i * width + j) * kLanes);
+            if (within_x || within_skip) {
+              const int64_t at = within_x ? row * split + column
+                                          : row * source.skip_channels + column - split;
+              float* to = (within_x ? to_x : to_skip) + at;
+              if (!source.scale) {
+                store(to, v);
+                continue;
+              }
+              const Vector x = load((within_x ? source.x : source.skip) + at);
+              const Vector scale = load(source.scale + column);
+              const Vector g = scale * x + load(source.shift + column) > 0 ? v : Vector{};
+              store(to, scale * g);
+              block_sums.add(j * kLanes, g * x, g);
+              continue;
+            }
+            float values[kLanes], products[kLanes] = {}, passed[kLanes] = {};
+            store(values, v);
+            for (int k = 0; k < kLanes && column + k < channels; ++k) {
+              const int c = column + k;
+              const int64_t at = c < split ? row * split + c : row * source.skip_channels + c - split;
+              float& to = (c < split ? to_x : to_skip)[at];
+              to = values[k];
+              if (!source.scale) continue;
+              const float x = (c < split ? source.x : source.skip)[at];
+              const float g = source.scale[c] * x + source.shift[c] > 0 ? values[k] : 0;
+              to = source.scale[c] * g;
+              products[k] = g * x;
+              passed[k] = g;
+            }
+            if (source.scale) block_sums.add(j * kLanes, load(products), load(passed));
+          }
+        }
+        if (partial)
+          block_sums.write(partial + block * 2 * channels, channels, from, width * kLanes);
+      });
+  if (sums) add_up(partial, back.blocks(), channels, sums);
+}
+
+// ---- weight gradients -------------------------------------------------------------------------
+
+namespace {
+
+// Add the outer products of pairs to kRows x kWidth vectors of a tap's gradient.
+template <int kRows, int kWidth>
+inline void outer(const float* x, int64_t channels, const int32_t* in, const float* grad,
+                  int64_t grad_stride, const uint8_t* out, int number, float* to, int64_t stride) {
+  Vector acc[kRows][kWidth];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+    for (int j = 0; j < kWidth; ++j) acc[m][j] = load(to + m * stride + j * kLanes);
+  for (int p = 0; p < number; ++p) {
+    const float* row = x + in[p] * channels;
+    const float* g = grad + out[p] * grad_stride;
+    Vector v[kWidth];
+#pragma GCC unroll 8
+    for (int j = 0; j < kWidth; ++j) v[j] = load(g + j * kLanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+      for (int j = 0; j < kWidth; ++j) acc[m][j] += v[j] * row[m];
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+    for (int j = 0; j < kWidth; ++j) store(to + m * stride + j * kLanes, acc[m][j]);
+}
+
+template <int kWidth>
+void outer_products(const float* x, int64_t channels, const int32_t* in, const float* grad,
+                    int64_t grad_stride, const uint8_t* out, int number, float* to,
+                    int64_t stride) {
+  constexpr int kRows = gradient_rows(kWidth);
+  int64_t c = 0;
+  for (; c + kRows <= channels; c += kRows)
+    outer<kRows, kWidth>(x + c, channels, in, grad, grad_stride, out, number, to + c * stride,
+                         stride);
+  for (; c < channels; ++c)
+    outer<1, kWidth>(x + c, channels, in, grad, grad_stride, out, number, to + c * stride, stride);
+}
+
+using OuterFunction = void (*)(const float*, int64_t, const int32_t*, const float*, int64_t,
+                               const uint8_t*, int, float*, int64_t);
+
+template <int... kWidth>
+OuterFunction outer_function(int width, std::integer_sequence<int, kWidth...>) {
+  static constexpr OuterFunction functions[] = {outer_products<kWidth + 1>...};
+  return functions[width - 1];
+}
+
+}  // namespace
+
+void weight_gradient(Source source, const float* grad, int grad_channels, Pairs pairs, float* out,
+                     int threads) {
+  const int channels = source.channels(), stride = padded(grad_channels), taps = pairs.taps;
+  const int vectors = stride / kLanes, parts = (vectors + kWidest - 1) / kWidest;
+  const float* x = gathered(source, threads);
+  const float* g = widened(grad, pairs.rows, grad_channels, workspace().gradient, threads);
+  // Rows are cut into few groups, by their number alone; each sums up on its own, its rows of x
+  // and of the gradient staying in the second-level cache over the taps.
+  constexpr int64_t kGroupRows = 2048, kMostGroups = 16;
+  const int64_t blocks = pairs.blocks();
+  const int64_t wanted = (pairs.rows + kGroupRows - 1) / kGroupRows;
+  const int64_t groups = wanted < 1 ? 1 : wanted < kMostGroups ? wanted : kMostGroups;
+  const auto tap_size = static_cast<size_t>(channels) * stride;
+  const bool direct = groups == 1 && stride == grad_channels;
+  float* partial = direct ? out : workspace().partial.get<float>(groups * taps * tap_size);
+  const int64_t chunk = kGroupRows / pairs.block;
+  // A task is some taps of a group; the fewer the groups, the fewer taps a task.
+  const int64_t sets = groups >= 8 && taps >= 3 ? 3 : taps;
+  parallel_for(threads, groups * sets, [&](int64_t task, int) {
+    const int64_t group = task / sets, set = task % sets;
+    const int first_tap = static_cast<int>(taps * set / sets);
+    const int last_tap = static_cast<int>(taps * (set + 1) / sets);
+    float* mine = partial + group * taps * tap_size;
+    std::memset(mine + first_tap * tap_size, 0, (last_tap - first_tap) * tap_size * sizeof(float));
+    const int64_t begin = blocks * group / groups, end = blocks * (group + 1) / groups;
+    for (int64_t b0 = begin; b0 < end; b0 += chunk)
+      for (int tap = first_tap; tap < last_tap; ++tap)
+        for (int64_t b = b0; b < end && b < b0 + chunk; ++b)
+          for_each_tap(pairs, b, tap, tap + 1,
+                       [&](int, const int32_t* in, const uint8_t* rows, int number) {
+                         for (int part = 0; part < parts; ++part) {
+                           const int from = vectors * part / parts;
+                           const int width = vectors * (part + 1) / parts - from;
+                           outer_function(width, std::make_integer_sequence<int, kWidest>{})(
+                               x, channels, in, g + b * pairs.block * stride + from * kLanes,
+                               stride, rows, number, mine + tap * tap_size + from * kLanes, stride);
+                         }
+                       });
+  });
+  if (direct) return;
+  parallel_for(threads, taps, [&](int64_t tap, int) {
+    for (int c = 0; c < channels; ++c)
+      for (int o = 0; o < grad_channels; ++o) {
+        const float* from = partial + tap * tap_size + static_cast<size_t>(c) * stride + o;
+        float sum = 0;
+        for (int64_t group = 0; group < groups; ++group) sum += from[group * taps * tap_size];
+        out[(tap * channels + c) * grad_channels + o] = sum;
+      }
+  });
+}
+
+void statistics_gradient(const float* grad, const float* out, const double* grad_sums, int64_t rows,
+                         int channels, float* result, int threads) {
+  float* factor = workspace().sums.get<float>(static_cast<size_t>(2 * channels));
+  for (int c = 0; c < channels; ++c) {
+    factor[c] = static_cast<float>(grad_sums[c]);
+    factor[channels + c] = static_cast<float>(2 * grad_sums[channels + c]);
+  }
+  constexpr int64_t kChunk = 512;
+  parallel_for(threads, (rows + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
+    const int64_t end = (chunk + 1) * kChunk < rows ? (chunk + 1) * kChunk : rows;
+    for (int64_t i = chunk * kChunk; i < end; ++i) {
+      const int64_t row = i * channels;
+      int c = 0;
+      for (; c + kLanes <= channels; c += kLanes)
+        store(result + row + c, load(grad + row + c) + load(factor + c) +
+                                    load(factor + channels + c) * load(out + row + c));
+      for (; c < channels; ++c)
+        result[row + c] = grad[row + c] + factor[c] + factor[channels + c] * out[row + c];
+    }
+  });
+}
+
+}  // namespace sscn::SSCN_TARGET
+
+namespace sscn {
+
+#define SSCN_JOIN_(a, b) a##b
+#define SSCN_JOIN(a, b) SSCN_JOIN_(a, b)
+#define SSCN_TEXT_(a) #a
+#define SSCN_TEXT(a) SSCN_TEXT_(a)
+
+const Engine SSCN_JOIN(engine_, SSCN_TARGET) = {
+    SSCN_TEXT(SSCN_TARGET),      SSCN_TARGET::sort_sites,     SSCN_TARGET::connect,
+    SSCN_TARGET::coarsen,        SSCN_TARGET::connect_down,   SSCN_TARGET::connect_up,
+    SSCN_TARGET::convolve,       SSCN_TARGET::input_gradient, SSCN_TARGET::weight_gradient,
+    SSCN_TARGET::statistics_gradient,
+};
+
+}  // namespace sscn

@@ -1,0 +1,27 @@
+// Runs tasks on the OpenMP threads that torch already has.
+#pragma once
+
+#include <cstdint>
+
+namespace sscn {
+
+using Task = void (*)(void* context, int64_t index, int worker);
+
+// Call task(context, i, worker) for every i below `tasks`, on at most `threads` threads. Tasks are
+// handed out in ascending order as threads become free; `worker` is below `threads`.
+void run_tasks(int threads, int64_t tasks, Task task, void* context);
+
+namespace {
+
+template <class Function>
+void parallel_for(int threads, int64_t tasks, Function&& function) {
+  run_tasks(
+      threads, tasks,
+      [](void* context, int64_t index, int worker) {
+        (*static_cast<Function*>(context))(index, worker);
+      },
+      &function);
+}
+
+}  // namespace
+}  // namespace sscn
