@@ -64,7 +64,7 @@ def _accumulate(
 ):  # fmt: skip
     """Add the products of one source, whose channels start at channel FIRST of the input."""
     chunks: tl.constexpr = (CHANNELS + BLOCK_K - 1) // BLOCK_K
-    for step in range(0, count * chunks):
+    for step in range(count * chunks):
         channel = (step % chunks) * BLOCK_K + tl.arange(0, BLOCK_K)
         if IDENTITY:
             tap = 0
@@ -133,11 +133,13 @@ def convolve_tile(
         here = tl.minimum(rows - tile * BLOCK_M, BLOCK_M)
         mean = tl.sum(seen, 0) / here.to(tl.float32)
         deviation = tl.where(wanted, seen - mean[None, :], 0.0)
+        rest = tl.sum(deviation, 0).to(tl.float64)
         squares = tl.sum(deviation * deviation, 0).to(tl.float64)
         mean = mean.to(tl.float64)
+        squares += 2.0 * mean * rest + mean * mean * here
         sums += tile * (2 * OUT)
-        tl.store(sums + column, mean * here, mask=column < OUT)
-        tl.store(sums + OUT + column, squares + mean * mean * here, mask=column < OUT)
+        tl.store(sums + column, mean * here + rest, mask=column < OUT)
+        tl.store(sums + OUT + column, squares, mask=column < OUT)
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -257,7 +257,8 @@ def ordinary_map(
     if rows:
         _reach[(*_grid(rows), taps)](
             keys, candidates, rows, _spread(2**bits - 1, dim), _spread(spatial_size - 1, dim),
-            bits, DIM=dim, SIZE=kernel_size, REACH_BITS=(kernel_size // 2).bit_length(), BLOCK=BLOCK,
+            bits, DIM=dim, SIZE=kernel_size, REACH_BITS=(kernel_size // 2).bit_length(),
+            BLOCK=BLOCK,
         )  # fmt: skip
     reached = candidates[candidates >= 0].unique()
     forward = _empty_table(taps, len(reached), keys)

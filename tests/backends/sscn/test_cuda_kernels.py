@@ -1,0 +1,504 @@
+"""The Triton kernels against float64, on a GPU or in Triton's interpreter.
+
+The interpreter must be chosen before Triton is imported: ``test_cuda_interpreted`` runs this file
+with ``TRITON_INTERPRET=1`` in a process of its own.
+"""
+
+import itertools
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not INTERPRETED and not torch.cuda.is_available():
+    pytest.skip(
+        "needs a GPU or TRITON_INTERPRET=1; test_cuda_interpreted runs these",
+        allow_module_level=True,
+    )
+
+from backends.contract import InvalidBatch, Unsupported  # noqa: E402
+from backends.sscn import cuda, reference  # noqa: E402
+from backends.sscn.cuda import maps  # noqa: E402
+from backends.sscn.kernels import Connection, KernelMap, identity, morton  # noqa: E402
+
+DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = [] if INTERPRETED else [pytest.mark.cuda]
+
+BOUNDS = {"fp32": 2e-6, "tf32": 3e-3, "fp16": 2e-3, "bf16": 1.5e-2}
+"""Relative error of a result of about unit size; the interpreter cuts bf16 instead of rounding."""
+
+TYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+@pytest.fixture
+def switch_tf32():
+    def switch(precision):
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    yield switch
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def some_sites(seed, dim, size, count, batch=2):
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.randint(0, size, (count, dim), generator=generator)
+    events = torch.randint(0, batch, (count, 1), generator=generator)
+    sites = torch.cat([events, places], 1).unique(dim=0).int()
+    return sites[torch.randperm(len(sites), generator=generator)].to(DEVICE)
+
+
+def table_by_row(kernel_map):
+    """Return the table (rows, taps) that a map of the cuda set stands for."""
+    table, order, taps, counts = kernel_map.tensors
+    rows = torch.full_like(table, -7)
+    rows[:, order] = table
+    block = -(-kernel_map.rows // max(len(counts), 1))
+    assert block <= 64
+    return rows.t().long()
+
+
+def brute_force(sites_in, sites_out, kernel_size, stride=1):
+    """Return the table of a kernel map by its definition, from site to site."""
+    dim = sites_in.shape[1] - 1
+    rows = {tuple(site): row for row, site in enumerate(sites_in.tolist())}
+    low = -(kernel_size // 2) if kernel_size % 2 else 0
+    taps = list(itertools.product(range(low, low + kernel_size), repeat=dim))
+    table = [
+        [
+            rows.get(
+                (batch, *(stride * at + step for at, step in zip(place, tap, strict=True))), -1
+            )
+            for tap in taps
+        ]
+        for batch, *place in sites_out.tolist()
+    ]
+    return torch.tensor(table, dtype=torch.int64).reshape(len(sites_out), len(taps))
+
+
+def sorted_levels(sites, size):
+    keys, order = cuda.sort_sites(sites, size)
+    return keys, sites[order].cpu()
+
+
+few = settings(
+    max_examples=3 if INTERPRETED else 30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
+    database=None,
+)
+
+
+@few
+@given(
+    seed=st.integers(0, 1000),
+    dim=st.sampled_from([2, 3]),
+    size=st.integers(1, 9),
+    count=st.integers(1, 40),
+)
+def test_submanifold_map_is_the_brute_force_one(seed, dim, size, count):
+    sites = some_sites(seed, dim, size, count)
+    keys, ordered = sorted_levels(sites, size)
+    assert torch.equal(keys.cpu(), morton(sites.cpu(), max(size - 1, 0).bit_length()).sort().values)
+    connection = cuda.submanifold_map(keys, dim, 3, size)
+    assert connection.mirrored
+    expected = brute_force(ordered, ordered, 3)
+    assert torch.equal(table_by_row(connection.forward).cpu(), expected)
+
+
+@few
+@given(seed=st.integers(0, 1000), dim=st.sampled_from([2, 3]), count=st.integers(1, 60))
+def test_strided_maps_are_the_brute_force_ones(seed, dim, count):
+    size = 12
+    keys, ordered = sorted_levels(some_sites(seed, dim, size, count), size)
+    for _ in range(2):
+        coarse, connection = cuda.strided_map(keys, dim)
+        halved = torch.cat([ordered[:, :1], ordered[:, 1:] // 2], 1)
+        parents = halved.unique(dim=0)
+        size //= 2
+        parents = parents[morton(parents, (size - 1).bit_length()).argsort()]
+        assert torch.equal(coarse.cpu(), morton(parents, (size - 1).bit_length()))
+        down = brute_force(ordered, parents, 2, stride=2)
+        assert torch.equal(table_by_row(connection.forward).cpu(), down)
+        up = torch.full((len(ordered), 2**dim), -1)
+        parent, tap = (down >= 0).nonzero().unbind(1)
+        up[down[parent, tap], tap] = parent
+        assert torch.equal(table_by_row(connection.backward).cpu(), up)
+        keys, ordered = coarse, parents.int()
+
+
+@pytest.mark.parametrize(
+    ("dim", "kernel_size"), [(2, 3), pytest.param(2, 5, marks=pytest.mark.slow)]
+)
+def test_ordinary_map_reaches_every_site_inside(dim, kernel_size):
+    size = 5
+    keys, ordered = sorted_levels(some_sites(1, dim, size, 12), size)
+    reached, connection = cuda.ordinary_map(keys, dim, kernel_size, size)
+    steps = range(-(kernel_size // 2), kernel_size // 2 + 1)
+    sites = {
+        (batch, *(at + by for at, by in zip(place, step, strict=True)))
+        for batch, *place in ordered.tolist()
+        for step in itertools.product(steps, repeat=dim)
+    }
+    inside = torch.tensor(sorted(s for s in sites if all(0 <= at < size for at in s[1:])))
+    inside = inside[morton(inside, 3).argsort()]
+    assert torch.equal(reached.cpu(), morton(inside, 3))
+    forward = brute_force(ordered, inside, kernel_size)
+    assert torch.equal(table_by_row(connection.forward).cpu(), forward)
+    backward = brute_force(inside, ordered, kernel_size)
+    assert torch.equal(table_by_row(connection.backward).cpu(), backward)
+
+
+def test_far_sites_of_large_batches_are_told_apart():
+    corner = torch.tensor([[255, 767, 767, 767], [255, 767, 767, 766], [254, 767, 767, 767]])
+    sites = torch.cat([corner, torch.tensor([[0, 0, 0, 0], [255, 0, 0, 0]])]).int().to(DEVICE)
+    keys, ordered = sorted_levels(sites, 768)
+    assert int(keys[-1]) > 2**37
+    connection = cuda.submanifold_map(keys, 3, 3, 768)
+    expected = brute_force(ordered, ordered, 3)
+    assert torch.equal(table_by_row(connection.forward).cpu(), expected)
+    assert (expected >= 0).sum() == 7
+
+
+def test_rows_ordered_by_their_taps_keep_the_map(monkeypatch):
+    monkeypatch.setattr(maps, "ORDERED_FROM", 0)
+    keys, ordered = sorted_levels(some_sites(3, 2, 14, 120, batch=1), 14)
+    connection = cuda.submanifold_map(keys, 2, 3, 14)
+    table, order, taps, counts = connection.forward.tensors
+    expected = brute_force(ordered, ordered, 3)
+    assert torch.equal(table_by_row(connection.forward).cpu(), expected)
+    masks = ((table >= 0).long() << torch.arange(9, device=DEVICE)[:, None]).sum(0)
+    assert bool((masks.diff() >= 0).all())
+    block = maps.tile_rows(len(keys))
+    for tile, (listed, count) in enumerate(zip(taps.tolist(), counts.tolist(), strict=True)):
+        inside = (table[:, tile * block : (tile + 1) * block] >= 0).any(1)
+        assert listed[:count] == inside.nonzero().squeeze(1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [
+        ([0, 4, 0, 0], "1 of 2 sites lie outside a volume of 4 voxels a side"),
+        ([0, 0, -1, 0], "1 of 2 sites lie outside"),
+        ([-1, 0, 0, 0], "1 of 2 sites lie outside"),
+        ([0, 1, 2, 3], "the same site is given twice"),
+    ],
+)
+def test_bad_sites_are_refused(site, message):
+    sites = torch.tensor([[0, 1, 2, 3], site], dtype=torch.int32, device=DEVICE)
+    with pytest.raises(InvalidBatch, match=message):
+        cuda.sort_sites(sites, 4)
+
+
+class Layer:
+    """One convolution with random values, on the kernels under test and on the reference."""
+
+    def __init__(self, kind, precision, widths, dim=2, size=10, count=45, seed=0):
+        sites = some_sites(seed, dim, size, count)
+        keys, _ = cuda.sort_sites(sites, size)
+        self.tested, self.exact = _connections(kind, keys, dim, size)
+        first, second, outputs = widths
+        taps, channels = self.exact.forward.taps, first + second
+        self.generator = torch.Generator().manual_seed(seed)
+        self.dtype = TYPES[precision]
+        rows_in, rows_out = self.exact.backward.rows, self.exact.forward.rows
+        self.x = self.random(rows_in, first)
+        self.skip = self.random(rows_in, second) if second else None
+        self.weight = self.random(taps, channels, outputs, scale=(taps * channels) ** -0.5)
+        self.scale = self.random(channels, dtype=torch.float32)
+        self.shift = self.random(channels, dtype=torch.float32)
+        self.residual = self.random(rows_out, outputs)
+        self.grad = self.random(rows_out, outputs)
+
+    def random(self, *shape, scale=1.0, dtype=None):
+        values = torch.randn(shape, generator=self.generator) * scale
+        return values.to(dtype or self.dtype).to(DEVICE)
+
+    def norm(self, kernels, used=True):
+        if not used:
+            return None, None
+        return _as(kernels, self.scale), _as(kernels, self.shift)
+
+    def forward(self, kernels, norm=True, residual=True, statistics=True):
+        values = (_as(kernels, each) for each in (self.x, self.skip, self.weight))
+        to_add = _as(kernels, self.residual) if residual else None
+        table = self.map(kernels).forward
+        return kernels.convolve(*values, table, *self.norm(kernels, norm), to_add, statistics)
+
+    def to_input(self, kernels, norm=True):
+        connection = self.map(kernels)
+        return kernels.input_gradient(
+            _as(kernels, self.grad),
+            _as(kernels, self.weight),
+            connection.backward,
+            connection.mirrored,
+            _as(kernels, self.x),
+            _as(kernels, self.skip),
+            *self.norm(kernels, norm),
+        )
+
+    def to_weight(self, kernels, norm=True):
+        values = (_as(kernels, each) for each in (self.x, self.skip, self.grad))
+        return kernels.weight_gradient(
+            *values, self.map(kernels).forward, *self.norm(kernels, norm)
+        )
+
+    def map(self, kernels):
+        return self.exact if kernels is reference else self.tested
+
+
+def _as(kernels, value):
+    return value.double() if kernels is reference and value is not None else value
+
+
+def _connections(kind, keys, dim, size):
+    if kind == "linear":
+        return identity(len(keys)), identity(len(keys))
+    if kind == "submanifold":
+        return tuple(each.submanifold_map(keys, dim, 3, size) for each in (cuda, reference))
+    if kind == "ordinary":
+        return tuple(each.ordinary_map(keys, dim, 3, size)[1] for each in (cuda, reference))
+    pair = [each.strided_map(keys, dim)[1] for each in (cuda, reference)]
+    if kind == "inverse":
+        pair = [Connection(each.backward, each.forward, False) for each in pair]
+    return tuple(pair)
+
+
+def assert_close(value, exact, bound):
+    assert value.shape == exact.shape
+    error = (value.double() - exact).norm() / exact.norm().clamp(min=1e-30)
+    assert bool(torch.isfinite(value).all())
+    assert float(error) < bound
+
+
+def check_layer(layer, bound):
+    out, sums = layer.forward(cuda)
+    exact, _ = layer.forward(reference)
+    assert out.dtype == layer.dtype
+    assert_close(out, exact, bound)
+    stored = out.double()
+    assert sums.dtype == torch.float64
+    assert_close(sums, torch.stack([stored.sum(0), stored.square().sum(0)]), bound)
+    for value, wanted in zip(layer.to_input(cuda), layer.to_input(reference), strict=True):
+        if wanted.numel():
+            assert_close(value, wanted, bound)
+        else:
+            assert value.shape == (0,)
+    assert_close(layer.to_weight(cuda), layer.to_weight(reference), bound)
+
+
+KINDS = ("submanifold", "strided", "inverse", "ordinary", "linear")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_agrees_with_float64(kind):
+    check_layer(Layer(kind, "fp32", (16, 0, 16)), BOUNDS["fp32"])
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
+def test_every_precision_agrees_with_float64(precision, switch_tf32):
+    switch_tf32(precision)
+    check_layer(Layer("strided", precision, (16, 16, 16)), BOUNDS[precision])
+
+
+@pytest.mark.parametrize(
+    "widths",
+    [(1, 0, 16), (16, 0, 5), (48, 48, 48), (3, 2, 7), (80, 0, 64), (96, 0, 80)],
+    ids=str,
+)
+def test_widths_agree_with_float64(widths):
+    check_layer(Layer("inverse", "fp32", widths, count=20), BOUNDS["fp32"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", list(TYPES))
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize(
+    "widths",
+    [
+        (1, 0, 16),
+        (16, 16, 16),
+        (32, 0, 32),
+        (48, 48, 48),
+        (64, 64, 64),
+        (80, 0, 80),
+        (96, 0, 128),
+        (128, 128, 128),
+        (160, 0, 160),
+    ],
+    ids=str,
+)
+def test_submanifold_in_every_width_and_precision(widths, dim, precision, switch_tf32):
+    switch_tf32(precision)
+    check_layer(Layer("submanifold", precision, widths, dim=dim, size=6), BOUNDS[precision])
+
+
+def test_three_dimensional_submanifold_agrees_with_float64():
+    layer = Layer("submanifold", "fp32", (16, 0, 16), dim=3, size=4)
+    out, _ = layer.forward(cuda, residual=False, statistics=False)
+    assert_close(out, layer.forward(reference, residual=False)[0], BOUNDS["fp32"])
+
+
+def test_without_norm_residual_and_statistics():
+    layer = Layer("strided", "fp32", (16, 16, 16))
+    out, sums = layer.forward(cuda, norm=False, residual=False, statistics=False)
+    assert sums.shape == (0,)
+    assert_close(out, layer.forward(reference, norm=False, residual=False)[0], BOUNDS["fp32"])
+    to_x, to_skip, sums = layer.to_input(cuda, norm=False)
+    exact = layer.to_input(reference, norm=False)
+    assert sums.shape == (0,)
+    assert_close(to_x, exact[0], BOUNDS["fp32"])
+    assert_close(to_skip, exact[1], BOUNDS["fp32"])
+    weights = layer.to_weight(cuda, norm=False)
+    assert_close(weights, layer.to_weight(reference, norm=False), BOUNDS["fp32"])
+
+
+def test_statistics_survive_a_large_mean():
+    layer = Layer("linear", "fp32", (16, 0, 16), count=70, size=12)
+    layer.residual += 3000.0
+    out, sums = layer.forward(cuda)
+    mean = sums[0] / len(out)
+    variance = sums[1] / len(out) - mean**2
+    assert_close(variance, out.double().var(0, unbiased=False), 1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_gradient_through_statistics(precision):
+    layer = Layer("linear", precision, (5, 0, 7))
+    to_sums = layer.random(2, 7, dtype=torch.float64)
+    total = cuda.statistics_gradient(layer.grad, layer.residual, to_sums)
+    exact = reference.statistics_gradient(layer.grad.double(), layer.residual.double(), to_sums)
+    assert total.dtype == layer.dtype
+    assert_close(total, exact, BOUNDS[precision])
+
+
+def test_views_that_are_not_contiguous_are_read_right():
+    layer = Layer("linear", "fp32", (16, 0, 16))
+    expected, _ = layer.forward(cuda)
+    layer.x = layer.x.t().contiguous().t()
+    layer.weight = layer.weight.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(layer.forward(cuda)[0], expected)
+
+
+def test_weight_gradient_of_many_runs(monkeypatch):
+    monkeypatch.setattr("backends.sscn.cuda.gradient.RUN", 32)
+    layer = Layer("inverse", "fp32", (16, 0, 16), count=90, size=14)
+    assert layer.exact.forward.rows > 64
+    assert_close(layer.to_weight(cuda), layer.to_weight(reference), BOUNDS["fp32"])
+
+
+@pytest.mark.parametrize("kind", ["submanifold", "strided", "inverse", "linear"])
+def test_no_sites_give_no_rows_and_zero_gradients(kind):
+    keys, order = cuda.sort_sites(torch.empty((0, 4), dtype=torch.int32, device=DEVICE), 8)
+    assert keys.shape == order.shape == (0,)
+    connection, _ = _connections(kind, keys, 3, 8)
+    taps = connection.forward.taps
+    x = torch.empty((0, 16), device=DEVICE)
+    weight = torch.ones((taps, 16, 8), device=DEVICE)
+    out, sums = cuda.convolve(x, None, weight, connection.forward, None, None, None, True)
+    assert out.shape == (0, 8)
+    assert torch.equal(sums, torch.zeros((2, 8), dtype=torch.float64, device=DEVICE))
+    scale = torch.ones(16, device=DEVICE)
+    to_x, _, norm = cuda.input_gradient(
+        out, weight, connection.backward, connection.mirrored, x, None, scale, scale
+    )
+    assert to_x.shape == (0, 16)
+    assert float(norm.abs().sum()) == 0
+    weights = cuda.weight_gradient(x, None, out, connection.forward, None, None)
+    assert torch.equal(weights, torch.zeros_like(weight))
+    assert cuda.statistics_gradient(out, out, sums).shape == (0, 8)
+
+
+def test_a_single_site_meets_only_the_centre_tap():
+    keys, _ = cuda.sort_sites(torch.tensor([[0, 5, 5]], dtype=torch.int32, device=DEVICE), 8)
+    connection = cuda.submanifold_map(keys, 2, 3, 8)
+    weight = torch.randn(9, 4, 4, device=DEVICE)
+    x = torch.randn(1, 4, device=DEVICE)
+    out, _ = cuda.convolve(x, None, weight, connection.forward, None, None, None, False)
+    assert torch.allclose(out, x @ weight[4], rtol=1e-5, atol=1e-6)
+
+
+def test_a_full_block_is_a_dense_convolution():
+    size = 6
+    grid = torch.cartesian_prod(torch.arange(1), torch.arange(size), torch.arange(size)).int()
+    keys, order = cuda.sort_sites(grid.to(DEVICE), size)
+    connection = cuda.submanifold_map(keys, 2, 3, size)
+    image = torch.randn(1, 3, size, size, dtype=torch.float64)
+    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    dense = torch.nn.functional.conv2d(image, weight, padding=1)
+    rows = image[0].flatten(1).t().float().to(DEVICE)[order]
+    native = weight.flatten(2).permute(2, 1, 0).float().to(DEVICE)
+    out, _ = cuda.convolve(rows, None, native, connection.forward, None, None, None, False)
+    assert_close(out, dense[0].flatten(1).t().to(DEVICE)[order], BOUNDS["fp32"])
+
+
+def test_the_same_input_gives_the_same_bits():
+    layer = Layer("strided", "fp32", (16, 0, 16))
+    for compute in (layer.forward, layer.to_input, lambda each: (layer.to_weight(each),)):
+        for once, again in zip(compute(cuda), compute(cuda), strict=True):
+            assert torch.equal(once, again)
+
+
+def test_float64_rows_are_refused():
+    rows = torch.zeros((1, 4), dtype=torch.float64, device=DEVICE)
+    weight = torch.zeros((1, 4, 4), dtype=torch.float64, device=DEVICE)
+    with pytest.raises(Unsupported, match="use kernels=reference"):
+        cuda.convolve(rows, None, weight, KernelMap((), 1, 1), None, None, None, False)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the host never waits in the interpreter")
+def test_the_host_waits_once_for_all_levels():
+    sites = some_sites(0, 3, 64, 3000, batch=4)
+    keys, _ = cuda.sort_sites(sites, 64)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for level in range(4):
+            connection = cuda.submanifold_map(keys, 3, 3, 64 >> level)
+            x = torch.ones((len(keys), 16), device=DEVICE)
+            weight = torch.ones((27, 16, 16), device=DEVICE)
+            cuda.convolve(x, None, weight, connection.forward, None, None, None, True)
+            keys, _ = cuda.strided_map(keys, 3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+def test_a_new_number_of_sites_compiles_nothing_new():
+    from backends.sscn.cuda.convolution import convolve_tile
+
+    def run(count):
+        keys, _ = cuda.sort_sites(some_sites(count, 3, 64, count), 64)
+        connection = cuda.submanifold_map(keys, 3, 3, 64)
+        x = torch.ones((len(keys), 16), device=DEVICE)
+        weight = torch.ones((27, 16, 16), device=DEVICE)
+        cuda.convolve(x, None, weight, connection.forward, None, None, None, False)
+        return sum(len(cache[0]) for cache in convolve_tile.device_caches.values())
+
+    compiled = run(3000)
+    assert [run(count) for count in (3001, 3008, 4096, 5)] == [compiled] * 4
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs 10 GB of GPU memory")
+@pytest.mark.slow
+def test_rows_beyond_two_gigabytes_are_addressed_right():
+    rows, channels = 28_000_000, 80  # 2.24e9 values
+    if torch.cuda.mem_get_info()[0] < 12e9:
+        pytest.skip("needs 12 GB of free GPU memory")
+    x = torch.zeros((rows, channels), dtype=torch.float16, device=DEVICE)
+    x[-70:] = torch.randn(70, channels)
+    weight = torch.randn(1, channels, channels, dtype=torch.float16, device=DEVICE)
+    out, _ = cuda.convolve(x, None, weight, identity(rows).forward, None, None, None, False)
+    assert_close(out[-70:], x[-70:].double() @ weight[0].double(), BOUNDS["fp16"])
+    assert int(out[:-70].count_nonzero()) == 0
