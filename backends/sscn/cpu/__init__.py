@@ -85,7 +85,7 @@ def strided_map(keys: Tensor, dim: int) -> tuple[Tensor, Connection]:
             torch.get_num_threads(),
         )  # fmt: skip
         maps.append(kernel_map)
-    return coarse[:parents].clone(), Connection(*maps, False)
+    return coarse[:parents].clone(), Connection(maps[0], maps[1], False)
 
 
 def ordinary_map(
