@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,13 +90,15 @@ class Accuracy:
 
 
 def summarise(
-    truths: list[NDArray[np.integer]], predictions: list[NDArray[np.integer]], classes: int
+    truths: Sequence[NDArray[np.integer]],
+    predictions: Sequence[NDArray[np.integer]],
+    classes: int,
 ) -> Accuracy:
     """Summarise the predictions of several events.
 
     Parameters
     ----------
-    truths, predictions : list of ndarray
+    truths, predictions : sequence of ndarray
         Labels of the voxels of each event.
     classes : int
         Number of classes.

@@ -1,0 +1,110 @@
+"""What a training is: all that determines its weights, as a value that can be written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from harness.cell import Cell, EventSpec, ModelSpec
+from harness.errors import BadInput
+from harness.study.views import View
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training.
+
+    Attributes
+    ----------
+    name : str
+        What its folder and its curve are called.
+    backend : str
+        The engine.
+    events : View
+        What it learns from.
+    held_out : View
+        What it is evaluated on as it goes.
+    batch : int
+        Events a step.
+    steps : int
+        Most steps.
+    seconds : float
+        Most training time, which leaves evaluations and checkpoints out; 0 for no limit.
+    evaluate_every : int
+        Steps between evaluations; 0 for none.
+    held_out_events : int
+        Events of each evaluation, the first ones of `held_out`; 0 for all.
+    device, precision, options, model
+        As for `harness.cell.Cell`.
+    learning_rate : float
+        Of Adam; the study's is 1e-3, without a schedule.
+    seed : int
+        Of the initial weights and of the order and orientation of the events: two engines with
+        the same seed start from the same weights and see the same batches in the same order.
+    """
+
+    name: str
+    backend: str
+    events: View
+    held_out: View
+    batch: int
+    steps: int
+    seconds: float = 0.0
+    evaluate_every: int = 0
+    held_out_events: int = 0
+    device: str = "cpu"
+    precision: str = "fp32"
+    options: Mapping[str, str] = field(default_factory=dict, hash=False)
+    model: ModelSpec = field(default_factory=ModelSpec)
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.steps < 1:
+            raise BadInput(f"{self.name}: a training needs a batch and steps of at least 1")
+        if (
+            self.model.classes != self.events.classes
+            or self.events.classes != self.held_out.classes
+        ):
+            raise BadInput(f"{self.name}: the network and its events must have the same classes")
+        if self.events.dim != self.held_out.dim:
+            raise BadInput(
+                f"{self.name}: training and held-out events must have the same dimension"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return asdict(self) | {"options": dict(self.options)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild a plan from what `to_json` returned."""
+        kept = dict(values)
+        kept["events"] = View(**kept["events"])
+        kept["held_out"] = View(**kept["held_out"])
+        kept["model"] = ModelSpec(**kept["model"])
+        return cls(**kept)
+
+    def cell(self, sha256: str) -> Cell:
+        """Return the cell that the record of this training carries.
+
+        Parameters
+        ----------
+        sha256 : str
+            Identity of the training events.
+        """
+        return Cell(
+            suite="training",
+            backend=self.backend,
+            options=self.options,
+            device=self.device,
+            precision=self.precision,
+            dim=self.events.dim,
+            size=self.events.image_size,
+            batch=self.batch,
+            phase="step",
+            map="cold",
+            model=self.model,
+            events=EventSpec(self.events.source, sha256, self.seed),
+        )

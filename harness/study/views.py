@@ -1,0 +1,157 @@
+"""How a training looks at events: where they come from, crops, planes, and two classes of five."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from harness.errors import BadInput
+from harness.events import Event, EventSet, Label, open_events
+from harness.events.event_set import JoinedSets
+from harness.events.projection import ProjectedSet
+
+CLASS_NAMES = {
+    5: ("HIP", "MIP", "shower", "delta", "Michel"),
+    2: ("track", "shower"),
+}
+"""Names of the classes by their number: all five, or track against shower."""
+
+_TRACKS = (Label.HIP, Label.MIP)
+_PLANE = "xy"
+
+
+@dataclass(frozen=True)
+class View:
+    """Events and how they are looked at.
+
+    Attributes
+    ----------
+    source : str
+        ``sample``, a file of events, or a folder of such files.
+    size : int
+        Voxels a side of the source's images.
+    classes : int
+        5, or 2 for track against shower.
+    dim : int
+        3, or 2 for the projection on the xy plane.
+    crop : int
+        Side of the cube that is cut out of every event; 0 leaves it whole.
+    """
+
+    source: str
+    size: int
+    classes: int = 5
+    dim: int = 3
+    crop: int = 0
+
+    def __post_init__(self) -> None:
+        if self.classes not in CLASS_NAMES:
+            raise BadInput(f"{self.classes} classes are unknown; choose 5 or 2")
+        if self.dim not in (2, 3):
+            raise BadInput(f"{self.dim} dimensions are unknown; choose 2 or 3")
+        if not 0 <= self.crop <= self.size:
+            raise BadInput(f"a crop of {self.crop} does not fit into {self.size} voxels a side")
+
+    @property
+    def image_size(self) -> int:
+        """Voxels a side of what the network sees."""
+        return self.crop or self.size
+
+    def open(self) -> EventSet:
+        """Open the events without reading them."""
+        events = _open(self.source, self.size)
+        if self.crop:
+            events = CroppedSet(events, self.crop)
+        if self.dim == 2:
+            events = ProjectedSet(events, _PLANE)
+        return TrackShowerSet(events) if self.classes == 2 else events
+
+
+def _open(source: str, size: int) -> EventSet:
+    folder = Path(source)
+    if not folder.is_dir():
+        return open_events(source, size=size)
+    files = sorted(folder.glob("*.h5"))
+    if not files:
+        raise BadInput(f"{folder} holds no event files; make them first")
+    return JoinedSets(str(folder), [open_events(file, size=size) for file in files])
+
+
+class CroppedSet(EventSet):
+    """A cube cut out of every event around one of its voxels.
+
+    The voxel is drawn with the number of the event as seed, so a crop is the same each time.
+
+    Parameters
+    ----------
+    whole : EventSet
+    side : int
+        Voxels a side of the cube; it is shifted where it would leave the image.
+    """
+
+    def __init__(self, whole: EventSet, side: int) -> None:
+        self._whole, self._side = whole, side
+        self.name = f"{whole.name}, cut to {side} px"
+        self.sizes = (side,)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the whole set's identity and the side."""
+        return hashlib.sha256(f"{self._whole.sha256} crop {self._side}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+    def read(self, start: int, stop: int) -> list[Event]:
+        """Read and cut consecutive events."""
+        events = self._whole.read(start, stop)
+        return [crop(event, self._side, start + i) for i, event in enumerate(events)]
+
+
+def crop(event: Event, side: int, seed: int) -> Event:
+    """Cut a cube around a random voxel out of an event; an empty event stays empty."""
+    name = f"{event.name}, cut to {side} px"
+    if not len(event):
+        return replace(event, size=side, name=name)
+    centre = event.voxels[np.random.default_rng(seed).integers(len(event))]
+    corner = np.clip(centre - side // 2, 0, event.size - side)
+    inside = ((event.voxels >= corner) & (event.voxels < corner + side)).all(axis=1)
+    voxels = (event.voxels[inside] - corner).astype(np.int32)
+    return Event(voxels, event.energies[inside], event.labels[inside], side, name)
+
+
+class TrackShowerSet(EventSet):
+    """Events with two classes: 0 for tracks (HIP, MIP), 1 for showers, delta rays and Michels.
+
+    Parameters
+    ----------
+    whole : EventSet
+    """
+
+    def __init__(self, whole: EventSet) -> None:
+        self._whole = whole
+        self.name = f"{whole.name}, track against shower"
+        self.sizes = whole.sizes
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the whole set's identity and the word for two classes."""
+        return hashlib.sha256(f"{self._whole.sha256} track-shower".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+    def read(self, start: int, stop: int) -> list[Event]:
+        """Read consecutive events and merge their classes."""
+        return [track_or_shower(event) for event in self._whole.read(start, stop)]
+
+
+def track_or_shower(event: Event) -> Event:
+    """Merge the five classes of an event into two; other labels stay as they are."""
+    labels = event.labels.copy()
+    labels[event.labels <= Label.MICHEL] = 1
+    labels[np.isin(event.labels, _TRACKS)] = 0
+    return replace(event, labels=labels)

@@ -1,0 +1,173 @@
+"""Trainings go on bit by bit after a kill, and engines see the same batches."""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from harness.cell import ModelSpec
+from harness.errors import BadInput
+from harness.study import training
+from harness.study.checkpoint import load
+from harness.study.plan import Plan
+from harness.study.views import View
+
+CROPS = View("sample", 192, crop=16)
+PLAN = Plan(
+    name="tiny",
+    backend="dense",
+    events=CROPS,
+    held_out=CROPS,
+    batch=2,
+    steps=12,
+    evaluate_every=6,
+    held_out_events=4,
+    model=ModelSpec(filters=2, depth=2),
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny layers wait longer for a second thread than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+ROOT = Path(__file__).resolve().parents[3]
+
+# A clock that ticks at each look makes every step one second long: a checkpoint every five steps.
+DYING = """
+import json, os, signal, sys
+import torch
+from itertools import count
+from pathlib import Path
+from harness.study.plan import Plan
+from harness.study.training import train
+torch.set_num_threads(1)
+plan = Plan.from_json(json.loads(sys.argv[1]))
+def die(progress):
+    if progress.step == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(plan, Path(sys.argv[2]), die, clock=count().__next__, checkpoint_seconds=5)
+"""
+
+
+def run(plan, folder, **options):
+    return training.train(plan, folder, lambda progress: None, **options)
+
+
+def steps_of(folder):
+    return pd.read_csv(folder / "steps.csv").drop(columns=["step_seconds", "seconds"])
+
+
+def test_a_killed_training_goes_on_with_identical_bits(tmp_path):
+    whole = run(PLAN, tmp_path / "whole")
+    killed = tmp_path / "killed"
+    child = subprocess.run(
+        [sys.executable, "-c", DYING, json.dumps(PLAN.to_json()), str(killed)],
+        cwd=ROOT,
+        check=False,
+    )
+    assert child.returncode == -signal.SIGKILL
+    left = load(killed / "checkpoint.pt")
+    assert left is not None and left.step == 5
+    resumed = run(PLAN, killed)
+    assert resumed.step == whole.step == 12
+    for name, tensor in whole.network.items():
+        assert torch.equal(tensor, resumed.network[name]), name
+    for number, moments in whole.optimiser["state"].items():
+        for name, tensor in moments.items():
+            assert torch.equal(tensor, resumed.optimiser["state"][number][name])
+    pd.testing.assert_frame_equal(steps_of(tmp_path / "whole"), steps_of(killed))
+    assert pd.read_csv(killed / "held_out.csv")["step"].tolist() == [6, 12]
+
+
+def test_a_finished_training_does_nothing_more(tmp_path):
+    run(PLAN, tmp_path)
+    before = (tmp_path / "steps.csv").read_bytes()
+    again = training.train(PLAN, tmp_path, lambda progress: pytest.fail("it took a step"))
+    assert again.step == 12
+    assert (tmp_path / "steps.csv").read_bytes() == before
+
+
+def test_more_steps_continue_a_finished_training(tmp_path):
+    run(replace(PLAN, steps=4), tmp_path / "parts")
+    parts = run(PLAN, tmp_path / "parts")
+    whole = run(PLAN, tmp_path / "whole")
+    assert all(torch.equal(whole.network[name], parts.network[name]) for name in whole.network)
+
+
+def test_another_plan_may_not_continue_a_training(tmp_path):
+    run(replace(PLAN, steps=1), tmp_path)
+    with pytest.raises(BadInput, match="another batch"):
+        run(replace(PLAN, batch=4), tmp_path)
+
+
+def test_two_engines_start_alike_and_see_the_same_batches(tmp_path):
+    plan = replace(PLAN, steps=3)
+    for backend in ("dense", "sscn"):
+        run(replace(plan, backend=backend), tmp_path / backend)
+    dense, sparse = steps_of(tmp_path / "dense"), steps_of(tmp_path / "sscn")
+    assert dense["sites"].tolist() == sparse["sites"].tolist()
+    np.testing.assert_allclose(dense["loss"], sparse["loss"], rtol=1e-3)
+    assert dense["loss"][0] == pytest.approx(sparse["loss"][0], rel=1e-5)
+
+
+def test_training_lowers_the_loss(tmp_path):
+    run(replace(PLAN, steps=60, evaluate_every=0, learning_rate=1e-2), tmp_path)
+    table = pd.read_csv(tmp_path / "steps.csv")
+    assert table["loss"][-10:].mean() < 0.8 * table["loss"][:5].mean()
+    assert table["accuracy"].between(0, 1).all()
+
+
+def test_the_time_limit_ends_a_training_after_the_step_that_reaches_it(tmp_path):
+    ended = run(replace(PLAN, seconds=3.0), tmp_path, clock=count().__next__)
+    assert ended.step == 3
+    assert ended.seconds == 3.0
+
+
+def test_energy_counts_the_steps_alone(tmp_path):
+    ended = run(replace(PLAN, steps=3), tmp_path, joules=count(100, 2).__next__)
+    assert ended.joules == 6.0
+    assert pd.read_csv(tmp_path / "steps.csv")["joules"].tolist() == [2.0, 4.0, 6.0]
+
+
+def test_without_an_energy_counter_the_column_is_empty(tmp_path):
+    run(replace(PLAN, steps=1), tmp_path)
+    assert pd.read_csv(tmp_path / "steps.csv")["joules"].isna().all()
+
+
+def test_progress_tells_the_time_left(tmp_path):
+    seen = []
+    training.train(replace(PLAN, steps=4), tmp_path, seen.append, clock=count().__next__)
+    assert [progress.left for progress in seen] == pytest.approx([3.0, 2.0, 1.0, 0.0])
+    assert [progress.fraction for progress in seen] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
+    with pytest.raises(training.Diverged, match="at step"):
+        run(replace(PLAN, learning_rate=1e30, steps=12), tmp_path)
+
+
+def test_predictions_keep_the_order_of_events_and_leave_empty_ones_empty():
+    network = training.network_of(PLAN)
+    events = [CROPS.open()[i] for i in (0, 3)]
+    empty = replace(
+        events[0], **{k: getattr(events[0], k)[:0] for k in ("voxels", "energies", "labels")}
+    )
+    alone = [next(training.predict(network, [event], 1)) for event in events]
+    together = list(training.predict(network, [events[0], empty, events[1]], 3))
+    assert [len(p) for p in together] == [len(events[0]), 0, len(events[1])]
+    np.testing.assert_array_equal(together[0], alone[0])
+    np.testing.assert_array_equal(together[2], alone[1])
+    assert [len(p) for p in training.predict(network, [empty], 1)] == [0]
