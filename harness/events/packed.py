@@ -3,9 +3,9 @@
 A file holds events of one size:
 
 - 8 bytes ``SSCNPACK``;
-- the header's length as 4 bytes, little-endian, and the header, JSON: ``version``, ``size``,
-  ``dim``, ``step``, ``voxels`` (one count an event) and ``streams`` (compressed lengths of the
-  three streams that follow);
+- the header's length and its CRC-32, 4 bytes each, little-endian, and the header, JSON:
+  ``version``, ``size``, ``dim``, ``step``, ``voxels`` (one count an event), ``streams``
+  (compressed lengths of the three streams that follow) and ``crc32`` (theirs);
 - three LZMA2 streams, each over all events:
 
   - positions: within an event the voxels are sorted with the last axis fastest; the differences
@@ -20,6 +20,7 @@ A file holds events of one size:
 import json
 import lzma
 import math
+import zlib
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -91,10 +92,12 @@ def write_packed(path: Path, events: Iterable[Event]) -> None:
             "step": _STEP,
             "voxels": [len(event) for event in events],
             "streams": [len(stream) for stream in streams],
+            "crc32": [zlib.crc32(stream) for stream in streams],
         },
         separators=(",", ":"),
     ).encode()
-    path.write_bytes(MAGIC + len(header).to_bytes(4, "little") + header + b"".join(streams))
+    lead = len(header).to_bytes(4, "little") + zlib.crc32(header).to_bytes(4, "little")
+    path.write_bytes(MAGIC + lead + header + b"".join(streams))
 
 
 class PackedSet(EventSet):
@@ -116,17 +119,17 @@ class PackedSet(EventSet):
         self._path = path
         self.name = name or str(path)
         with path.open("rb") as file:
-            magic, length = file.read(8), int.from_bytes(file.read(4), "little")
+            magic = file.read(8)
+            length, checksum = (int.from_bytes(file.read(4), "little") for _ in range(2))
             text = file.read(length)
         if magic != MAGIC:
             raise BadInput(f"{path} is not a packed event file")
-        try:
-            self._header = json.loads(text)
-        except ValueError:
-            raise BadInput(f"{path}: the header is damaged; fetch or make the file again") from None
+        if zlib.crc32(text) != checksum:
+            raise BadInput(f"{path}: the header is damaged; fetch or make the file again")
+        self._header = json.loads(text)
         if self._header["version"] != _VERSION:
             raise BadInput(f"{path} has version {self._header['version']}; this program reads 1")
-        self._start = 12 + length
+        self._start = 16 + length
         self.sizes = (self._header["size"],)
 
     @cached_property
@@ -162,15 +165,12 @@ class PackedSet(EventSet):
         if len(data) != sum(self._header["streams"]):
             raise damaged
         streams = []
-        for length in self._header["streams"]:
-            try:
-                streams.append(lzma.decompress(data[:length], lzma.FORMAT_RAW, filters=_FILTERS))
-            except lzma.LZMAError:
-                raise damaged from None
+        for length, checksum in zip(self._header["streams"], self._header["crc32"], strict=True):
+            if zlib.crc32(data[:length]) != checksum:
+                raise damaged
+            streams.append(lzma.decompress(data[:length], lzma.FORMAT_RAW, filters=_FILTERS))
             data = data[length:]
         differences = _read_varints(streams[0])
-        if (len(differences), len(streams[1]), len(streams[2])) != (total, 2 * total, total):
-            raise damaged
         running = np.cumsum(differences)
         # Every event counts from -1 anew.
         before = np.append(0, running)[self._edges[:-1]]
