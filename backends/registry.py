@@ -28,6 +28,10 @@ BUILT_IN = {
     "sscn": "backends.sscn.adapter",
     "dense": "backends.dense",
     "spconv": "backends.spconv",
+    "minkowski": "backends.minkowski",
+    "sparseconvnet": "backends.sparseconvnet",
+    "torchsparse": "backends.torchsparse",
+    "ocnn": "backends.ocnn",
 }
 
 PROBE_TIMEOUT = 60.0  # seconds; importing an engine with torch takes one to five

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from backends.arithmetic import readback, set_torch_knobs
 from backends.contract import Capabilities, Kind, Unsupported
-from backends.norm import batch_norm, norm_parameters
+from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "'locale.getdefaultlocale'", DeprecationWarning)
@@ -142,31 +141,7 @@ def _without_autocast(cast: torch.dtype | None) -> contextlib.AbstractContextMan
     return contextlib.nullcontext() if cast is None else torch.autocast("cuda", enabled=False)
 
 
-class NormReLU(nn.Module):
-    """Batch normalisation and ReLU on the rows."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = batch_norm(channels)
-
-    def forward(self, x: spnn.SparseConvTensor) -> spnn.SparseConvTensor:
-        """Normalise the rows."""
-        return x.replace_feature(functional.relu(self.norm(x.features)))
-
-
-class Linear(nn.Module):
-    """The same matrix at every site."""
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool) -> None:
-        super().__init__()
-        self.linear = nn.Linear(in_channels, out_channels, bias=bias)
-
-    def forward(self, x: spnn.SparseConvTensor) -> spnn.SparseConvTensor:
-        """Multiply the rows."""
-        return x.replace_feature(self.linear(x.features))
-
-
-class Backend:
+class Backend(PointwiseByTorch):
     """spconv for one device, precision and dimension."""
 
     name = "spconv"
@@ -205,6 +180,14 @@ class Backend:
         """Return the rows; inverse convolutions bring them back to input order."""
         return x.features
 
+    def rows(self, x: spnn.SparseConvTensor) -> Tensor:
+        """Return the rows."""
+        return x.features
+
+    def replace(self, x: spnn.SparseConvTensor, rows: Tensor) -> spnn.SparseConvTensor:
+        """Keep the sites and their maps."""
+        return x.replace_feature(rows)
+
     def convolution(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
     ) -> nn.Module:
@@ -230,30 +213,12 @@ class Backend:
         native = layer(in_channels, out_channels, kernel_size, indice_key=key, **common)
         return Convolution(native, kind, self.cast)
 
-    def norm_relu(self, channels: int) -> nn.Module:
-        """Return normalisation and ReLU."""
-        return NormReLU(channels)
-
-    def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
-        """Return torch's matrix: spconv's 1x1x1 convolution reads its weight transposed."""
-        return Linear(in_channels, out_channels, bias)
-
-    def add(self, a: spnn.SparseConvTensor, b: spnn.SparseConvTensor) -> spnn.SparseConvTensor:
-        """Add the rows."""
-        return a.replace_feature(a.features + b.features)
-
-    def cat(self, a: spnn.SparseConvTensor, b: spnn.SparseConvTensor) -> spnn.SparseConvTensor:
-        """Concatenate the rows."""
-        return a.replace_feature(torch.cat([a.features, b.features], 1))
-
     def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
         """Name the layer's parameters canonically."""
         if isinstance(layer, Convolution):
             return {"weight": layer.native.weight}
-        if isinstance(layer, Linear):
-            return dict(layer.linear.named_parameters())
-        assert isinstance(layer, NormReLU)
-        return norm_parameters(layer.norm)
+        assert isinstance(layer, Pointwise)
+        return pointwise_parameters(layer)
 
     def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
         """Turn (out, in, *k), or (in, out, *k) for the inverse, into (out, *k, in)."""

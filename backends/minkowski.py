@@ -1,0 +1,142 @@
+"""MinkowskiEngine 0.5.4 (MIT) behind the contract."""
+
+from __future__ import annotations
+
+import collections
+import collections.abc
+import os
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backends.arithmetic import readback, set_torch_knobs
+from backends.contract import Capabilities, Kind, Unsupported
+from backends.norm import norm_parameters
+from backends.uresnet import NORM_EPS, NORM_MOMENTUM
+
+# Its matrix products run in OpenBLAS, which reads its thread count when it is loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", str(torch.get_num_threads()))
+# Without the variable it sets 16 threads of its own on machines with more processors than that.
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+if not hasattr(collections, "Sequence"):  # it asks for the name that Python 3.10 removed
+    collections.Sequence = collections.abc.Sequence  # type: ignore[attr-defined]
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "The MinkowskiEngine was compiled with CPU_ONLY flag")
+    import MinkowskiEngine as me
+
+
+def probe() -> Capabilities:
+    """Report what this build of MinkowskiEngine does here."""
+    on_cuda = me.is_cuda_available() and torch.cuda.is_available()
+    precisions = {"cpu": ("fp32", "fp64")} | ({"cuda": ("fp32", "fp64")} if on_cuda else {})
+    return Capabilities(
+        version=me.__version__,
+        devices=("cpu", "cuda") if on_cuda else ("cpu",),
+        precisions=precisions,
+        kinds=frozenset(Kind),
+    )
+
+
+class Backend:
+    """MinkowskiEngine for one device, precision and dimension."""
+
+    name = "minkowski"
+
+    def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
+        self.dim = dim
+        self.device = device
+        self.precision = precision
+        set_torch_knobs(precision)
+
+    def precision_readback(self) -> dict[str, Any]:
+        """Read torch's knobs and the threads of OpenBLAS; the engine has no knob of its own."""
+        return readback() | {"OPENBLAS_NUM_THREADS": os.environ["OPENBLAS_NUM_THREADS"]}
+
+    def tensor(
+        self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int
+    ) -> me.SparseTensor:
+        """Make a tensor with a coordinate manager of its own; an empty one kills the process."""
+        if len(sites) == 0:
+            raise Unsupported("MinkowskiEngine dies on a batch without sites")
+        return me.SparseTensor(features.contiguous(), coordinates=sites.contiguous())
+
+    def with_features(self, x: me.SparseTensor, features: Tensor) -> me.SparseTensor:
+        """Keep the coordinate manager, which holds the maps."""
+        return me.SparseTensor(
+            features,
+            coordinate_map_key=x.coordinate_map_key,
+            coordinate_manager=x.coordinate_manager,
+        )
+
+    def features(self, x: me.SparseTensor) -> Tensor:
+        """Return the rows; transposed convolutions bring them back to input order."""
+        return x.F
+
+    def convolution(
+        self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
+    ) -> nn.Module:
+        """Return a convolution of any kind; the engine knows levels by their tensor stride."""
+        if kind in (Kind.STRIDED, Kind.INVERSE) and kernel_size != 2:
+            raise Unsupported("strided and inverse convolutions have kernel 2 and stride 2")
+        layer = (
+            me.MinkowskiConvolutionTranspose if kind is Kind.INVERSE else me.MinkowskiConvolution
+        )
+        with warnings.catch_warnings():
+            # Its autograd functions are instantiated, which torch has deprecated.
+            warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)
+            return layer(
+                in_channels,
+                out_channels,
+                kernel_size=kernel_size,
+                stride=2 if kind in (Kind.STRIDED, Kind.INVERSE) else 1,
+                expand_coordinates=kind is Kind.ORDINARY,
+                dimension=self.dim,
+            )
+
+    def norm_relu(self, channels: int) -> nn.Module:
+        """Return the engine's normalisation and ReLU."""
+        norm = me.MinkowskiBatchNorm(channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+        return nn.Sequential(norm, me.MinkowskiReLU())
+
+    def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
+        """Return the engine's matrix."""
+        return me.MinkowskiLinear(in_channels, out_channels, bias=bias)
+
+    def add(self, a: me.SparseTensor, b: me.SparseTensor) -> me.SparseTensor:
+        """Add the rows."""
+        return a + b
+
+    def cat(self, a: me.SparseTensor, b: me.SparseTensor) -> me.SparseTensor:
+        """Concatenate the rows."""
+        return me.cat(a, b)
+
+    def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
+        """Name the layer's parameters canonically."""
+        if isinstance(layer, nn.Sequential):
+            norm = layer[0]
+            assert isinstance(norm, me.MinkowskiBatchNorm)
+            return norm_parameters(norm.bn)
+        if isinstance(layer, me.MinkowskiLinear):
+            return dict(layer.linear.named_parameters())
+        return {"weight": layer.kernel}  # type: ignore[dict-item]
+
+    def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
+        """Turn (out, in, *k), or (in, out, *k), into (K, in, out), the first axis of k fastest."""
+        if kind is Kind.LINEAR:
+            return weight
+        if kind is not Kind.INVERSE:
+            weight = weight.transpose(0, 1)
+        spatial = range(weight.ndim - 1, 1, -1)
+        return weight.permute(*spatial, 0, 1).flatten(0, self.dim - 1)
+
+    def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
+        """Turn (K, in, out), the first axis of k fastest, into (out, in, *k) or (in, out, *k)."""
+        if kind is Kind.LINEAR:
+            return weight
+        size = round(len(weight) ** (1 / self.dim))
+        weight = weight.unflatten(0, (size,) * self.dim)
+        spatial = range(self.dim - 1, -1, -1)
+        weight = weight.permute(self.dim, self.dim + 1, *spatial)
+        return weight if kind is Kind.INVERSE else weight.transpose(0, 1)

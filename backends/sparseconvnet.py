@@ -1,0 +1,129 @@
+"""SparseConvNet 0.2 (BSD), the engine of the original study, behind the contract."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+import sparseconvnet as scn
+import torch
+from torch import Tensor, nn
+
+from backends.arithmetic import readback, set_torch_knobs
+from backends.contract import Capabilities, Kind, Unsupported
+from backends.uresnet import NORM_EPS, NORM_MOMENTUM
+
+UNIQUE_SITES = 0  # InputLayer's mode for sites without duplicates, which keeps their order
+
+
+def _runs_on_cuda() -> bool:
+    """Tell a CUDA build by letting it multiply: it has the same names as a CPU build."""
+    if not torch.cuda.is_available():
+        return False
+    x = Backend(2, "cuda", "fp32", {}).tensor(
+        torch.zeros(1, 3, dtype=torch.int32, device="cuda"), torch.ones(1, 1, device="cuda"), 2, 1
+    )
+    try:
+        scn.NetworkInNetwork(1, 1, False).cuda()(x)
+    except RuntimeError:
+        return False
+    return True
+
+
+def probe() -> Capabilities:
+    """Report what this build of SparseConvNet does here."""
+    devices = ("cpu", "cuda") if _runs_on_cuda() else ("cpu",)
+    return Capabilities(
+        version=importlib.metadata.version("sparseconvnet"),
+        devices=devices,
+        precisions=dict.fromkeys(devices, ("fp32",)),
+        note="reads sites on the CPU and hashes them there, on CUDA too; its ordinary convolution "
+        "has no padding and is left out",
+    )
+
+
+class Backend:
+    """SparseConvNet for one device and dimension."""
+
+    name = "sparseconvnet"
+
+    def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
+        self.dim = dim
+        self.device = device
+        self.precision = precision
+        set_torch_knobs(precision)
+
+    def precision_readback(self) -> dict[str, Any]:
+        """Read torch's knobs; the engine has none."""
+        return readback()
+
+    def tensor(
+        self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int
+    ) -> scn.SparseConvNetTensor:
+        """Hash the sites: the engine wants them on the CPU, 64 bits wide, the batch index last."""
+        size = torch.full((self.dim,), spatial_size, dtype=torch.long)
+        layer = scn.InputLayer(self.dim, size, mode=UNIQUE_SITES)
+        return layer([sites.roll(-1, 1), features.contiguous(), batch_size])
+
+    def with_features(
+        self, x: scn.SparseConvNetTensor, features: Tensor
+    ) -> scn.SparseConvNetTensor:
+        """Keep the metadata, which holds the maps."""
+        return scn.SparseConvNetTensor(features.contiguous(), x.metadata, x.spatial_size)
+
+    def features(self, x: scn.SparseConvNetTensor) -> Tensor:
+        """Return the rows; deconvolutions bring them back to input order."""
+        return x.features
+
+    def add(
+        self, a: scn.SparseConvNetTensor, b: scn.SparseConvNetTensor
+    ) -> scn.SparseConvNetTensor:
+        """Add the rows."""
+        return scn.SparseConvNetTensor(a.features + b.features, a.metadata, a.spatial_size)
+
+    def cat(
+        self, a: scn.SparseConvNetTensor, b: scn.SparseConvNetTensor
+    ) -> scn.SparseConvNetTensor:
+        """Concatenate the rows."""
+        return scn.concatenate_feature_planes([a, b])
+
+    def convolution(
+        self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
+    ) -> nn.Module:
+        """Return a convolution; the engine knows levels by their spatial size."""
+        if kind is Kind.SUBMANIFOLD:
+            return scn.SubmanifoldConvolution(
+                self.dim, in_channels, out_channels, kernel_size, False
+            )
+        if kind not in (Kind.STRIDED, Kind.INVERSE) or kernel_size != 2:
+            raise Unsupported(f"SparseConvNet has no padded {kind} convolution of {kernel_size}")
+        layer = scn.Convolution if kind is Kind.STRIDED else scn.Deconvolution
+        return layer(self.dim, in_channels, out_channels, 2, 2, False)
+
+    def norm_relu(self, channels: int) -> nn.Module:
+        """Return the engine's fused normalisation and ReLU; its momentum is one minus torch's."""
+        return scn.BatchNormReLU(channels, eps=NORM_EPS, momentum=1 - NORM_MOMENTUM)
+
+    def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
+        """Return the engine's matrix."""
+        return scn.NetworkInNetwork(in_channels, out_channels, bias)
+
+    def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
+        """Name the layer's parameters canonically."""
+        names = ("weight", "bias", "running_mean", "running_var")
+        return {name: getattr(layer, name) for name in names if hasattr(layer, name)}
+
+    def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
+        """Turn (out, in, *k), or (in, out, *k) for the inverse, into (K, 1, in, out)."""
+        if kind is Kind.LINEAR:
+            return weight.t()
+        if kind is not Kind.INVERSE:
+            weight = weight.transpose(0, 1)
+        return weight.flatten(2).permute(2, 0, 1).unsqueeze(1)
+
+    def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
+        """Turn (K, 1, in, out) into (out, in, K), or (in, out, K) for the inverse."""
+        if kind is Kind.LINEAR:
+            return weight.t()
+        weight = weight.squeeze(1)
+        return weight.permute(1, 2, 0) if kind is Kind.INVERSE else weight.permute(2, 1, 0)

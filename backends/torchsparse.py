@@ -1,0 +1,203 @@
+"""torchsparse 2.1 (MIT) behind the contract; on the CPU with a kernel map from outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backends.arithmetic import readback, set_torch_knobs
+from backends.contract import Capabilities, Kind, Unsupported
+from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
+
+
+def _import_without_cuda() -> Any:
+    """Import torchsparse, which asks the GPU for its capability even where there is none."""
+    ask = torch.cuda.get_device_capability
+    if not torch.cuda.is_available():
+        torch.cuda.get_device_capability = lambda *_: (0, 0)
+    try:
+        import torchsparse
+        import torchsparse.backend
+        import torchsparse.nn
+    finally:
+        torch.cuda.get_device_capability = ask
+    return torchsparse
+
+
+torchsparse = _import_without_cuda()
+tsfunctional = torchsparse.nn.functional
+
+DATAFLOWS = ("ImplicitGEMM", "GatherScatter", "FetchOnDemand")
+
+
+def probe() -> Capabilities:
+    """Report what this build of torchsparse does here."""
+    on_cuda = torch.cuda.is_available() and hasattr(torchsparse.backend, "hash_cuda")
+    precisions: dict[str, tuple[str, ...]] = {"cpu": ("fp32",)}
+    if on_cuda:
+        precisions["cuda"] = ("fp32", "tf32", "fp16")
+    return Capabilities(
+        version=torchsparse.__version__,
+        devices=("cpu", "cuda") if on_cuda else ("cpu",),
+        precisions=precisions,
+        dims=(3,),
+        options={"dataflow": DATAFLOWS if on_cuda else ("GatherScatter",)},
+        note="on the CPU it has no kernel map of its own: its times there are its matrix products "
+        "with a map that this adapter builds",
+    )
+
+
+def kernel_map_on_cpu(
+    coords: Tensor,
+    input_node_num: int,
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    *_: Any,
+    **__: Any,
+) -> dict[str, Any]:
+    """Build the map that its GatherScatter dataflow reads, with its own hash functions.
+
+    Stands in for ``build_kernel_map``, both modes of which call functions that only a CUDA build
+    has. Its CPU hashes want the batch index last.
+    """
+    coarse = coords
+    if max(stride) > 1:
+        coarse = tsfunctional.spdownsample(
+            coords, stride, kernel_size, 0, None, downsample_mode="minkowski"
+        )
+    queries = coarse.roll(-1, 1)
+    queries[:, :3] *= torch.tensor(stride, dtype=queries.dtype)
+    offsets = torchsparse.nn.utils.get_kernel_offsets(kernel_size)
+    known = tsfunctional.sphash(coords.roll(-1, 1))
+    wanted = tsfunctional.sphash(queries, offsets)  # (K, N_out)
+    rows = torch.arange(len(known))
+    found = torchsparse.backend.hash_query_cpu(wanted.view(-1), known, rows).view(wanted.shape)
+    tap, row_out = found.nonzero(as_tuple=True)  # rows are counted from one, zero means none
+    nothing = dict.fromkeys(("input_mask", "output_mask", "hashmap_keys", "hashmap_vals"))
+    return nothing | {
+        "nbmaps": torch.stack([found[tap, row_out] - 1, row_out], 1),
+        "nbsizes": (found > 0).sum(1),
+        "sizes": (input_node_num, len(coarse)),
+        "coords": coarse,
+        "spatial_range": None,
+    }
+
+
+class Convolution(nn.Module):
+    """One of torchsparse's convolutions in the type that the precision policy asks for."""
+
+    def __init__(self, native: nn.Module, cast: torch.dtype | None) -> None:
+        super().__init__()
+        self.native = native
+        self.cast = cast
+
+    def forward(self, x: Any) -> Any:
+        """Convolve; the engine computes in the type of its input."""
+        return self.native(x if self.cast is None else replace(x, x.feats.to(self.cast)))
+
+
+def replace(x: Any, rows: Tensor) -> Any:
+    """Return the tensor with other features, its maps kept."""
+    out = torchsparse.SparseTensor(rows, x.coords, x.stride, x.spatial_range)
+    out._caches = x._caches
+    return out
+
+
+class Backend(PointwiseByTorch):
+    """torchsparse for one device and precision."""
+
+    name = "torchsparse"
+
+    def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
+        self.dim = dim
+        self.device = device
+        self.precision = precision
+        self.cast = torch.float16 if precision == "fp16" else None
+        set_torch_knobs(precision)
+        torchsparse.backends.allow_tf32 = precision == "tf32"
+        config = tsfunctional.conv_config.get_default_conv_config()
+        config.dataflow = tsfunctional.Dataflow[options["dataflow"]]
+        if device == "cpu":
+            tsfunctional.build_kernel_map = kernel_map_on_cpu
+            tsfunctional.transpose_kernel_map = lambda kernel_map, *_, **__: kernel_map
+            config.kmap_mode = "hashmap"
+        self.config = config
+        tsfunctional.conv_config.set_global_conv_config(config)
+
+    def precision_readback(self) -> dict[str, Any]:
+        """Read torch's and torchsparse's knobs back."""
+        return readback() | {
+            "torchsparse.backends.allow_tf32": torchsparse.backends.allow_tf32,
+            "torchsparse.backends.allow_fp16": torchsparse.backends.allow_fp16,
+            "torchsparse.dataflow": self.config.dataflow.name,
+        }
+
+    def tensor(self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int) -> Any:
+        """Make a tensor with empty caches."""
+        volume = (batch_size, *[spatial_size] * self.dim)
+        return torchsparse.SparseTensor(
+            features.contiguous(), sites.contiguous(), spatial_range=volume
+        )
+
+    def with_features(self, x: Any, features: Tensor) -> Any:
+        """Keep the caches, which hold the maps."""
+        return replace(x, features)
+
+    def features(self, x: Any) -> Tensor:
+        """Return the rows; transposed convolutions bring them back to input order."""
+        return x.feats
+
+    def rows(self, x: Any) -> Tensor:
+        """Return the rows."""
+        return x.feats
+
+    def replace(self, x: Any, rows: Tensor) -> Any:
+        """Keep sites and caches."""
+        return replace(x, rows)
+
+    def convolution(
+        self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
+    ) -> nn.Module:
+        """Return a convolution; the engine knows levels by their stride."""
+        expected = 3 if kind is Kind.SUBMANIFOLD else 2
+        if kind is Kind.ORDINARY or kernel_size != expected:
+            raise Unsupported(f"torchsparse has no {kind} convolution with kernel {kernel_size}")
+        native = torchsparse.nn.Conv3d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=1 if kind is Kind.SUBMANIFOLD else 2,
+            transposed=kind is Kind.INVERSE,
+        )
+        return Convolution(native, self.cast)
+
+    def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
+        """Name the layer's parameters canonically."""
+        if isinstance(layer, Convolution):
+            return {"weight": layer.native.kernel}  # type: ignore[dict-item]
+        assert isinstance(layer, Pointwise)
+        return pointwise_parameters(layer)
+
+    def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
+        """Turn (out, in, *k), or (in, out, *k) for the inverse, into (K, in, out).
+
+        The first axis of an odd kernel is the fastest, of an even kernel the last.
+        """
+        if kind is Kind.LINEAR:
+            return weight
+        if kind is not Kind.INVERSE:
+            weight = weight.transpose(0, 1)
+        if kind is Kind.SUBMANIFOLD:
+            weight = weight.permute(0, 1, 4, 3, 2)
+        return weight.flatten(2).permute(2, 0, 1)
+
+    def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
+        """Turn (K, in, out) into (out, in, *k), or (in, out, *k) for the inverse."""
+        if kind is Kind.LINEAR:
+            return weight
+        weight = weight.permute(1, 2, 0)
+        if kind is Kind.SUBMANIFOLD:
+            weight = weight.unflatten(2, (3, 3, 3)).permute(0, 1, 4, 3, 2)
+        return weight if kind is Kind.INVERSE else weight.transpose(0, 1)
