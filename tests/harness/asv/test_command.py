@@ -12,14 +12,23 @@ from harness.asv.command import with_commit, write_machine_file  # noqa: E402
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["run", "-E", "existing:same"], ["run", "--set-commit-hash", "abc", "-E", "existing:same"]),
-        (["run", "--environment=existing"], ["run", "--set-commit-hash", "abc", "--environment=existing"]),
+        (
+            ["run", "-E", "existing:same"],
+            ["run", "--set-commit-hash", "abc", "-E", "existing:same"],
+        ),
+        (
+            ["run", "--environment=existing"],
+            ["run", "--set-commit-hash", "abc", "--environment=existing"],
+        ),
         (["run", "HEAD~3..HEAD"], ["run", "HEAD~3..HEAD"]),
         (["publish"], ["publish"]),
-        (["run", "-E", "existing", "--set-commit-hash=f"], ["run", "-E", "existing", "--set-commit-hash=f"]),
+        (
+            ["run", "-E", "existing", "--set-commit-hash=f"],
+            ["run", "-E", "existing", "--set-commit-hash=f"],
+        ),
         ([], []),
     ],
-)  # fmt: skip
+)
 def test_only_runs_in_an_existing_environment_are_labelled(arguments, expected):
     assert with_commit(arguments, "abc") == expected
 
