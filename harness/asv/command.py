@@ -15,9 +15,11 @@ from harness import gpu, machine
 from harness.errors import BadInput
 
 CONFIGURATION = Path("asv.conf.json")
+CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""Everything that follows on the command line, ``--help`` included, is for asv."""
 
 
-def command(context: typer.Context) -> None:
+def asv(context: typer.Context) -> None:
     """Run asv: run, continuous, compare, publish, preview, show …
 
     Everything after ``asv`` is asv's own. Before it starts, the machine's processor, memory and GPU
