@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,13 +16,14 @@ from harness.comparison import (
     Standing,
     changes,
     common_drift,
-    headline,
+    finding,
     standings,
     tally,
 )
 from harness.errors import BadInput
 from harness.measured import Measured, pool
 from harness.metrics import format_value
+from harness.rows import Format, change_rows, spread, standing_rows, times, write_rows
 from harness.store import AGAINST, load, read, resolve
 from harness.verdict import Verdict, percent
 
@@ -39,102 +36,6 @@ GATES = {
     str(v).lower(): v
     for v in (Verdict.WRONG, Verdict.MISSING, Verdict.SLOWER, Verdict.WORSE, Verdict.HEAVIER)
 }
-
-
-class Format(StrEnum):
-    """How a comparison is printed."""
-
-    table = "table"
-    csv = "csv"
-    json = "json"
-    markdown = "markdown"
-
-
-def standing_rows(ranked: Iterable[Standing]) -> list[dict[str, Any]]:
-    """Flatten standings for a spreadsheet or a program; seconds and bytes, None where unknown."""
-    return [
-        {
-            "engine": s.measured.engine,
-            **_cell_columns(s.measured),
-            "outcome": s.measured.side.outcome,
-            "reason": s.measured.side.reason,
-            "sites": s.measured.sites,
-            "median_s": s.measured.seconds,
-            "q25_s": s.measured.low,
-            "q75_s": s.measured.high,
-            "rounds": len(s.measured.side.rounds),
-            "samples": s.measured.side.samples,
-            "memory_bytes": s.measured.memory,
-            "error": s.measured.error,
-            "over_dense": s.over_dense,
-            "over_best_other": s.over_best,
-        }
-        for s in ranked
-    ]
-
-
-def change_rows(found: Iterable[Change]) -> list[dict[str, Any]]:
-    """Flatten changes for a spreadsheet or a program; None where there is no number."""
-    return [
-        {
-            "verdict": str(c.judgement.verdict),
-            "metric": c.metric.name,
-            "engine": c.measured.engine,
-            **_cell_columns(c.measured),
-            "before": c.before,
-            "after": c.after,
-            "ratio": _finite(c.judgement.ratio),
-            "low": _finite(c.judgement.low),
-            "high": _finite(c.judgement.high),
-            "p": _finite(c.judgement.p),
-            "reason": c.judgement.reason,
-        }
-        for c in found
-    ]
-
-
-def _cell_columns(measured: Measured) -> dict[str, Any]:
-    keys = ("size", "dim", "batch", "phase", "map", "precision", "device")
-    return {"cell": measured.name} | {key: measured.cell[key] for key in keys}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def write_rows(rows: Sequence[Mapping[str, Any]], form: Format) -> str:
-    """Write rows as CSV, JSON or a Markdown table."""
-    if form is Format.json:
-        return json.dumps(list(rows), indent=1)
-    names = list(rows[0]) if rows else []
-    if form is Format.csv:
-        out = io.StringIO()
-        writer = csv.DictWriter(out, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return out.getvalue().rstrip("\n")
-    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    lines += ["| " + " | ".join(_plain(row[n]) for n in names) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return ""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|")
-
-
-def spread(measured: Measured) -> str:
-    """Half the distance of the quartiles as a share of the median."""
-    if measured.seconds is None or measured.low is None or measured.high is None:
-        return ""
-    return f"± {50 * (measured.high - measured.low) / measured.seconds:.1f} %"
-
-
-def times(ratio: float | None) -> str:
-    """A speed-up as people write it."""
-    return "–" if ratio is None else f"{ratio:.3g}×"
 
 
 def standing_table(ranked: Sequence[Standing]) -> Table:
@@ -310,7 +211,8 @@ def _print_tables(
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     if not two_runs:
         console.print(standing_table(ranked))
-        for sentence in headline(cells):
+        said = finding(cells)
+        for sentence in (f"[bold]{said.claim}[/bold]", *said.sentences):
             console.print(sentence)
         _print_left_out(console, len(ranked))
         return

@@ -128,60 +128,125 @@ def _consequence(change: Change) -> tuple[int, float]:
     return change.judgement.verdict.rank, -size
 
 
-def headline(cells: Mapping[str, Measured]) -> list[str]:
-    """Say in a few sentences which engine is quickest and which is smallest, and how surely.
+@dataclass(frozen=True)
+class Finding:
+    """What a run says in a few sentences, and the one question that they are about.
 
-    The question that the numbers are quoted for is the one that most engines answered, and of
-    those the largest events and batches; a forward pass with a cold kernel map first, because that
-    is what inference on new events costs.
+    Attributes
+    ----------
+    claim
+        Which engine is fastest.
+    sentences
+        By how much, at what size, with what memory and error, and what the others did.
+    quoted
+        All engines on the question that the numbers are quoted for, the quickest first.
+    """
+
+    claim: str
+    sentences: list[str]
+    quoted: list[Measured]
+
+
+def finding(cells: Mapping[str, Measured]) -> Finding:
+    """Say which engine is quickest and which is smallest, by how much, and how surely.
+
+    Numbers are quoted for the largest contest that the overall winner won; a forward pass with a
+    cold kernel map before others, because that is what inference on new events costs.
     """
     questions: dict[tuple[Any, ...], list[Measured]] = defaultdict(list)
     for measured in cells.values():
-        if measured.ok and measured.seconds:
-            questions[measured.question].append(measured)
-    contests = [rivals for rivals in questions.values() if len({m.engine for m in rivals}) > 1]
+        questions[measured.question].append(measured)
+    contests = [sorted(r, key=_seconds) for r in questions.values()]
+    contests = [r for r in contests if len(_rivals(r)) > 1]
     if not contests:
-        return ["No question was answered by two engines, so there is nothing to rank."]
-    wins = Counter(min(rivals, key=_seconds).engine for rivals in contests)
+        return Finding("No question was answered by two engines: there is nothing to rank.", [], [])
+    wins = Counter(rivals[0].cell["backend"] for rivals in contests)
     best, won = wins.most_common(1)[0]
-    quoted = max((r for r in contests if min(r, key=_seconds).engine == best), key=_telling)
-    first, second, *rest = sorted(quoted, key=_seconds)
-    of = f"all {len(contests)}" if won == len(contests) else f"{won} of {len(contests)}"
+    own = [rivals for rivals in contests if rivals[0].cell["backend"] == best]
+    quoted = max(own, key=_weight)
+    leads = sorted(_seconds(_rivals(r)[1]) / _seconds(r[0]) for r in own)
+    return Finding(
+        f"{best} is the fastest engine here",
+        [_record(best, won, len(contests), leads, wins), *_quote(quoted), *_lost(quoted, contests)],
+        quoted,
+    )
+
+
+def _seconds(measured: Measured) -> float:
+    return measured.seconds if measured.ok and measured.seconds else math.inf
+
+
+def _rivals(ordered: Sequence[Measured]) -> list[Measured]:
+    """The quickest variant of each engine that has a time."""
+    found: dict[str, Measured] = {}
+    for measured in ordered:
+        if _seconds(measured) < math.inf:
+            found.setdefault(measured.cell["backend"], measured)
+    return list(found.values())
+
+
+def _weight(rivals: Sequence[Measured]) -> tuple[Any, ...]:
+    c = rivals[0].cell
+    return c["phase"] == "forward", c["map"] == "cold", c["size"], c["batch"]
+
+
+def _record(best: str, won: int, contests: int, leads: Sequence[float], wins: Counter[str]) -> str:
+    margin = f"{leads[0]:.3g}x" if len(leads) == 1 else f"{leads[0]:.3g}x to {leads[-1]:.3g}x"
+    if contests == 1:
+        return f"It is {margin} as fast as the next."
+    others = ", ".join(f"{engine} {n}" for engine, n in wins.most_common() if engine != best)
+    of = f"all {contests}" if won == contests else f"{won} of {contests}"
+    return f"It wins {of} comparisons, by {margin} over the next" + (
+        f"; {others}." if others else "."
+    )
+
+
+def _quote(quoted: Sequence[Measured]) -> list[str]:
+    """The numbers of one question."""
+    first, second, *rest = _rivals(quoted)
+    error = "" if first.error is None else f" with a relative error of {first.error:.1e}"
     sentences = [
-        f"{best} is the fastest engine here: it wins {of} comparisons"
-        + (f" ({_others(wins, best)})." if won < len(contests) else "."),
-        f"At {first.where} ({first.sites} sites), it takes {format_value(first.seconds, 's')} "
-        f"a call; {second.engine} takes {_lead(first, second)}"
+        f"At {first.where} ({first.sites} sites) {first.engine} takes "
+        f"{format_value(first.seconds, 's')} a call{error}; {second.engine} takes "
+        f"{_lead(first, second)}"
         + "".join(f", {m.engine} {_seconds(m) / _seconds(first):.3g}x" for m in rest)
-        + (f"; its relative error is {first.error:.1e}." if first.error is not None else "."),
+        + "."
     ]
-    weighed = sorted((m for m in quoted if m.memory), key=lambda m: m.memory or 0.0)
+    weighed = sorted((m for m in _rivals(quoted) if m.memory), key=lambda m: m.memory or 0.0)
     if len(weighed) > 1:
         light, heavy = weighed[0], weighed[-1]
         sentences.append(
             f"The smallest there is {light.engine} with {format_value(light.memory, 'bytes')}; "
-            f"the largest, {heavy.engine}, needs {(heavy.memory or 0) / (light.memory or 1):.3g}x."
+            f"{heavy.engine} needs {(heavy.memory or 0) / (light.memory or 1):.3g}x as much."
         )
     return sentences
 
 
-def _seconds(measured: Measured) -> float:
-    return measured.seconds or math.inf
-
-
-def _telling(rivals: Sequence[Measured]) -> tuple[Any, ...]:
-    c = rivals[0].cell
-    return len(rivals), c["phase"] == "forward", c["map"] == "cold", c["size"], c["batch"]
-
-
-def _others(wins: Counter[str], best: str) -> str:
-    return ", ".join(f"{engine} {count}" for engine, count in wins.most_common() if engine != best)
+def _lost(quoted: Sequence[Measured], contests: Sequence[Sequence[Measured]]) -> list[str]:
+    """What became of the engines without a time in the quoted question."""
+    sentences = []
+    for lost in (m for m in quoted if not m.ok):
+        elsewhere = [
+            (m.cell["size"], m.cell["batch"], m, rivals[0])
+            for rivals in contests
+            for m in _rivals(rivals)
+            if m.engine == lost.engine and m.cell["phase"] == lost.cell["phase"]
+        ]
+        sentence = f"{lost.engine} gave no time there: {lost.side.outcome}"
+        if elsewhere:
+            *_, found, winner = max(elsewhere, key=lambda e: e[:2])
+            sentence += (
+                f"; at {found.where} it takes {_seconds(found) / _seconds(winner):.3g}x as long as "
+                f"{winner.engine}"
+            )
+        sentences.append(f"{sentence}.")
+    return sentences
 
 
 def _lead(first: Measured, second: Measured) -> str:
     """How much longer the second takes, and whether that is sure."""
     found = judge([Pair(first.side, second.side, took_turns=True)])[0]
-    ratio = (second.seconds or math.nan) / (first.seconds or math.nan)
+    ratio = _seconds(second) / _seconds(first)
     if math.isnan(found.low):
         return f"{ratio:.3g}x as long ({found.reason})"
     interval = f"95 % interval {found.low:.3g}x to {found.high:.3g}x"

@@ -137,7 +137,9 @@ def _pool_cell(
     if outcome != "ok" and len(outcomes) > 1 and set(outcomes) != {outcome}:
         reason = f"{reason} ({outcomes.count(outcome)} of {len(outcomes)} rounds)".lstrip()
     timed = {key: i for key, i in rows.items() if columns["outcome"][i] == "ok"}
-    samples = {key: columns["host_seconds"][i] for key, i in timed.items()}
+    samples: dict[Any, list[float]] = {key: columns["host_seconds"][i] for key, i in timed.items()}
+    if cell["map"] == "first":  # every sample is the first call of a process of its own: a round
+        samples = {(*key, k): [s] for key, found in samples.items() for k, s in enumerate(found)}
     ordered = sorted(s for found in samples.values() for s in found)
     device_metric = NVML_PEAK if cell["device"] == "cuda" else PEAK_RSS
     error_metric = GRAD_REL_RMSE if cell["phase"] == "step" else REL_RMSE

@@ -1,6 +1,8 @@
 """Records made up for tests of what reads them."""
 
+import base64
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +116,49 @@ def run_records(make_record):
         return found
 
     return make
+
+
+@pytest.fixture
+def open_page(tmp_path):
+    """Open a page in headless Chromium at a width; fail on any error in its console."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in programs:
+        pytest.skip("needs chromium and chromedriver")
+    opened = []
+
+    def open_at(path, width, height=900):
+        options = Options()
+        options.binary_location = programs[0]
+        for flag in (
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--use-angle=swiftshader",  # a GPU is not needed for WebGL
+            "--enable-unsafe-swiftshader",
+        ):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        browser = webdriver.Chrome(options=options, service=Service(programs[1]))
+        opened.append(browser)
+        # Windows have a least width; a device's metrics have none.
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+        )
+        browser.get(path.resolve().as_uri())
+        full = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+        (tmp_path / f"{path.stem}-{width}.png").write_bytes(base64.b64decode(full["data"]))
+        return browser
+
+    yield open_at
+    errors = []
+    for browser in opened:
+        errors += [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+        browser.quit()
+    assert not errors

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from harness.compare import compare
-from harness.comparison import changes, common_drift, headline, standings, tally
+from harness.comparison import changes, common_drift, finding, standings, tally
 from harness.errors import BadInput
 from harness.measured import pool
 from harness.store import read
@@ -76,22 +77,34 @@ def test_records_without_round_numbers_are_rounds_in_order(write_records, make_r
     assert len(cell.side.rounds) == 2
 
 
-def test_the_headline_names_the_fastest_its_lead_and_the_smallest(write_records, run_records):
-    text = " ".join(headline(pooled(write_records, run_records(rounds=10))))
-    assert "sscn is the fastest engine here: it wins all 6 comparisons" in text
-    assert "192 px" in text  # where three engines have a time
+def test_first_calls_are_rounds_because_each_had_a_process(write_records, make_record):
+    (cell,) = pooled(write_records, [make_record(map="first", n=5)]).values()
+    assert len(cell.side.rounds) == 5
+
+
+def test_the_finding_names_the_fastest_its_lead_and_the_smallest(write_records, run_records):
+    said = finding(pooled(write_records, run_records(rounds=10)))
+    text = " ".join(said.sentences)
+    assert said.claim == "sscn is the fastest engine here"
+    assert "wins all 6 comparisons, by 1.6" in text
+    assert "At 768 px, 3D, batch 4" in text
     assert "spconv takes 1.6" in text
     assert "too close" not in text
     assert "The smallest there is sscn" in text
+    assert "dense gave no time there: out-of-memory; at 192 px" in text
+    assert float(re.search(r"it takes ([\d.]+)x as long as sscn", text)[1]) == pytest.approx(
+        9, 0.02
+    )
+    assert [m.engine for m in said.quoted] == ["sscn", "spconv", "dense"]
 
 
-def test_the_headline_does_not_call_a_close_race(write_records, make_record):
+def test_the_finding_does_not_call_a_close_race(write_records, make_record):
     records = [make_record(1.0), make_record(1.03, backend="spconv")]
-    assert "too close to call" in " ".join(headline(pooled(write_records, records)))
+    assert "too close to call" in " ".join(finding(pooled(write_records, records)).sentences)
 
 
-def test_the_headline_of_one_engine_ranks_nothing(write_records, make_record):
-    assert "nothing to rank" in headline(pooled(write_records, [make_record()]))[0]
+def test_one_engine_alone_is_not_ranked(write_records, make_record):
+    assert "nothing to rank" in finding(pooled(write_records, [make_record()])).claim
 
 
 def test_changes_come_in_the_order_of_consequence(write_records, run_records, make_record):

@@ -1,0 +1,93 @@
+"""Colours, markers and fonts: an engine looks the same in every figure and table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart with every common colour blindness; black is left to text and
+# yellow is too faint on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D46", "#7A5195")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+# Colours that the page replaces by its own, so that figures follow its light or dark theme.
+INK, FAINT, PAPER = "#010203", "#040506", "#070809"
+_THEMED = {INK: "currentColor", FAINT: "var(--line)", PAPER: "var(--paper)"}
+
+SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sscn-bench",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 6,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+class Looks:
+    """Assigns each engine its colour and marker, by the order of their names."""
+
+    def __init__(self, engines: Iterable[str]) -> None:
+        # Our own engine and the yardstick first, so that they never change colour between pages.
+        known = ("sscn", "dense")
+        self.engines = sorted(
+            set(engines), key=lambda e: (e not in known, known.index(e) if e in known else 0, e)
+        )
+
+    def color(self, engine: str) -> str:
+        """Return the engine's colour as hexadecimal RGB."""
+        return PALETTE[self.engines.index(engine) % len(PALETTE)]
+
+    def marker(self, engine: str) -> str:
+        """Return the engine's marker in matplotlib's notation."""
+        return MARKERS[self.engines.index(engine) % len(MARKERS)]
+
+
+def svg(figure: Figure, title: str) -> str:
+    """Draw a figure as an SVG element that scales with the page and follows its theme.
+
+    Parameters
+    ----------
+    figure
+        Drawn under `SETTINGS`; closed afterwards.
+    title
+        What a screen reader says instead.
+    """
+    import matplotlib.pyplot as plt
+
+    out = StringIO()
+    figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    for drawn, themed in _THEMED.items():
+        text = text.replace(drawn, themed)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Fonts come from the page.
+    text = re.sub(r"font: ([^;\"']*?)(\d[\d.]*px) [^;\"]*", r"font: \1\2 sans-serif", text)
+    label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
