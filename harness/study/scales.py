@@ -1,0 +1,392 @@
+"""The four sizes of the study, each with what it learns, tests and measures, known before it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from harness.cell import ModelSpec
+from harness.errors import BadInput
+from harness.sampling import StopRule
+
+SPARSE, DENSE, AS_PUBLISHED = "sparse", "dense", "dense-study"
+"""Who learns: the sparse engine, the dense network of the same function, the dense one of 2018."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """Held-out events that a trained network is tested on.
+
+    Attributes
+    ----------
+    size : int
+        Voxels a side.
+    events : int
+        How many.
+    michel : bool
+        Simulated with many stopping muons; otherwise from the packed sample.
+    """
+
+    __test__ = False  # the name means the physicist's, not pytest's
+
+    size: int
+    events: int
+    michel: bool = False
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a scale.
+
+    Attributes
+    ----------
+    name : str
+        Its folder and the name of its curve.
+    role : str
+        `SPARSE`, `DENSE` or `AS_PUBLISHED`.
+    size, crop, dim, classes : int
+        As for `harness.study.views.View`.
+    batch, steps, seconds, evaluate_every, held_out_events
+        As for `harness.study.plan.Plan`.
+    tests : tuple of Test
+        What it is tested on in the end, cut, projected and merged like the training events.
+    """
+
+    name: str
+    role: str
+    size: int
+    batch: int
+    steps: int
+    seconds: float = 0.0
+    crop: int = 0
+    dim: int = 3
+    classes: int = 5
+    evaluate_every: int = 0
+    held_out_events: int = 0
+    tests: tuple[Test, ...] = ()
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What is measured, all with the study's definitions of a forward pass and a training step.
+
+    Attributes
+    ----------
+    table : tuple of (size, batch)
+        Columns of Table II.
+    dense : tuple of (side, batch)
+        Cubes, cut out of 192 px events, on which dense and sparse are compared.
+    planes : tuple of (size, batch)
+        The same in two dimensions.
+    batches : tuple of int
+        Events a batch at `batch_size` px.
+    batch_size : int
+        Voxels a side for `batches`.
+    volumes : tuple of int
+        Voxels a side of the volumes that the same events are put into.
+    overlays : tuple of int
+        Events put on top of one another in one volume of `overlay_size`.
+    overlay_size : int
+        Voxels a side for `overlays`.
+    occupancies : tuple of float
+        Active fractions of a cube of `filled_side`, in which dense is overtaken.
+    filled_side : int
+        Voxels a side for `occupancies`.
+    rule : StopRule
+        When there are enough samples of a cell.
+    timeout : float
+        Seconds that a worker may take for one answer; a cell beyond it is recorded as such.
+    checked_events : int
+        Batches up to this size are compared with the float64 truth, which takes more memory than
+        the machine has for the largest ones.
+    """
+
+    table: tuple[tuple[int, int], ...]
+    dense: tuple[tuple[int, int], ...]
+    planes: tuple[tuple[int, int], ...]
+    batches: tuple[int, ...]
+    volumes: tuple[int, ...]
+    overlays: tuple[int, ...]
+    occupancies: tuple[float, ...]
+    batch_size: int = 192
+    overlay_size: int = 512
+    filled_side: int = 32
+    rule: StopRule = field(default_factory=lambda: StopRule(0.02, 3, 20, 4.0))
+    timeout: float = 150.0
+    checked_events: int = 4
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One size of the study.
+
+    Attributes
+    ----------
+    name : str
+    expected : str
+        How long it takes, and on what.
+    device : str
+        ``cpu`` or ``cuda``.
+    mixtures : tuple of (size, events)
+        Training events to simulate.
+    michel_events : int
+        Held-out events to simulate with many stopping muons, at 192 px.
+    trainings : tuple of Training
+    costs : Costs
+    model : ModelSpec
+    """
+
+    name: str
+    expected: str
+    device: str
+    mixtures: tuple[tuple[int, int], ...]
+    michel_events: int
+    trainings: tuple[Training, ...]
+    costs: Costs
+    model: ModelSpec = field(default_factory=ModelSpec)
+
+    def describe(self) -> str:
+        """Say what it takes before it begins: events, iterations, expected time."""
+        events = " and ".join(f"{count:,} of {size} px" for size, count in self.mixtures)
+        lines = [
+            f"scale {self.name}: {self.expected}",
+            f"simulates {events} to learn from, {self.michel_events:,} with many Michel electrons "
+            "to test on; also tests on the packed sample",
+        ]
+        for training in self.trainings:
+            limit = f"{training.steps:,} steps"
+            if training.seconds:
+                limit += f" or {training.seconds / 60:g} minutes"
+            cut = f" cut to {training.crop} px" if training.crop else ""
+            plane = " in 2D" if training.dim == 2 else ""
+            lines.append(
+                f"trains {training.name}: {limit} of {training.batch} events of "
+                f"{training.size} px{cut}{plane}, {training.classes} classes"
+            )
+        return "\n".join(lines)
+
+
+_PAPER_TABLE = ((192, 4), (192, 64), (512, 64), (768, 64))
+_ALL_TESTS = (Test(192, 256), Test(512, 96), Test(768, 96))
+
+
+def _pair(
+    crop: int, dim: int, batch: int, steps: int, every: int, events: int, roles: tuple[str, ...]
+) -> tuple[Training, ...]:
+    """Dense and sparse trainings on the same batches, from the same weights."""
+    where = f"{crop or 192} px{' 2D' if dim == 2 else ''}"
+    return tuple(
+        Training(
+            f"{role} {where}",
+            role,
+            192,
+            batch,
+            steps,
+            crop=crop,
+            dim=dim,
+            evaluate_every=every,
+            held_out_events=events,
+            tests=(Test(192, events),),
+        )
+        for role in roles
+    )
+
+
+SMOKE = Scale(
+    "smoke",
+    "about two minutes on two cores; shows that every part works, its accuracies mean nothing",
+    "cpu",
+    mixtures=((192, 64),),
+    michel_events=16,
+    trainings=(
+        Training(
+            "sparse 192 px",
+            SPARSE,
+            192,
+            4,
+            12,
+            evaluate_every=6,
+            held_out_events=4,
+            tests=(Test(192, 8), Test(512, 2), Test(768, 2), Test(192, 8, michel=True)),
+        ),
+        *_pair(16, 3, 4, 12, 6, 8, (SPARSE, DENSE, AS_PUBLISHED)),
+        *_pair(0, 2, 2, 4, 2, 4, (SPARSE, DENSE)),
+        Training("sparse 2 classes", SPARSE, 192, 4, 4, classes=2, tests=(Test(512, 2),)),
+    ),
+    costs=Costs(
+        table=((192, 4),),
+        dense=((16, 4), (32, 4)),
+        planes=((192, 1),),
+        batches=(1, 2),
+        volumes=(192, 512),
+        overlays=(1, 2),
+        occupancies=(0.001, 0.3),
+        overlay_size=192,
+        filled_side=16,
+        rule=StopRule(0.2, 3, 3, 0.2),
+        timeout=60.0,
+        checked_events=0,
+    ),
+    model=ModelSpec(filters=4, depth=3),
+)
+
+LAPTOP = Scale(
+    "laptop",
+    "under an hour on two cores",
+    "cpu",
+    mixtures=((192, 8192), (512, 1024)),
+    michel_events=512,
+    trainings=(
+        Training(
+            "sparse 192 px",
+            SPARSE,
+            192,
+            4,
+            200_000,
+            seconds=1800.0,
+            evaluate_every=1000,
+            held_out_events=128,
+            tests=(*_ALL_TESTS, Test(192, 512, michel=True)),
+        ),
+        *_pair(32, 3, 4, 400, 100, 256, (SPARSE, DENSE, AS_PUBLISHED)),
+        *_pair(0, 2, 4, 300, 100, 128, (SPARSE, DENSE)),
+        Training(
+            "sparse 2 classes",
+            SPARSE,
+            512,
+            4,
+            200_000,
+            seconds=180.0,
+            classes=2,
+            evaluate_every=200,
+            held_out_events=32,
+            tests=(Test(512, 96),),
+        ),
+    ),
+    costs=Costs(
+        table=_PAPER_TABLE,
+        dense=((32, 4), (64, 4), (192, 1)),
+        planes=((192, 4), (512, 4)),
+        batches=(1, 2, 4, 8, 16, 32),
+        volumes=(192, 256, 384, 512, 768),
+        overlays=(1, 2, 4, 8, 16),
+        occupancies=(0.001, 0.01, 0.03, 0.1, 0.3, 1.0),
+    ),
+)
+
+_GPU_COSTS = Costs(
+    table=_PAPER_TABLE,
+    dense=((32, 4), (64, 4), (96, 4), (128, 4), (192, 1), (192, 4)),
+    planes=((192, 4), (512, 4)),
+    batches=(1, 2, 4, 8, 16, 32, 64),
+    volumes=(192, 256, 384, 512, 768),
+    overlays=(1, 2, 4, 8, 16, 32),
+    occupancies=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+    filled_side=64,
+    rule=StopRule(0.01, 7, 100, 10.0),
+    timeout=600.0,
+)
+
+GPU = Scale(
+    "gpu",
+    "about three hours on one data-centre GPU",
+    "cuda",
+    mixtures=((192, 16384), (512, 8192), (768, 8192)),
+    michel_events=2048,
+    trainings=(
+        *(
+            Training(
+                f"sparse {size} px",
+                SPARSE,
+                size,
+                64,
+                200_000,
+                seconds=1800.0,
+                evaluate_every=500,
+                held_out_events=96,
+                tests=(
+                    (*_ALL_TESTS, Test(192, 2048, michel=True))
+                    if size == 192
+                    else (Test(size, 96),)
+                ),
+            )
+            for size in (192, 512, 768)
+        ),
+        *_pair(64, 3, 4, 5000, 500, 256, (SPARSE, DENSE, AS_PUBLISHED)),
+        *_pair(0, 2, 4, 5000, 500, 256, (SPARSE, DENSE)),
+        Training(
+            "sparse 2 classes",
+            SPARSE,
+            512,
+            64,
+            200_000,
+            seconds=900.0,
+            classes=2,
+            evaluate_every=500,
+            held_out_events=96,
+            tests=(Test(512, 96),),
+        ),
+    ),
+    costs=_GPU_COSTS,
+)
+
+PAPER = Scale(
+    "paper",
+    "the full study, 80,000 events a size; days on one data-centre GPU",
+    "cuda",
+    mixtures=((192, 80_000), (512, 80_000), (768, 80_000)),
+    michel_events=16_384,
+    trainings=(
+        *(
+            Training(
+                f"{role} {size} px{f' batch {batch}' if batch == 4 else ''}",
+                role,
+                size,
+                batch,
+                40_000,
+                evaluate_every=1000,
+                held_out_events=96,
+                tests=(
+                    (*_ALL_TESTS, Test(192, 16_384, michel=True))
+                    if (role, size, batch) == (SPARSE, 192, 64)
+                    else (Test(size, 256 if size == 192 else 96),)
+                ),
+            )
+            for role, size, batch in (
+                (SPARSE, 192, 64),
+                (SPARSE, 512, 64),
+                (SPARSE, 768, 64),
+                (SPARSE, 192, 4),
+                (DENSE, 192, 4),
+                (AS_PUBLISHED, 192, 4),
+            )
+        ),
+        *_pair(0, 2, 4, 40_000, 1000, 256, (SPARSE, DENSE)),
+        Training(
+            "sparse 2 classes",
+            SPARSE,
+            512,
+            64,
+            40_000,
+            classes=2,
+            evaluate_every=1000,
+            held_out_events=96,
+            tests=(Test(512, 96),),
+        ),
+    ),
+    costs=_GPU_COSTS,
+)
+
+SCALES = {scale.name: scale for scale in (SMOKE, LAPTOP, GPU, PAPER)}
+
+
+def find_scale(name: str) -> Scale:
+    """Return a scale by its name.
+
+    Raises
+    ------
+    BadInput
+        If there is none.
+    """
+    if name not in SCALES:
+        raise BadInput(f"there is no scale {name!r}; choose one of {', '.join(SCALES)}")
+    return SCALES[name]
