@@ -1,5 +1,6 @@
 """Inference: which engine is fastest and smallest at labelling the voxels of an event?"""
 
+from harness.asv import track
 from harness.suite import Grid, Suite
 
 SUITE = Suite(
@@ -7,3 +8,11 @@ SUITE = Suite(
     question="Which engine labels an event's voxels fastest, and in least memory?",
     grids=(Grid(phases=("forward",)),),
 )
+
+
+class Inference(track.Cells):
+    """The forward pass over commits."""
+
+    suite = "inference"
+    phase = "forward"
+    params = (["sscn", "spconv", "minkowski", "dense"], [192, 512], [1], ["cold", "warm"])

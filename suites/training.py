@@ -1,5 +1,6 @@
 """Training: which engine is fastest and smallest at one optimisation step?"""
 
+from harness.asv import track
 from harness.suite import Grid, Suite
 
 SUITE = Suite(
@@ -7,3 +8,11 @@ SUITE = Suite(
     question="Which engine takes an optimisation step fastest, and in least memory?",
     grids=(Grid(phases=("step",)),),
 )
+
+
+class Training(track.Cells):
+    """The optimisation step over commits."""
+
+    suite = "training"
+    phase = "step"
+    params = (["sscn", "spconv", "minkowski"], [192, 512], [1], ["cold"])

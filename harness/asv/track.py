@@ -1,0 +1,189 @@
+"""A suite as asv benchmarks: one measurement of its cells, many metrics read from it.
+
+asv runs every benchmark and every combination of parameters in a process of its own. Importing
+torch and building a network for each would cost minutes, so ``setup_cache`` measures the cells
+once, by the ordinary run, and each ``track_*`` only reads. asv knows lower-is-better alone:
+errors are tracked, never accuracies.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any, ClassVar
+
+from harness.metrics import (
+    ARGMAX_AGREEMENT,
+    ENERGY,
+    GRAD_REL_RMSE,
+    REL_RMSE,
+    TIME,
+    memory_metric,
+)
+
+Records = dict[tuple[str, int, int, str], dict[str, Any]]
+
+ONLY = "SSCN_BENCH_ONLY"
+"""Environment variable: engines, separated by commas, that asv shall measure; all if unset."""
+
+BUDGET = "SSCN_BENCH_BUDGET"
+"""Environment variable: seconds of sampling for a cell in a round."""
+
+ROUNDS = 2
+
+
+class Cells:
+    """What a suite's asv class inherits.
+
+    Attributes
+    ----------
+    suite, phase : str
+        The suite and the phase of its cells.
+    params : tuple of lists
+        Engines, sizes, batches and states of the kernel map. Written out in each suite, never
+        computed: a list that grows would orphan the history behind it.
+    """
+
+    suite: ClassVar[str]
+    phase: ClassVar[str]
+    params: ClassVar[tuple[list[str], list[int], list[int], list[str]]]
+    param_names: ClassVar[list[str]] = ["engine", "size", "batch", "map"]
+    version = "1"
+    timeout = 600
+
+    def setup_cache(self) -> Records:
+        """Measure all cells once."""
+        return measure(self.suite, self.phase, self.params)
+
+    setup_cache.timeout = 7200  # type: ignore[attr-defined]
+
+    def setup(self, records: Records, engine: str, size: int, batch: int, state: str) -> None:
+        """Skip what could not be measured, with the reason."""
+        record = records.get((engine, size, batch, state))
+        if record is None:
+            raise NotImplementedError(f"{engine} was left out by {ONLY}")
+        if record["outcome"] != "ok":
+            raise NotImplementedError(f"{record['outcome']}: {record['reason']}")
+
+    def track_time(self, records: Records, *key: Any) -> dict[str, Any]:
+        """Return the samples, so that asv has quartiles and a rank test."""
+        return {"samples": list(records[key][TIME.key]), "number": 1}
+
+    track_time.type = "time"  # type: ignore[attr-defined]
+    track_time.unit = "seconds"  # type: ignore[attr-defined]
+
+    def track_peak_memory(self, records: Records, *key: Any) -> float:
+        """Return the peak over the baseline."""
+        return known(memory_metric(records[key]).value(records[key]))
+
+    track_peak_memory.unit = "bytes"  # type: ignore[attr-defined]
+
+    def track_error(self, records: Records, *key: Any) -> float:
+        """Return the relative error of the logits."""
+        return known(REL_RMSE.value(records[key]))
+
+    track_error.unit = "relative RMSE"  # type: ignore[attr-defined]
+
+    def track_disagreement(self, records: Records, *key: Any) -> float:
+        """Return the share of sites whose class differs from the float64 truth."""
+        return 1 - known(ARGMAX_AGREEMENT.value(records[key]))
+
+    track_disagreement.unit = "share of sites"  # type: ignore[attr-defined]
+
+    def track_gradient_error(self, records: Records, *key: Any) -> float:
+        """Return the relative error of the worst gradient; n/a for the forward pass."""
+        return known(GRAD_REL_RMSE.value(records[key]))
+
+    track_gradient_error.unit = "relative RMSE"  # type: ignore[attr-defined]
+
+    def track_energy(self, records: Records, *key: Any) -> float:
+        """Return the energy an event; n/a where the machine does not count it."""
+        return known(ENERGY.value(records[key]))
+
+    track_energy.unit = "joules"  # type: ignore[attr-defined]
+
+
+def known(value: float | None) -> float:
+    """Return a metric as asv stores it: NaN where it was not measured."""
+    return math.nan if value is None else value
+
+
+def measure(
+    suite: str,
+    phase: str,
+    params: tuple[Sequence[str], Sequence[int], Sequence[int], Sequence[str]],
+) -> Records:
+    """Run the cells of a suite that the parameters name, and return their records.
+
+    Parameters
+    ----------
+    suite : str
+        As in ``harness run SUITE``.
+    phase : str
+        ``forward`` or ``step``.
+    params : tuple of sequences
+        Engines, sizes, batches, states of the kernel map.
+
+    Returns
+    -------
+    dict
+        (engine, size, batch, map) -> record; of several rounds, the samples are joined. Engines
+        that ``SSCN_BENCH_ONLY`` leaves out have none.
+    """
+    from rich.console import Console
+
+    from backends.registry import probe_all
+    from harness import store
+    from harness.plan import with_events
+    from harness.run import Settings, run
+    from harness.sampling import StopRule
+    from harness.suite import find_suite
+
+    engines, sizes, batches, states = params
+    only = [name for name in os.environ.get(ONLY, "").split(",") if name]
+    engines = [name for name in engines if not only or name in only]
+    wanted = set(product(engines, sizes, batches, states))
+    cells = [
+        cell
+        for cell in find_suite(suite).cells(backends=engines, sizes=sizes, batches=batches)
+        if cell.phase == phase and (cell.backend, cell.size, cell.batch, cell.map) in wanted
+    ]
+    found = {answer.name: answer for answer in probe_all(engines)}
+    budget = float(os.environ.get(BUDGET, StopRule().budget))
+    with tempfile.TemporaryDirectory(prefix="sscn-bench-asv-") as folder:
+        settings = Settings(
+            out=Path(folder, "run.jsonl"),
+            repeats=ROUNDS,
+            rule=replace(StopRule(), budget=budget),
+        )
+        quiet = Console(file=io.StringIO())
+        outs = run(with_events(cells, settings.events), settings, found, quiet)
+        return joined(list(store.records(outs)))
+
+
+def joined(records: Sequence[Mapping[str, Any]]) -> Records:
+    """Join the rounds of each cell: the samples of all, the rest of the first that is not ok.
+
+    Returns
+    -------
+    dict
+        (engine, size, batch, map) -> record.
+    """
+    found: Records = {}
+    for record in records:
+        cell = record["cell"]
+        key = (cell["backend"], cell["size"], cell["batch"], cell["map"])
+        if key not in found:
+            found[key] = dict(record)
+        elif found[key]["outcome"] == "ok":
+            if record["outcome"] == "ok":
+                found[key][TIME.key] = [*found[key][TIME.key], *record[TIME.key]]
+            else:
+                found[key] = dict(record)
+    return found
