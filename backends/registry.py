@@ -27,6 +27,7 @@ GROUP = "sscn_bench.backends"
 BUILT_IN = {
     "sscn": "backends.sscn.adapter",
     "dense": "backends.dense",
+    "dense-study": "backends.dense_study",
     "spconv": "backends.spconv",
     "minkowski": "backends.minkowski",
     "sparseconvnet": "backends.sparseconvnet",

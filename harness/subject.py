@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends import registry, weights
-from backends.agreement import TOLERANCE, Agreement, compare, rel_rmse
+from backends import network, registry, weights
+from backends.agreement import TOLERANCE, Agreement, compare, finite, rel_rmse
 from backends.arithmetic import autocast
 from backends.contract import SparseBatch, master_dtype
 from backends.loss import event_cross_entropy
 from backends.truth import Truth, statistics
-from backends.uresnet import UResNet, UResNetConfig
+from backends.uresnet import UResNetConfig
 from harness.cell import Cell
 from harness.errors import BadInput
 from harness.events import benchmark_batch, open_events
@@ -102,7 +102,7 @@ class Subject:
         self.config = UResNetConfig(model.filters, model.depth, model.reps, model.classes)
         self.weights = weights.initial(self.config, cell.dim)
         dtype = master_dtype(cell.precision)
-        self.network = UResNet(self.backend, self.config).to(cell.device, dtype)
+        self.network = network.build(self.backend, self.config).to(cell.device, dtype)
         self.batch = batch.to(cell.device)
         self.features = self.batch.features.to(dtype)
         self._kept: Any = None
@@ -110,7 +110,7 @@ class Subject:
 
     def reset(self) -> None:
         """Return to the canonical weights and a fresh optimiser."""
-        weights.load(self.network, self.weights)
+        network.reset(self.network, self.weights)
         self.network.train(self.cell.phase == "step")
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE, fused=True)
 
@@ -139,6 +139,8 @@ class Subject:
         """
         self.call()
         self.reset()
+        if not network.is_uresnet(self.network):
+            return self._finite(), None
         if self.cell.phase == "forward":
             return compare(truth, self.cell.precision, self._forward()), None
         logits, loss = self._backward()
@@ -153,6 +155,15 @@ class Subject:
         error = rel_rmse(loss, truth.loss)
         self.reset()
         return agreement, error
+
+    def _finite(self) -> Agreement:
+        """Check a network of the engine's own, which has no truth."""
+        if self.cell.phase == "forward":
+            return finite(self._forward())
+        logits, _ = self._backward()
+        found = [p.grad for p in self.network.parameters() if p.grad is not None]
+        self.reset()
+        return finite(logits, found)
 
     def loss_tolerance(self) -> float:
         """Largest relative error of the loss that passes."""
