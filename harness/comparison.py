@@ -206,7 +206,7 @@ def _quote(quoted: Sequence[Measured]) -> list[str]:
     first, second, *rest = _rivals(quoted)
     error = "" if first.error is None else f" with a relative error of {first.error:.1e}"
     sentences = [
-        f"At {first.where} ({first.sites} sites) {first.engine} takes "
+        f"At {first.where} ({first.sites:,} sites) {first.engine} takes "
         f"{format_value(first.seconds, 's')} a call{error}; {second.engine} takes "
         f"{_lead(first, second)}"
         + "".join(f", {m.engine} {_seconds(m) / _seconds(first):.3g}x" for m in rest)

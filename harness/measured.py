@@ -68,7 +68,8 @@ class Measured:
         c = self.cell
         seed = f", event {c['events.seed']}" if c["events.seed"] else ""
         return (
-            f"{c['size']} px, {c['dim']}D, batch {c['batch']}, {c['phase']}, {c['map']} map, "
+            f"{c['size']} px{', 2D' if c['dim'] == 2 else ''}, batch {c['batch']}, "
+            f"{c['phase']}, {c['map']} map, "
             f"{c['precision']} on {c['device']}{seed}"
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from harness.events.batches import benchmark_batch
 from harness.events.event import CLASSES, Label
 from harness.events.open import SAMPLE, open_events
@@ -24,7 +26,7 @@ COLORS = {
 
 
 def event_of(measured: Measured) -> tuple[str, str] | None:
-    """Draw the first event of a cell's batch.
+    """Draw the event with the most sites of a cell's batch.
 
     Returns
     -------
@@ -37,8 +39,12 @@ def event_of(measured: Measured) -> tuple[str, str] | None:
         return None
     import plotly.graph_objects as go
 
-    batch, _ = benchmark_batch(open_events(SAMPLE, size=cell["size"]), 1, cell["events.seed"])
-    voxels, labels = batch["sites"][:, 1:].astype("uint16"), batch["labels"]
+    batch, _ = benchmark_batch(
+        open_events(SAMPLE, size=cell["size"]), cell["batch"], cell["events.seed"]
+    )
+    number = batch["sites"][:, 0]
+    largest = number == np.bincount(number).argmax()
+    voxels, labels = batch["sites"][largest, 1:].astype("uint16"), batch["labels"][largest]
     figure = go.Figure()
     for label in list(Label)[:CLASSES]:
         own = voxels[labels == label]
@@ -55,7 +61,6 @@ def event_of(measured: Measured) -> tuple[str, str] | None:
                 )
             )
     axis = {
-        "range": [0, cell["size"]],
         "gridcolor": "rgba(128,128,128,0.35)",
         "showbackground": False,
         "zeroline": False,
@@ -63,22 +68,28 @@ def event_of(measured: Measured) -> tuple[str, str] | None:
         "title": {"text": ""},
     }
     figure.update_layout(
-        scene={"xaxis": axis, "yaxis": axis, "zaxis": axis, "aspectmode": "cube"},
+        scene={"xaxis": axis, "yaxis": axis, "zaxis": axis, "aspectmode": "data"},
         margin={"l": 0, "r": 0, "t": 0, "b": 0},
         paper_bgcolor="rgba(0,0,0,0)",
         font={"color": "#808080", "family": "system-ui, sans-serif"},
         legend={"orientation": "h", "itemsizing": "constant", "y": 0, "yanchor": "top"},
-        uirevision="event",
+        scene_camera={"eye": {"x": 1.1, "y": 1.1, "z": 0.6}},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#909090", "activecolor": "#505050"},
     )
     element = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
         default_height="460px",
         div_id="event",
-        config={"displaylogo": False, "responsive": True, "scrollZoom": False},
+        config={
+            "displaylogo": False,
+            "responsive": True,
+            "scrollZoom": False,
+            "modeBarButtonsToRemove": ["tableRotation", "resetCameraLastSave3d"],
+        },
     )
     words = (
-        f"{len(voxels)} active sites in {cell['size']}³ voxels, "
-        f"an occupancy of {len(voxels) / cell['size'] ** 3:.2g}"
+        f"A liquid-argon event of the sample: {len(voxels):,} active sites of "
+        f"{cell['size']}³ voxels, which is {100 * len(voxels) / cell['size'] ** 3:.2g} %"
     )
     return element, words

@@ -11,7 +11,7 @@ from harness.comparison import Change
 from harness.measured import Measured
 from harness.metrics import TIME, format_value
 from harness.report.style import FAINT, INK, SETTINGS, Looks, svg
-from harness.verdict import Verdict, percent
+from harness.verdict import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,7 +120,9 @@ def change_figure(found: Sequence[Change]) -> str:
         )
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: percent(value) if value != 1 else "same")
+        axes.xaxis.set_major_formatter(
+            lambda value, _: f"{100 * (value - 1):+.0f} %" if value != 1 else "same"
+        )
         axes.xaxis.set_minor_formatter(lambda *_: "")
         low = min(0.9, *(c.judgement.low for c in shown))
         high = max(1.1, *(c.judgement.high for c in shown))
@@ -133,11 +135,9 @@ def change_figure(found: Sequence[Change]) -> str:
 
 def _change_ticks(low: float, high: float) -> list[float]:
     """Round ratios within the limits: finer ones only when the axis is short."""
-    steps = (
-        (0.97, 1.0, 1.03, 1.06, 1.1, 0.94, 0.9)
-        if high / low < 1.3
-        else (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
-    )
+    fine = high / low < 1.25
+    steps = [0.9, 0.94, 0.97, 1.0, 1.03, 1.06, 1.1] if fine else [0.25, 0.5, 0.7, 0.8, 0.9, 1.0]
+    steps += [1.15] if fine else [1.1, 1.2, 1.4, 1.7, 2.0, 3.0, 5.0]
     return sorted(step for step in steps if low <= step <= high)
 
 
@@ -145,7 +145,8 @@ def _setting(m: Measured) -> str:
     """What a panel holds fixed besides the batch."""
     c = m.cell
     name = {"forward": "forward", "step": "optimisation step"}[c["phase"]]
-    return f"{name}, {c['map']} map, {c['dim']}D, {c['precision']} on {c['device']}"
+    plane = ", 2D" if c["dim"] == 2 else ""
+    return f"{name}, {c['map']} map{plane}, {c['precision']} on {c['device']}"
 
 
 def _short(m: Measured) -> str:

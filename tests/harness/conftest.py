@@ -3,6 +3,7 @@
 import base64
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def run_records(make_record):
     def make(factor=1.0, rounds=1, commit="a" * 40, run="r1", slower="sscn"):
         found = []
         plain = {"sscn": 1.0, "spconv": 1.6, "dense": 9.0}
-        seed = 0
+        seed = zlib.crc32(f"{commit}{factor}".encode())
         for size, sites in ((192, 5180), (512, 20100), (768, 42000)):
             for batch in (1, 4):
                 for engine, cost in plain.items():

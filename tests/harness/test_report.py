@@ -100,7 +100,7 @@ def plotly_source():
 def test_the_page_shows_an_event_with_its_classes(page):
     assert "scatter3d" in page
     assert "electromagnetic shower" in page
-    assert "active sites in 512³ voxels" in words(page)
+    assert "active sites of 512³ voxels" in words(page)
 
 
 def test_events_of_a_file_are_not_shown(write_records, make_record):
