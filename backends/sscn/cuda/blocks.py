@@ -12,20 +12,39 @@ SMALL_MAP = 16384
 
 
 class Blocks(NamedTuple):
-    """Block shape of a convolution: rows are given by the map.
+    """Block shape of a convolution.
 
     Attributes
     ----------
-    columns, depth : int
-        Output and input channels that one matrix product covers.
-    warps, stages : int
-        Warps of a program, and products whose operands are in flight.
+    rows, columns, depth : int
+        Output rows, output channels and input channels of one matrix product.
+    warps : int
+        Warps of a program.
     """
 
+    rows: int
     columns: int
     depth: int
     warps: int
-    stages: int
+
+
+class ProductBlocks(NamedTuple):
+    """Block shape of a weight gradient.
+
+    Attributes
+    ----------
+    inputs, outputs : int
+        Channels of a block.
+    blocks : int
+        Blocks that cover all channels.
+    warps : int
+        Warps of a program.
+    """
+
+    inputs: int
+    outputs: int
+    blocks: int
+    warps: int
 
 
 def tile_rows(rows: int) -> int:
@@ -40,25 +59,48 @@ def dot_precision(dtype: torch.dtype) -> str:
     return "ieee"
 
 
-def convolution_blocks(sources: tuple[int, ...], out: int, item: int, precision: str) -> Blocks:
+def convolution_blocks(
+    rows: int, sources: tuple[int, ...], outputs: int, dtype: torch.dtype, precision: str
+) -> Blocks:
     """Choose the blocks of a convolution.
 
     Parameters
     ----------
+    rows : int
+        Output rows of the whole map.
     sources : tuple of int
         Input channels of each source; a matrix product never crosses from one to the other.
-    out : int
+    outputs : int
         Output channels.
-    item : int
-        Bytes of a stored value.
+    dtype : torch.dtype
+        Of the stored rows.
     precision : str
         As from `dot_precision`.
     """
-    fused = item == 4 and precision == "ieee"  # multiply-add units, not matrix units
+    scalar = _on_scalar_units(dtype, precision)
     common = math.gcd(*sources)
-    deepest = 64 if item == 2 else 32
+    deepest = 64 if dtype.itemsize == 2 else 32
     depth = next((size for size in (64, 32, 16) if size <= deepest and common % size == 0), 16)
-    return Blocks(_columns(out, 64 if fused else 128), depth, 4, 3)
+    tile, columns = tile_rows(rows), _columns(outputs, 64 if scalar else 128)
+    return Blocks(tile, columns, depth, _warps(tile * columns, scalar))
+
+
+def product_blocks(inputs: int, outputs: int, dtype: torch.dtype, precision: str) -> ProductBlocks:
+    """Choose the blocks of a weight gradient between two widths; see `convolution_blocks`."""
+    scalar = _on_scalar_units(dtype, precision)
+    block_in, block_out = _columns(inputs, 64), _columns(outputs, 64)
+    blocks = -(-inputs // block_in) * -(-outputs // block_out)
+    return ProductBlocks(block_in, block_out, blocks, _warps(block_in * block_out, scalar))
+
+
+def _on_scalar_units(dtype: torch.dtype, precision: str) -> bool:
+    """Return whether products run as fused multiply-adds, for want of an IEEE matrix unit."""
+    return dtype == torch.float32 and precision == "ieee"
+
+
+def _warps(values: int, scalar: bool) -> int:
+    """Return the warps that hold a block of sums without spilling registers to memory."""
+    return 8 if values >= (64 * 64 if scalar else 64 * 128) else 4
 
 
 def _columns(channels: int, widest: int) -> int:
@@ -68,29 +110,3 @@ def _columns(channels: int, widest: int) -> int:
         return single
     sizes = [size for size in (128, 64, 32) if size <= widest]
     return min(sizes, key=lambda size: (-(-channels // size) * size, -size))
-
-
-class ProductBlocks(NamedTuple):
-    """Block shape of a weight gradient.
-
-    Attributes
-    ----------
-    inputs, outputs : int
-        Channels of a block.
-    rows : int
-        Pairs that one matrix product sums over.
-    blocks : int
-        Blocks that cover all channels.
-    """
-
-    inputs: int
-    outputs: int
-    rows: int
-    blocks: int
-
-
-def product_blocks(inputs: int, outputs: int) -> ProductBlocks:
-    """Choose the blocks of a weight gradient between two widths."""
-    block_in, block_out = _columns(inputs, 64), _columns(outputs, 64)
-    blocks = -(-inputs // block_in) * -(-outputs // block_out)
-    return ProductBlocks(block_in, block_out, 32, blocks)

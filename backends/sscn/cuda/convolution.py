@@ -21,6 +21,9 @@ from backends.sscn.cuda.blocks import convolution_blocks, dot_precision, tile_ro
 from backends.sscn.kernels import KernelMap
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
+STAGES = 3
+"""Matrix products whose operands are in flight at a time."""
+
 INTERPRETED = triton.knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter, which multiplies bfloat16 as bit patterns."""
 
@@ -206,21 +209,21 @@ def convolve(
     taps, _, channels = weight.shape
     first, second = x.shape[1], 0 if skip is None else skip.shape[1]
     rows = kernel_map.rows
-    block, tiles = tile_rows(rows), triton.cdiv(rows, tile_rows(rows))
+    tiles = triton.cdiv(rows, tile_rows(rows))
     out = x.new_empty((rows, channels))
     sums = x.new_empty((tiles, 2, channels) if statistics else (0,), dtype=torch.float64)
     if rows:
         precision = dot_precision(x.dtype)
         sources = (first, second) if second else (first,)
-        shape = convolution_blocks(sources, channels, x.element_size(), precision)
+        shape = convolution_blocks(rows, sources, channels, x.dtype, precision)
         convolve_tile[(tiles, triton.cdiv(channels, shape.columns))](
             x.contiguous(), _or(skip, x), _or(scale, x), _or(shift, x), weight.contiguous(),
             *map_tensors(kernel_map, x), _or(residual, x), out, sums, rows,
             FIRST=first, SECOND=second, OUT=channels, TAPS=taps,
-            BLOCK_M=block, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
+            BLOCK_M=shape.rows, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
             NORM=scale is not None, RESIDUAL=residual is not None, STATISTICS=statistics,
             IDENTITY=not kernel_map.tensors, **arithmetic(x, precision),
-            num_warps=shape.warps, num_stages=shape.stages,
+            num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip
     return out, sums.sum(0) if statistics else sums
 
@@ -240,21 +243,21 @@ def input_gradient(
     taps, channels, outputs = weight.shape
     first, second = x.shape[1], 0 if skip is None else skip.shape[1]
     rows = kernel_map.rows
-    block, tiles = tile_rows(rows), triton.cdiv(rows, tile_rows(rows))
+    tiles = triton.cdiv(rows, tile_rows(rows))
     to_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     to_skip = x.new_empty((rows, second) if second else (0,))
     norm = scale is not None
     sums = x.new_empty((tiles, 2, channels) if norm else (0,), dtype=torch.float64)
     if rows:
         precision = dot_precision(x.dtype)
-        shape = convolution_blocks((outputs,), channels, x.element_size(), precision)
+        shape = convolution_blocks(rows, (outputs,), channels, x.dtype, precision)
         input_gradient_tile[(tiles, triton.cdiv(channels, shape.columns))](
             grad.contiguous(), x.contiguous(), _or(skip, x), _or(scale, x), _or(shift, x),
             weight.contiguous(), *map_tensors(kernel_map, x), to_x, to_skip, sums, rows,
             FIRST=first, SECOND=second, OUT=outputs, TAPS=taps,
-            BLOCK_M=block, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
+            BLOCK_M=shape.rows, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
             NORM=norm, MIRRORED=mirrored, IDENTITY=not kernel_map.tensors,
-            **arithmetic(x, precision), num_warps=shape.warps, num_stages=shape.stages,
+            **arithmetic(x, precision), num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip
     return to_x, to_skip, sums.sum(0) if norm else sums
 

@@ -8,11 +8,21 @@ import triton.language as tl
 from torch import Tensor
 
 from backends.sscn.cuda.blocks import dot_precision, product_blocks
-from backends.sscn.cuda.convolution import arithmetic, check_type, gather, map_tensors, multiply
+from backends.sscn.cuda.convolution import (
+    STAGES,
+    arithmetic,
+    check_type,
+    gather,
+    map_tensors,
+    multiply,
+)
 from backends.sscn.kernels import KernelMap
 
 RUN = 512
 """Positions of a map that one list of pairs covers; 16 bits number them."""
+
+PAIRS = 32
+"""Pairs that one matrix product sums over."""
 
 PROGRAMS = 1024
 """Programs to aim at: a few for every multiprocessor of a large GPU."""
@@ -115,7 +125,7 @@ def weight_gradient(
         pairs = torch.empty((taps, runs, RUN), dtype=torch.int16, device=x.device)
         counts = torch.empty((taps, runs), dtype=torch.int32, device=x.device)
         list_pairs[(runs, taps)](table, pairs, counts, rows, RUN=RUN)
-    shapes = [product_blocks(source.shape[1], outputs) for source in sources]
+    shapes = [product_blocks(each.shape[1], outputs, x.dtype, precision) for each in sources]
     blocks = max(shape.blocks for shape in shapes)
     shares = min(runs, max(1, PROGRAMS // (taps * blocks)))
     share = triton.cdiv(runs, shares)
@@ -129,9 +139,9 @@ def weight_gradient(
             x if shift is None else shift.contiguous(), grad, table, order, pairs, counts,
             partial, rows, runs, share,
             FIRST=first, CHANNELS=width, IN=channels, OUT=outputs,
-            BLOCK_I=shape.inputs, BLOCK_O=shape.outputs, BLOCK_R=shape.rows, RUN=RUN,
+            BLOCK_I=shape.inputs, BLOCK_O=shape.outputs, BLOCK_R=PAIRS, RUN=RUN,
             NORM=scale is not None, IDENTITY=not kernel_map.tensors,
-            **arithmetic(x, precision), num_warps=4, num_stages=3,
+            **arithmetic(x, precision), num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip
         first += width
     return partial.sum(0).to(x.dtype)

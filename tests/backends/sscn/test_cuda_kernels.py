@@ -60,12 +60,10 @@ def some_sites(seed, dim, size, count, batch=2):
 
 def table_by_row(kernel_map):
     """Return the table (rows, taps) that a map of the cuda set stands for."""
-    table, order, taps, counts = kernel_map.tensors
-    rows = torch.full_like(table, -7)
-    rows[:, order] = table
-    block = -(-kernel_map.rows // max(len(counts), 1))
-    assert block <= 64
-    return rows.t().long()
+    table, order, *_ = kernel_map.tensors
+    by_row = torch.full_like(table, -7)
+    by_row[:, order] = table
+    return by_row.t().long()
 
 
 def brute_force(sites_in, sites_out, kernel_size, stride=1):
@@ -75,14 +73,10 @@ def brute_force(sites_in, sites_out, kernel_size, stride=1):
     low = -(kernel_size // 2) if kernel_size % 2 else 0
     taps = list(itertools.product(range(low, low + kernel_size), repeat=dim))
     table = [
-        [
-            rows.get(
-                (batch, *(stride * at + step for at, step in zip(place, tap, strict=True))), -1
-            )
-            for tap in taps
-        ]
+        [rows.get((batch, *(stride * at + by for at, by in zip(place, tap, strict=True))), -1)
+         for tap in taps]
         for batch, *place in sites_out.tolist()
-    ]
+    ]  # fmt: skip
     return torch.tensor(table, dtype=torch.int64).reshape(len(sites_out), len(taps))
 
 
@@ -175,7 +169,7 @@ def test_rows_ordered_by_their_taps_keep_the_map(monkeypatch):
     monkeypatch.setattr(maps, "ORDERED_FROM", 0)
     keys, ordered = sorted_levels(some_sites(3, 2, 14, 120, batch=1), 14)
     connection = cuda.submanifold_map(keys, 2, 3, 14)
-    table, order, taps, counts = connection.forward.tensors
+    table, _, taps, counts = connection.forward.tensors
     expected = brute_force(ordered, ordered, 3)
     assert torch.equal(table_by_row(connection.forward).cpu(), expected)
     masks = ((table >= 0).long() << torch.arange(9, device=DEVICE)[:, None]).sum(0)

@@ -1,0 +1,239 @@
+"""The Triton kernels compile for real GPUs, which needs none: as they are launched, and lean."""
+
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+from backends.sscn import cuda  # noqa: E402
+from backends.sscn.cuda import blocks, maps  # noqa: E402
+from backends.sscn.kernels import KernelMap, identity  # noqa: E402
+
+# Triton 3.9 announces another default for contracted multiply-adds; either is right here.
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
+
+SHARED_MEMORY = 99 * 1024
+"""Bytes that a block may have on every GPU of compute capability 8.0 and up (8.6 has the least)."""
+
+STACK = 32
+"""Bytes a thread that the assembler may put aside; a spilled accumulator takes hundreds."""
+
+TYPE_NAMES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int16: "i16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Record launches instead of running them."""
+    recorded = []
+
+    def record(kernel, *arguments, grid, warmup, **constants):
+        recorded.append((kernel, arguments, constants))
+
+    monkeypatch.setattr(JITFunction, "run", record)
+    return recorded
+
+
+@pytest.fixture(autouse=True)
+def _keep_tf32_switch():
+    before = torch.backends.cuda.matmul.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def compile_launch(launch, capability):
+    """Compile a recorded launch with the specialisations that the launcher would choose."""
+    kernel, arguments, constants = launch
+    options = {key: constants[key] for key in ("num_warps", "num_stages") if key in constants}
+    values = {**dict(zip(kernel.arg_names, arguments, strict=False)), **constants}
+    signature, known, facts = {}, {}, {}
+    for place, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name] = "constexpr"
+            known[(place,)] = value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = "*" + TYPE_NAMES[value.dtype]
+            facts[(place,)] = [["tt.divisibility", 16]]
+        else:
+            assert parameter.do_not_specialize, f"{parameter.name} would compile anew by its value"
+            signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
+    source = ASTSource(kernel, signature, known, facts)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def stack_bytes(compiled):
+    """Return the bytes of local memory a thread, from the tools that come with Triton."""
+    import triton.backends.nvidia as nvidia
+
+    tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        listed = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"STACK:(\d+)", listed)
+    assert found, listed
+    return int(found[1])
+
+
+def check_launches(launches, capability, *expected):
+    names = {kernel.__name__ for kernel, _, _ in launches}
+    assert names == set(expected)
+    for launch in launches:
+        compiled = compile_launch(launch, capability)
+        assert f".target sm_{capability}" in compiled.asm["ptx"]
+        assert compiled.metadata.shared <= SHARED_MEMORY
+        assert stack_bytes(compiled) <= STACK, f"{launch[0].__name__} {launch[2]}"
+
+
+def map_of(rows, taps):
+    tiles = -(-rows // blocks.tile_rows(rows))
+    return KernelMap(
+        (
+            torch.empty((taps, rows), dtype=torch.int32),
+            torch.empty(rows, dtype=torch.int64),
+            torch.empty((tiles, taps), dtype=torch.int32),
+            torch.empty(tiles, dtype=torch.int32),
+        ),
+        rows,
+        taps,
+    )
+
+
+def train_layer(widths, taps, dtype, rows=20000):
+    """Launch all kernels of a training step of one layer."""
+    first, second, outputs = widths
+    kernel_map = map_of(rows, taps) if taps > 1 else identity(rows).forward
+    x = torch.empty((rows, first), dtype=dtype)
+    skip = torch.empty((rows, second), dtype=dtype) if second else None
+    weight = torch.empty((taps, first + second, outputs), dtype=dtype)
+    norm = torch.empty(first + second)
+    residual = torch.empty((rows, outputs), dtype=dtype)
+    out, sums = cuda.convolve(x, skip, weight, kernel_map, norm, norm, residual, True)
+    cuda.input_gradient(out, weight, kernel_map, taps % 2 == 1, x, skip, norm, norm)
+    cuda.weight_gradient(x, skip, out, kernel_map, norm, norm)
+    cuda.statistics_gradient(out, out, sums)
+
+
+LAYER = (
+    "convolve_tile",
+    "input_gradient_tile",
+    "list_pairs",
+    "weight_gradient_share",
+    "add_statistics_gradient",
+)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "tf32"),
+    [
+        (80, torch.float32, False),
+        (90, torch.float32, True),
+        (80, torch.float16, False),
+        (90, torch.bfloat16, False),
+    ],
+)
+def test_a_training_step_of_a_layer(launches, capability, dtype, tf32):
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    train_layer((16, 16, 16), 27, dtype)
+    check_launches(launches, capability, *LAYER)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("dtype", "tf32"),
+    [
+        (torch.float32, False),
+        (torch.float32, True),
+        (torch.float16, False),
+        (torch.bfloat16, False),
+    ],
+)
+@pytest.mark.parametrize("rows", [1000, 20000])
+@pytest.mark.parametrize(
+    ("widths", "taps"),
+    [
+        ((1, 0, 16), 27),
+        ((48, 0, 48), 27),
+        ((64, 64, 64), 27),
+        ((80, 0, 80), 27),
+        ((96, 0, 96), 27),
+        ((128, 0, 128), 27),
+        ((160, 0, 160), 27),
+        ((64, 0, 80), 8),
+        ((80, 0, 64), 8),
+        ((64, 64, 64), 1),
+        ((16, 0, 5), 1),
+    ],
+    ids=str,
+)
+def test_every_width(launches, capability, dtype, tf32, rows, widths, taps):
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    train_layer(widths, taps, dtype, rows)
+    check_launches(launches, capability, *(LAYER if taps > 1 else set(LAYER) - {"list_pairs"}))
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_building_of_maps(launches, capability, monkeypatch):
+    monkeypatch.setattr(maps, "_count_levels", lambda keys, dim, levels: [5000, 900, 0])
+    keys, _ = cuda.sort_sites(torch.zeros((5000, 4), dtype=torch.int32), 768)
+    cuda.submanifold_map(keys, 3, 3, 768)
+    cuda.strided_map(keys, 3)
+    cuda.ordinary_map(keys[:9], 3, 3, 768)
+    check_launches(
+        launches, capability, "_encode", "_search", "_describe", "_tile", "_mark_parents",
+        "_connect_parents", "_reach",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_counting_of_levels(launches, capability):
+    maps._count_levels(torch.zeros(5000, dtype=torch.int64), 3, 11)
+    check_launches(launches, capability, "_count_parents")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "columns"), [(1, 16), (16, 16), (48, 64), (80, 128), (128, 128), (160, 32)]
+)
+def test_columns_pad_little_and_gather_once_where_they_can(outputs, columns):
+    shape = blocks.convolution_blocks(50000, (64,), outputs, torch.float16, "ieee")
+    assert shape.columns == columns
+
+
+@pytest.mark.parametrize(
+    ("sources", "depth"), [((1,), 16), ((48,), 16), ((96,), 32), ((64, 64), 64), ((64, 48), 16)]
+)
+def test_a_product_never_crosses_sources(sources, depth):
+    assert blocks.convolution_blocks(50000, sources, 64, torch.float16, "ieee").depth == depth
+
+
+def test_the_arithmetic_follows_the_switch_of_torch():
+    torch.backends.cuda.matmul.allow_tf32 = True
+    assert blocks.dot_precision(torch.float32) == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = False
+    assert blocks.dot_precision(torch.float32) == "ieee"
+    assert blocks.dot_precision(torch.bfloat16) == "ieee"
