@@ -7,6 +7,7 @@ on the allocator that is about to be measured, and every engine would pay for it
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from harness.cell import canonical, digest
 from harness.job import Job
+from harness.machine import ROOT
 
 if TYPE_CHECKING:
     from backends.truth import Truth
@@ -34,8 +36,13 @@ def truth_of(job: Job) -> Truth:
     path = Path(job.truth) / f"{digest(canonical([truth_key(job.cell), job.events]))}.pt"
     if not path.exists():
         command = [sys.executable, "-m", "harness.golden", str(path)]
+        search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         child = subprocess.run(
-            command, input=json.dumps(job.to_json()), text=True, capture_output=True
+            command,
+            input=json.dumps(job.to_json()),
+            text=True,
+            capture_output=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(search)},
         )
         if child.returncode:
             last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.gpu import ask
+from harness.gpu import ask, facts
 
 
 class MemoryInstrument(Protocol):
@@ -190,6 +190,17 @@ class NvmlMemory:
             "nvml_interval_s": self._interval,
             "nvml_samples": peaks.samples,
         }
+
+
+def nvml_baselines(nvml: Any, pid: int) -> dict[str, dict[str, int | None]]:
+    """Read every device's memory, by UUID, before it is known which one torch takes."""
+    found = {}
+    for number in range(ask(nvml, "nvmlDeviceGetCount") or 0):
+        handle = ask(nvml, "nvmlDeviceGetHandleByIndex", number)
+        if handle is not None:
+            uuid = facts(nvml, handle)["gpu_uuid"]
+            found[uuid] = NvmlMemory.read(nvml, handle, pid)
+    return found
 
 
 def measure(call: Callable[[], Any], instruments: list[MemoryInstrument]) -> dict[str, Any]:
