@@ -116,6 +116,7 @@ inline void narrow_rows(const float* x, int64_t channels, const int32_t* in, con
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
     row[m] = x + in[m] * channels;
+    asm("" : "+r"(row[m]));
     acc[m] = load(sum + out[m] * sum_stride);
   }
 #pragma GCC unroll 16
@@ -139,6 +140,10 @@ void multiply_pairs<1>(const float* x, int64_t channels, const int32_t* in, cons
     int done = 0;
     for (; done + 8 <= number; done += 8)
       narrow_rows<8>(x + c, channels, in + done, out + done, w, sum, sum_stride);
+    if (done + 4 <= number) {
+      narrow_rows<4>(x + c, channels, in + done, out + done, w, sum, sum_stride);
+      done += 4;
+    }
     for (; done < number; ++done)
       narrow_rows<1>(x + c, channels, in + done, out + done, w, sum, sum_stride);
   }
