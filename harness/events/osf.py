@@ -111,6 +111,8 @@ def fetch(
     import pooch
     import requests
 
+    # It would report every file beside the progress bar.
+    pooch.get_logger().setLevel("WARNING")
     files = {file.name: file for file in list_files(api)}
     names = [_FILE_NAME.format(size=size, number=number) for number in numbers]
     for name in names:

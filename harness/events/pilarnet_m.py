@@ -17,6 +17,8 @@ SIZE = 768
 
 _POINT_COLUMNS = 8
 _PROTON = 4
+# Events at the beginning that tell the revision where nothing else does.
+_PROBED = 16
 _TRACKS = {2: Label.MIP, 3: Label.MIP, _PROTON: Label.HIP}
 """What a track is by its particle: 2 muon, 3 pion, 4 proton."""
 
@@ -52,14 +54,13 @@ class PilarnetMSet(EventSet):
         with explained(path, "the list of data sets"):
             self._file = h5py.File(path, "r")
             self._points, self._clusters = self._file["point"], self._file["cluster"]
-            # Only the second revision has this data set.
-            self._revision = 2 if "cluster_extra" in self._file else None
             lengths = len(self._points), len(self._clusters)
         if lengths[0] != lengths[1]:
             raise BadInput(
                 f"{path}: {lengths[0]} events of points do not match {lengths[1]} of clusters; "
                 "fetch the file again"
             )
+        self._columns = self._cluster_columns()
 
     @cached_property
     def sha256(self) -> str:
@@ -86,7 +87,12 @@ class PilarnetMSet(EventSet):
         if flat.size % _POINT_COLUMNS:
             raise BadInput(f"{name}: {flat.size} numbers are no whole points of eight; fetch again")
         points = flat.reshape(-1, _POINT_COLUMNS)
-        clusters = self._cluster_table(name, cluster_numbers, len(points))
+        if not _fits(cluster_numbers, self._columns, len(points)):
+            raise BadInput(
+                f"{name}: the clusters' labels do not match its {len(points)} voxels; "
+                "fetch the file again"
+            )
+        clusters = cluster_numbers.reshape(-1, self._columns)
         labels = translate_labels(clusters[:, 4], SHAPE_ORDER, name)
         if clusters.shape[1] == 6:
             for particle, label in _TRACKS.items():
@@ -98,14 +104,25 @@ class PilarnetMSet(EventSet):
             voxels, points[:, 3], np.repeat(labels, clusters[:, 0].astype(np.int64)), SIZE, name
         )
 
-    def _cluster_table(self, name: str, numbers: NDArray, points: int) -> NDArray:
-        """Shape the cluster numbers: that revision's width whose counts add up to the points."""
-        for revision, columns in ((2, 6), (1, 5)):
-            if self._revision not in (None, revision) or numbers.size % columns:
-                continue
-            table = numbers.reshape(-1, columns)
-            if (table[:, 0] >= 0).all() and int(table[:, 0].sum()) == points:
-                return table
-        raise BadInput(
-            f"{name}: the clusters' labels do not match its {points} voxels; fetch the file again"
-        )
+    def _cluster_columns(self) -> int:
+        """Tell the revision, for the whole file: a single event may fit both."""
+        if "cluster_extra" in self._file:
+            return 6
+        with explained(self._path, "the first events"):
+            points, clusters = self._points[:_PROBED], self._clusters[:_PROBED]
+        fitting = {
+            columns: sum(
+                _fits(np.asarray(rows), columns, len(flat) // _POINT_COLUMNS)
+                for flat, rows in zip(points, clusters, strict=True)
+            )
+            for columns in (5, 6)
+        }
+        return 6 if fitting[6] > fitting[5] else 5
+
+
+def _fits(numbers: NDArray, columns: int, points: int) -> bool:
+    """Tell whether cluster numbers make rows of that many columns for that many points."""
+    if numbers.size % columns:
+        return False
+    table = numbers.reshape(-1, columns)
+    return bool((table[:, 0] >= 0).all()) and int(table[:, 0].sum()) == points

@@ -114,14 +114,16 @@ def write_larcv3(path: Path, events: Sequence[Event]) -> None:
 PARTICLES = {Label.HIP: 4, Label.MIP: 2}
 
 
-def write_pilarnet_m(path: Path, events: Sequence[Event], revision: int) -> None:
+def write_pilarnet_m(
+    path: Path, events: Sequence[Event], revision: int, *, extra: bool = True
+) -> None:
     """Write one cluster a voxel, labels as far as the revision can tell them."""
     points = h5py.vlen_dtype(np.float32)
     integers = h5py.vlen_dtype(np.int64)
     with h5py.File(path, "w") as file:
         point = file.create_dataset("point", (len(events),), points)
         cluster = file.create_dataset("cluster", (len(events),), integers)
-        if revision == 2:
+        if revision == 2 and extra:
             file.create_dataset("cluster_extra", (len(events),), points)
         for i, event in enumerate(events):
             table = np.zeros((len(event), 8), np.float32)

@@ -1,5 +1,7 @@
 """What is wrong with a file is said in one sentence that names it."""
 
+import contextlib
+
 import h5py
 import numpy as np
 import pytest
@@ -75,16 +77,11 @@ def test_damaged_bytes_never_change_voxels_silently(tmp_path, kind, some_events)
     start = len(content) // 3
     content[start : start + 400] = rng.integers(0, 256, 400, np.uint8).tobytes()
     path.write_bytes(bytes(content))
-    try:
-        with open_events(path) as events:
-            read = list(events)
-    except BadInput as error:
-        assert str(path) in str(error)
-        return
-    # Only bytes that say nothing about the events were hit.
-    assert len(read) == len(some_events)
-    for event, original in zip(read, some_events, strict=True):
-        assert np.array_equal(event.voxels, original.voxels)
+    with contextlib.suppress(BadInput), open_events(path) as events:
+        # Where nothing is refused, only bytes that say nothing about the events were hit.
+        for event, original in zip(events, some_events, strict=True):
+            assert np.array_equal(event.voxels, original.voxels)
+            assert np.array_equal(event.labels, original.labels)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -214,17 +211,21 @@ def replace(name, values):
 
 
 DATA = "Data/sparse3d_data_group"
+
+
+def remove(name):
+    return lambda file: file.__delitem__(name)
+
+
+def shorten(name, length):
+    return lambda file: replace(name, file[name][:length])(file)
+
+
 BAD_LARCV3 = {
-    "no label product": (lambda f: f.__delitem__("Data/sparse3d_fivetypes_group"), "no label"),
-    "no data set": (lambda f: f.__delitem__(f"{DATA}/voxel_extents"), "no data set voxel_extents"),
-    "voxels missing": (
-        lambda f: replace(f"{DATA}/voxels", f[f"{DATA}/voxels"][:60])(f),
-        "20 voxels",
-    ),
-    "events missing": (
-        lambda f: replace(f"{DATA}/extents", f[f"{DATA}/extents"][:2])(f),
-        "2 events",
-    ),
+    "no label product": (remove("Data/sparse3d_fivetypes_group"), "no label"),
+    "no data set": (remove(f"{DATA}/voxel_extents"), "no data set voxel_extents"),
+    "voxels missing": (shorten(f"{DATA}/voxels", 60), "10 of 20 voxels"),
+    "events missing": (shorten(f"{DATA}/extents", 2), "2 events"),
 }
 
 
@@ -292,14 +293,14 @@ def test_pilarnet_m_of_different_lengths(tmp_path):
 
 
 BAD_OWN = {
-    "missing column": (lambda f: f.__delitem__("labels"), "labels"),
-    "short column": (lambda f: replace("labels", f["labels"][:-1])(f), "offsets do not match"),
+    "missing column": (remove("labels"), "labels"),
+    "short column": (shorten("labels", -1), "offsets do not match"),
     "offsets in disorder": (
-        lambda f: replace("offsets", np.array([0, 60, 50, 50, 140, 175], np.uint64))(f),
+        replace("offsets", np.array([0, 60, 50, 50, 140, 175], np.uint64)),
         "offsets do not match",
     ),
-    "unknown label": (lambda f: replace("labels", np.full(175, 9, np.uint8))(f), "label 9"),
-    "large voxel": (lambda f: replace("voxels", np.full((175, 3), 32, np.uint16))(f), "outside"),
+    "unknown label": (replace("labels", np.full(175, 9, np.uint8)), "label 9"),
+    "large voxel": (replace("voxels", np.full((175, 3), 32, np.uint16)), "outside"),
     "later version": (lambda f: f.attrs.__setitem__("version", 2), "version 2"),
 }
 

@@ -11,6 +11,7 @@ from harness.events import Event, Label, open_events
 from harness.events.native import EventWriter
 from harness.events.packed import write_packed
 from tests.events import files
+from tests.events.conftest import make_event
 from tests.events.strategies import event_lists
 
 # Each example writes and reads a file.
@@ -98,6 +99,16 @@ def test_first_revision_of_pilarnet_m_knows_tracks_only(path, events):
     with open_events(path) as event_set:
         for read, event in zip(event_set, events, strict=True):
             tracks = (event.labels == Label.HIP) | (event.labels == Label.MIP)
+            assert_same(read, event, np.where(tracks, Label.TRACK, event.labels))
+
+
+@pytest.mark.parametrize("revision", [1, 2])
+def test_the_revision_of_pilarnet_m_shows_without_its_extra_data_set(path, revision):
+    events = [make_event(count, size=768, seed=count) for count in (30, 7, 12, 5)]
+    files.write_pilarnet_m(path, events, revision, extra=False)
+    with open_events(path) as event_set:
+        for read, event in zip(event_set, events, strict=True):
+            tracks = (event.labels <= Label.MIP) & (revision == 1)
             assert_same(read, event, np.where(tracks, Label.TRACK, event.labels))
 
 
