@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -59,6 +60,7 @@ def dot_precision(dtype: torch.dtype) -> str:
     return "ieee"
 
 
+@functools.cache
 def convolution_blocks(
     rows: int, sources: tuple[int, ...], outputs: int, dtype: torch.dtype, precision: str
 ) -> Blocks:
@@ -85,6 +87,7 @@ def convolution_blocks(
     return Blocks(tile, columns, depth, _warps(tile * columns, scalar))
 
 
+@functools.cache
 def product_blocks(inputs: int, outputs: int, dtype: torch.dtype, precision: str) -> ProductBlocks:
     """Choose the blocks of a weight gradient between two widths; see `convolution_blocks`."""
     scalar = _on_scalar_units(dtype, precision)

@@ -205,10 +205,15 @@ def convolve(
     statistics: bool,
 ) -> tuple[Tensor, Tensor]:
     """Convolve, add the residual, and sum up the result for the norm that follows."""
-    check_type(x)
-    taps, _, channels = weight.shape
-    first, second = x.shape[1], 0 if skip is None else skip.shape[1]
+    taps, inputs, channels = weight.shape
     rows = kernel_map.rows
+    check(x, skip, scale, shift, inputs)
+    check_weight(weight, kernel_map, x.dtype)
+    if residual is not None:
+        check_rows(residual, rows, channels, x.dtype, "residual")
+    if not kernel_map.tensors:
+        check_rows(x, rows, x.shape[1], x.dtype, "input")
+    first, second = x.shape[1], 0 if skip is None else skip.shape[1]
     tiles = triton.cdiv(rows, tile_rows(rows))
     out = x.new_empty((rows, channels))
     sums = x.new_empty((tiles, 2, channels) if statistics else (0,), dtype=torch.float64)
@@ -239,10 +244,13 @@ def input_gradient(
     shift: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Propagate the gradient of the output to the inputs, over the backward map."""
-    check_type(x)
     taps, channels, outputs = weight.shape
-    first, second = x.shape[1], 0 if skip is None else skip.shape[1]
     rows = kernel_map.rows
+    check(x, skip, scale, shift, channels)
+    check_weight(weight, kernel_map, x.dtype)
+    check_rows(x, rows, x.shape[1], x.dtype, "input")
+    check_rows(grad, len(grad), outputs, x.dtype, "gradient")
+    first, second = x.shape[1], 0 if skip is None else skip.shape[1]
     tiles = triton.cdiv(rows, tile_rows(rows))
     to_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     to_skip = x.new_empty((rows, second) if second else (0,))
@@ -262,12 +270,53 @@ def input_gradient(
     return to_x, to_skip, sums.sum(0) if norm else sums
 
 
-def check_type(x: Tensor) -> None:
-    """Refuse rows that the kernels have no arithmetic for."""
+def check(
+    x: Tensor, skip: Tensor | None, scale: Tensor | None, shift: Tensor | None, channels: int
+) -> None:
+    """Refuse inputs whose type or shape the kernels would misread.
+
+    Raises
+    ------
+    Unsupported
+        If there is no arithmetic for the type.
+    ValueError
+        If shapes do not fit each other, or types differ.
+    """
     if x.dtype not in TYPES:
         raise Unsupported(
             f"the cuda kernels compute in float32, float16 and bfloat16, not {x.dtype}; "
             "use kernels=reference"
+        )
+    width = x.shape[1]
+    if skip is not None:
+        width += skip.shape[1]
+        if len(skip) != len(x) or skip.dtype != x.dtype:
+            raise ValueError(
+                f"both sources must have {len(x)} rows of {x.dtype}, not {len(skip)} of "
+                f"{skip.dtype}"
+            )
+    if width != channels:
+        raise ValueError(f"the weights take {channels} channels, not {width}")
+    for each in (scale, shift):
+        if each is not None and (each.shape != (channels,) or each.dtype != torch.float32):
+            raise ValueError(f"scale and shift must be {channels} values of torch.float32")
+
+
+def check_rows(values: Tensor, rows: int, channels: int, dtype: torch.dtype, name: str) -> None:
+    """Refuse rows of another number, width or type than the map and the weights ask for."""
+    if values.shape != (rows, channels) or values.dtype != dtype:
+        raise ValueError(
+            f"the {name} must have shape {(rows, channels)} and type {dtype}, not "
+            f"{tuple(values.shape)} and {values.dtype}"
+        )
+
+
+def check_weight(weight: Tensor, kernel_map: KernelMap, dtype: torch.dtype) -> None:
+    """Refuse weights of another number of taps than the map, or another type than the rows."""
+    if weight.shape[0] != kernel_map.taps or weight.dtype != dtype:
+        raise ValueError(
+            f"the weights must have {kernel_map.taps} taps of {dtype}, not {weight.shape[0]} of "
+            f"{weight.dtype}"
         )
 
 

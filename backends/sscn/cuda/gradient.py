@@ -11,7 +11,8 @@ from backends.sscn.cuda.blocks import dot_precision, product_blocks
 from backends.sscn.cuda.convolution import (
     STAGES,
     arithmetic,
-    check_type,
+    check,
+    check_rows,
     gather,
     map_tensors,
     multiply,
@@ -110,10 +111,11 @@ def weight_gradient(
     shift: Tensor | None,
 ) -> Tensor:
     """Return the gradient of the weights over the forward map, the same bits for the same input."""
-    check_type(x)
     sources = [x] if skip is None else [x, skip]
     channels, outputs = sum(source.shape[1] for source in sources), grad.shape[1]
     rows, taps = kernel_map.rows, kernel_map.taps
+    check(x, skip, scale, shift, channels)
+    check_rows(grad, rows, outputs, x.dtype, "gradient")
     if rows == 0:
         return x.new_zeros((taps, channels, outputs))
     precision = dot_precision(x.dtype)
@@ -149,7 +151,7 @@ def weight_gradient(
 
 def statistics_gradient(grad: Tensor, out: Tensor, grad_sums: Tensor) -> Tensor:
     """Return ``grad + grad_sums[0] + 2 * out * grad_sums[1]``."""
-    check_type(out)
+    check_rows(grad, len(out), out.shape[1], out.dtype, "gradient")
     total = torch.empty_like(out, memory_format=torch.contiguous_format)
     if out.numel():
         add_statistics_gradient[(triton.cdiv(out.numel(), ELEMENTS),)](

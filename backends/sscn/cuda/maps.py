@@ -38,7 +38,7 @@ def _encode(sites, keys, rows, spatial_size, bits, DIM: tl.constexpr, BLOCK: tl.
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     known = row < rows
     batch = tl.load(sites + row * (DIM + 1), mask=known, other=0).to(tl.int64)
-    inside = batch >= 0
+    inside = (batch >= 0) & (batch < 32768)  # 48 bits number the voxels
     key = batch << (bits * DIM)
     for axis in tl.static_range(DIM):
         place = tl.load(sites + row * (DIM + 1) + 1 + axis, mask=known, other=0).to(tl.int64)
@@ -200,6 +200,8 @@ def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
     """Sort sites by their Morton keys; the host waits once for the check and all levels' counts."""
     rows, dim = len(sites), sites.shape[1] - 1
     bits = axis_bits(spatial_size)
+    if bits * dim > 48:
+        raise InvalidBatch(f"a volume of {spatial_size} voxels a side is too large to number")
     keys = torch.empty(rows, dtype=torch.int64, device=sites.device)
     if rows == 0:
         return keys, keys.clone()
@@ -208,11 +210,12 @@ def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
     keys, order = keys.sort()
     *levels, outside = _count_levels(keys, dim, bits + 1)
     if outside:
-        raise InvalidBatch(
-            f"{outside} of {rows} sites lie outside a volume of {spatial_size} voxels a side"
-        )
+        site = sites[order[0]].tolist()
+        raise InvalidBatch(f"the site {site} lies outside a volume of {spatial_size} voxels a side")
     if levels[0] != rows:
-        raise InvalidBatch("the same site is given twice; sum or drop duplicates first")
+        again = (keys[1:] == keys[:-1]).nonzero()[0]
+        site = sites[order[again]][0].tolist()
+        raise InvalidBatch(f"the site {site} is given twice; sum or drop duplicates first")
     _rows_above[keys] = levels[1:]
     return keys, order
 

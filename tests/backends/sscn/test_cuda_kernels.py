@@ -183,10 +183,10 @@ def test_rows_ordered_by_their_taps_keep_the_map(monkeypatch):
 @pytest.mark.parametrize(
     ("site", "message"),
     [
-        ([0, 4, 0, 0], "1 of 2 sites lie outside a volume of 4 voxels a side"),
-        ([0, 0, -1, 0], "1 of 2 sites lie outside"),
-        ([-1, 0, 0, 0], "1 of 2 sites lie outside"),
-        ([0, 1, 2, 3], "the same site is given twice"),
+        ([0, 4, 0, 0], r"the site \[0, 4, 0, 0\] lies outside a volume of 4 voxels a side"),
+        ([0, 0, -1, 0], r"the site \[0, 0, -1, 0\] lies outside"),
+        ([-1, 0, 0, 0], r"the site \[-1, 0, 0, 0\] lies outside"),
+        ([0, 1, 2, 3], r"the site \[0, 1, 2, 3\] is given twice"),
     ],
 )
 def test_bad_sites_are_refused(site, message):
@@ -449,6 +449,29 @@ def test_float64_rows_are_refused():
     weight = torch.zeros((1, 4, 4), dtype=torch.float64, device=DEVICE)
     with pytest.raises(Unsupported, match="use kernels=reference"):
         cuda.convolve(rows, None, weight, KernelMap((), 1, 1), None, None, None, False)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    layer = Layer("strided", "fp32", (4, 3, 5))
+    table, norm = layer.tested.forward, (layer.scale, layer.shift)
+    wrong = [
+        ("take 7 channels, not 4", (layer.x, None, layer.weight, table, *norm, None)),
+        ("must have 4 taps", (layer.x, layer.skip, layer.weight[:3], table, *norm, None)),
+        ("sources must have", (layer.x, layer.skip[1:], layer.weight, table, *norm, None)),
+        (
+            "must be 7 values",
+            (layer.x, layer.skip, layer.weight, table, norm[0][1:], norm[1], None),
+        ),
+        ("residual must have", (layer.x, layer.skip, layer.weight, table, *norm, layer.x)),
+    ]
+    for message, arguments in wrong:
+        with pytest.raises(ValueError, match=message):
+            cuda.convolve(*arguments, False)
+    with pytest.raises(ValueError, match="gradient must have"):
+        cuda.weight_gradient(layer.x, layer.skip, layer.grad[1:], table, *norm)
+    layer.tested = Connection(table, table, False)
+    with pytest.raises(ValueError, match="input must have"):
+        layer.to_input(cuda)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the host never waits in the interpreter")
