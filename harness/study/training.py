@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backends import registry, weights
+from backends import network, registry, weights
 from backends.arithmetic import autocast
-from backends.contract import SparseBatch
+from backends.contract import Backend, SparseBatch
 from backends.loss import event_cross_entropy
-from backends.uresnet import UResNet, UResNetConfig
+from backends.uresnet import UResNetConfig
 from harness.errors import BadInput
 from harness.events import Event, EventSet, TrainingLoader, collate
 from harness.study import checkpoint
@@ -69,7 +69,25 @@ Joules = Callable[[], float | None]
 _RECENT = 50
 
 
-def network_of(plan: Plan) -> UResNet:
+@dataclass(frozen=True)
+class Learner:
+    """A network on its engine.
+
+    Attributes
+    ----------
+    network : Module
+        As `backends.network.build` makes it.
+    backend : Backend
+    classes : int
+        Its outputs.
+    """
+
+    network: Any
+    backend: Backend
+    classes: int
+
+
+def learner_of(plan: Plan) -> Learner:
     """Set the plan's engine up and build its network with the initial weights of the seed."""
     model = plan.model
     config = UResNetConfig(model.filters, model.depth, model.reps, model.classes)
@@ -81,9 +99,9 @@ def network_of(plan: Plan) -> UResNet:
         precision=plan.precision,
         options=dict(plan.options),
     )
-    network = UResNet(backend, config).to(plan.device)
-    weights.load(network, weights.initial(config, dim, plan.seed))
-    return network
+    built = network.build(backend, config).to(plan.device)
+    network.reset(built, weights.initial(config, dim, plan.seed))
+    return Learner(built, backend, model.classes)
 
 
 def train(
@@ -91,6 +109,7 @@ def train(
     folder: Path,
     report: Report,
     *,
+    learner: Learner | None = None,
     clock: Callable[[], float] = perf_counter,
     joules: Joules = lambda: None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -107,6 +126,8 @@ def train(
         compute the same bits each time.
     report : callable
         Called after every step.
+    learner : Learner, optional
+        As `learner_of` makes it, for a caller who goes on to use it; trained in place.
     clock : callable
         Seconds from some origin.
     joules : callable
@@ -128,8 +149,9 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "checkpoint.pt"
-    network = network_of(plan)
-    optimiser = torch.optim.Adam(network.parameters(), plan.learning_rate)
+    learner = learner_of(plan) if learner is None else learner
+    learning = learner.network
+    optimiser = torch.optim.Adam(learning.parameters(), plan.learning_rate, fused=True)
     scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
     held_out = _first(plan.held_out.open(), plan.held_out_events)
     tables = _Tables(folder, CLASS_NAMES[plan.model.classes])
@@ -140,7 +162,7 @@ def train(
         saved = checkpoint.load(path)
         if saved is not None:
             _check_plan(saved, plan, folder)
-            network.load_state_dict(saved.network)
+            learning.load_state_dict(saved.network)
             optimiser.load_state_dict(saved.optimiser)
             scaler.load_state_dict(saved.scaler)
             checkpoint.restore_random(saved.random)
@@ -154,7 +176,7 @@ def train(
                 state.step,
                 state.seconds,
                 state.joules,
-                network.state_dict(),
+                learning.state_dict(),
                 optimiser.state_dict(),
                 scaler.state_dict(),
                 checkpoint.random_states(),
@@ -166,11 +188,11 @@ def train(
 
         recent: list[tuple[float, float]] = []
         unsaved = 0.0
-        network.train()
+        learning.train()
         while not _finished(plan, state):
             began, energy = clock(), joules()
             batch = next(loader)
-            loss, accuracy = step(network, optimiser, scaler, batch)
+            loss, accuracy = step(learner, optimiser, scaler, batch)
             took, used = clock() - began, joules()
             state.advance(took, None if energy is None or used is None else used - energy)
             unsaved += took
@@ -191,8 +213,8 @@ def train(
             recent = [*recent[1 - _RECENT :], (loss, accuracy)]
             report(_progress(plan, state, recent))
             if plan.evaluate_every and state.step % plan.evaluate_every == 0:
-                result = evaluate(network, held_out, plan.batch)
-                network.train()
+                result = evaluate(learner, held_out, plan.batch)
+                learning.train()
                 tables.evaluation(state, result)
             if unsaved >= checkpoint_seconds:
                 save()
@@ -201,7 +223,7 @@ def train(
 
 
 def step(
-    network: UResNet, optimiser: torch.optim.Optimizer, scaler: Any, batch: dict[str, Any]
+    learner: Learner, optimiser: torch.optim.Optimizer, scaler: Any, batch: dict[str, Any]
 ) -> tuple[float, float]:
     """Take one step of the optimiser.
 
@@ -212,9 +234,9 @@ def step(
     accuracy : float
         Mean over events of the nonzero accuracy, before the step.
     """
-    sparse = _sparse(batch, network.backend.device)
+    sparse = _sparse(batch, learner.backend.device)
     optimiser.zero_grad(set_to_none=True)
-    logits = _logits(network, sparse)
+    logits = _logits(learner, sparse)
     assert sparse.labels is not None
     loss = event_cross_entropy(logits, sparse.labels, sparse.sites[:, 0], sparse.batch_size)
     scaler.scale(loss).backward()
@@ -222,15 +244,15 @@ def step(
     scaler.update()
     predicted = logits.detach().argmax(1).cpu().numpy()
     truths, predictions = _by_event(batch, batch["labels"]), _by_event(batch, predicted)
-    return float(loss.detach()), summarise(truths, predictions, logits.shape[1]).mean
+    return float(loss.detach()), summarise(truths, predictions, learner.classes).mean
 
 
-def predict(network: UResNet, events: Sequence[Event], batch: int) -> Iterator[NDArray[np.int64]]:
+def predict(learner: Learner, events: Sequence[Event], batch: int) -> Iterator[NDArray[np.int64]]:
     """Yield the predicted class of every voxel, event by event; empty events give empty arrays.
 
     The network is left in evaluation mode: its norms use the statistics of the training.
     """
-    network.eval()
+    learner.network.eval()
     for start in range(0, len(events), batch):
         some = [events[i] for i in range(start, min(start + batch, len(events)))]
         joined = collate(some)
@@ -238,14 +260,14 @@ def predict(network: UResNet, events: Sequence[Event], batch: int) -> Iterator[N
             yield from (np.zeros(0, np.int64) for _ in some)
             continue
         with torch.no_grad():
-            logits = _logits(network, _sparse(joined, network.backend.device))
+            logits = _logits(learner, _sparse(joined, learner.backend.device))
         yield from _by_event(joined, logits.argmax(1).cpu().numpy())
 
 
-def evaluate(network: UResNet, events: EventSet, batch: int) -> Accuracy:
+def evaluate(learner: Learner, events: EventSet, batch: int) -> Accuracy:
     """Return how well a network classifies events that it has not learnt from."""
     truths = [event.labels.astype(np.int64) for event in events]
-    return summarise(truths, list(predict(network, events, batch)), network.config.classes)
+    return summarise(truths, list(predict(learner, events, batch)), learner.classes)
 
 
 def _sparse(batch: dict[str, Any], device: str) -> SparseBatch:
@@ -255,11 +277,13 @@ def _sparse(batch: dict[str, Any], device: str) -> SparseBatch:
     return whole.to(device)
 
 
-def _logits(network: UResNet, batch: SparseBatch) -> Tensor:
-    backend = network.backend
+def _logits(learner: Learner, batch: SparseBatch) -> Tensor:
+    backend = learner.backend
     with autocast(backend.precision, backend.device):
-        return network(
-            network.tensor(batch.sites, batch.features, batch.spatial_size, batch.batch_size)
+        return learner.network(
+            learner.network.tensor(
+                batch.sites, batch.features, batch.spatial_size, batch.batch_size
+            )
         )
 
 

@@ -160,14 +160,14 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
 
 
 def test_predictions_keep_the_order_of_events_and_leave_empty_ones_empty():
-    network = training.network_of(PLAN)
+    learner = training.learner_of(PLAN)
     events = [CROPS.open()[i] for i in (0, 3)]
     empty = replace(
         events[0], **{k: getattr(events[0], k)[:0] for k in ("voxels", "energies", "labels")}
     )
-    alone = [next(training.predict(network, [event], 1)) for event in events]
-    together = list(training.predict(network, [events[0], empty, events[1]], 3))
+    alone = [next(training.predict(learner, [event], 1)) for event in events]
+    together = list(training.predict(learner, [events[0], empty, events[1]], 3))
     assert [len(p) for p in together] == [len(events[0]), 0, len(events[1])]
     np.testing.assert_array_equal(together[0], alone[0])
     np.testing.assert_array_equal(together[2], alone[1])
-    assert [len(p) for p in training.predict(network, [empty], 1)] == [0]
+    assert [len(p) for p in training.predict(learner, [empty], 1)] == [0]

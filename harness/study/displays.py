@@ -1,0 +1,156 @@
+"""Event displays: truth beside prediction, voxels that differ marked, flat and to be turned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from harness.events import Label
+from harness.report.event import COLORS, NAMES
+from harness.study.michel import NOISE, EventMichels
+from harness.study.predictions import Predicted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHOWN = 3
+"""Mistakes that are displayed."""
+
+_CLASSES = (Label.HIP, Label.MIP, Label.SHOWER, Label.DELTA, Label.MICHEL)
+
+
+def mistakes(
+    events: Sequence[Predicted], michels: Sequence[EventMichels], count: int = SHOWN
+) -> list[int]:
+    """Choose the events whose Michel electrons went most wrong.
+
+    Parameters
+    ----------
+    events : sequence of Predicted
+    michels : sequence of EventMichels
+        Of the same events.
+    count : int
+        How many at most.
+
+    Returns
+    -------
+    list of int
+        Numbers of events in which a true Michel electron was missed or one was invented; those
+        with the most voxels of Michel electrons classified wrongly first.
+    """
+    wrong = []
+    for i, (event, found) in enumerate(zip(events, michels, strict=True)):
+        invented = any(candidate.matched == NOISE for candidate in found.candidates)
+        if found.found < found.true_clusters or invented:
+            michel = (event.truth == Label.MICHEL) | (event.predicted == Label.MICHEL)
+            wrong.append((-int((michel & (event.truth != event.predicted)).sum()), i))
+    return [i for _, i in sorted(wrong)[:count]]
+
+
+def voxel_table(event: Predicted) -> pd.DataFrame:
+    """Every voxel of an event with its energy, true class and predicted class."""
+    table = pd.DataFrame(event.event.voxels, columns=list("xyz")[: event.event.dim])
+    return table.assign(energy=event.event.energies, truth=event.truth, predicted=event.predicted)
+
+
+def draw_truth_and_prediction(axes: Sequence[Axes], event: Predicted) -> None:
+    """Draw truth (left) and prediction (right) seen along z; circles mark voxels that differ."""
+    voxels = event.event.voxels
+    differs = event.truth != event.predicted
+    for panel, labels, title in zip(
+        axes, (event.truth, event.predicted), ("truth", "prediction"), strict=True
+    ):
+        for label in _CLASSES:
+            own = labels == label
+            panel.scatter(
+                voxels[own, 0], voxels[own, 1], s=2.2, c=COLORS[label], label=label.name, lw=0
+            )
+        panel.scatter(
+            voxels[differs, 0],
+            voxels[differs, 1],
+            s=9,
+            facecolors="none",
+            edgecolors="#7a7a7a",
+            lw=0.35,
+            label="differs",
+        )
+        panel.set_aspect("equal")
+        panel.set_title(title)
+        panel.set_xlabel("x [voxels]")
+    axes[0].set_ylabel("y [voxels]")
+    axes[1].legend(
+        frameon=False, fontsize=7, markerscale=2.5, loc="upper left", bbox_to_anchor=(1, 1)
+    )
+
+
+def turned(event: Predicted, identifier: str) -> str:
+    """Draw an event to be turned: its voxels by predicted class, those that differ as crosses.
+
+    Parameters
+    ----------
+    event : Predicted
+        In three dimensions.
+    identifier : str
+        Of the HTML element.
+
+    Returns
+    -------
+    str
+        A Plotly element without the library.
+    """
+    import plotly.graph_objects as go
+
+    voxels = event.event.voxels.astype(np.uint16)
+    figure = go.Figure()
+    for label in _CLASSES:
+        own = event.predicted == label
+        if own.any():
+            figure.add_trace(
+                go.Scatter3d(
+                    x=voxels[own, 0],
+                    y=voxels[own, 1],
+                    z=voxels[own, 2],
+                    mode="markers",
+                    name=NAMES[label],
+                    marker={"size": 1.8, "color": COLORS[label]},
+                    hovertemplate="%{x}, %{y}, %{z}<extra>" + NAMES[label] + "</extra>",
+                )
+            )
+    differs = event.truth != event.predicted
+    if differs.any():
+        figure.add_trace(
+            go.Scatter3d(
+                x=voxels[differs, 0],
+                y=voxels[differs, 1],
+                z=voxels[differs, 2],
+                mode="markers",
+                name="truth differs",
+                marker={"size": 3, "symbol": "x", "color": "#7a7a7a", "opacity": 0.6},
+                text=[NAMES.get(label, "?") for label in event.truth[differs]],
+                hovertemplate="%{x}, %{y}, %{z}<extra>truth: %{text}</extra>",
+            )
+        )
+    axis = {
+        "gridcolor": "rgba(128,128,128,0.35)",
+        "showbackground": False,
+        "zeroline": False,
+        "nticks": 4,
+        "title": {"text": ""},
+    }
+    figure.update_layout(
+        scene={"xaxis": axis, "yaxis": axis, "zaxis": axis, "aspectmode": "data"},
+        margin={"l": 0, "r": 0, "t": 0, "b": 0},
+        paper_bgcolor="rgba(0,0,0,0)",
+        font={"color": "#808080", "family": "system-ui, sans-serif"},
+        legend={"orientation": "h", "itemsizing": "constant", "y": 0, "yanchor": "top"},
+    )
+    return figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        default_height="460px",
+        div_id=identifier,
+        config={"displaylogo": False, "responsive": True, "scrollZoom": False},
+    )

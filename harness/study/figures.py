@@ -1,0 +1,260 @@
+"""The study's figures, each as PNG with its numbers as CSV beside, and as SVG for the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from harness.metrics import format_value
+from harness.report.style import FAINT, INK, PALETTE, SETTINGS, Looks, svg
+from harness.study.results import Curve, Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Draw = Callable[[Any], None]
+
+# On the page figures follow its theme; a PNG is for print.
+_PRINTED: dict[Any, Any] = SETTINGS | {
+    "text.color": "#1b1f24",
+    "axes.labelcolor": "#1b1f24",
+    "axes.edgecolor": "#b9c0c8",
+    "grid.color": "#e3e6ea",
+    "xtick.color": "#b9c0c8",
+    "ytick.color": "#b9c0c8",
+    "xtick.labelcolor": "#1b1f24",
+    "ytick.labelcolor": "#1b1f24",
+    "figure.facecolor": "white",
+}
+_PHASES = {"forward": "test", "step": "train"}
+_LINES = {"forward": "-", "step": "--"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the page.
+
+    Attributes
+    ----------
+    name : str
+        Stem of its PNG and CSV files.
+    title, sentence : str
+        Its heading, and what it shows on this machine.
+    image : str
+        SVG.
+    """
+
+    name: str
+    title: str
+    sentence: str
+    image: str
+
+
+def publish(
+    folder: Path,
+    name: str,
+    title: str,
+    sentence: str,
+    table: pd.DataFrame,
+    draw: Draw,
+    size: tuple[float, float] = (7.2, 3.4),
+    panels: int = 1,
+) -> Figure:
+    """Draw a figure twice, for print and for the page, and write its numbers.
+
+    Parameters
+    ----------
+    folder : Path
+        For ``NAME.png`` and ``NAME.csv``.
+    name, title, sentence
+        As for `Figure`.
+    table : DataFrame
+        Every number of the figure.
+    draw : callable
+        Given the axes, or a list of them where there are several panels.
+    size : tuple of float
+        Inches.
+    panels : int
+        Panels side by side.
+    """
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / f"{name}.csv", index=table.index.name is not None)
+
+    def drawn() -> Any:
+        figure, axes = plt.subplots(1, panels, figsize=size, layout="constrained")
+        draw(axes if panels == 1 else list(axes))
+        return figure
+
+    with plt.rc_context(_PRINTED):
+        figure = drawn()
+        figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
+        plt.close(figure)
+    with plt.rc_context(SETTINGS):
+        return Figure(name, title, sentence, svg(drawn(), title))
+
+
+def curve_table(curves: Sequence[Curve]) -> pd.DataFrame:
+    """All steps of some trainings, with the moving means that the figures show."""
+    parts = [
+        curve.steps.assign(
+            training=curve.training.name,
+            smooth_loss=curve.smooth["loss"],
+            smooth_accuracy=curve.smooth["accuracy"],
+        )
+        for curve in curves
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def draw_curves(axes: Axes, curves: Sequence[Curve], along: str, quantity: str) -> None:
+    """Draw moving means of trainings as lines, and evaluations on held-out events as points."""
+    for i, curve in enumerate(curves):
+        color = PALETTE[i % len(PALETTE)]
+        axes.plot(
+            curve.steps[along], curve.smooth[quantity], color=color, label=curve.training.name
+        )
+        if quantity == "accuracy" and len(curve.held_out) and along in curve.held_out:
+            axes.plot(
+                curve.held_out[along],
+                curve.held_out["accuracy"],
+                "o",
+                color=color,
+                ms=4,
+                label=f"{curve.training.name}, held out",
+            )
+    words = {"step": "iterations", "seconds": "training time [s]", "joules": "energy [J]"}
+    axes.set_xlabel(words[along])
+    axes.set_ylabel("nonzero accuracy" if quantity == "accuracy" else "loss of a batch")
+    if quantity == "accuracy":
+        axes.set_ylim(top=1.0)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def draw_sweep(axes: Sequence[Axes], sweep: Sweep, looks: Looks) -> None:
+    """Draw time (left) and memory (right) with their fitted power laws."""
+    for panel, (quantity, unit) in zip(axes, (("seconds", "s"), ("bytes", "bytes")), strict=True):
+        _draw_quantity(panel, sweep, looks, quantity)
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.set_xlabel(sweep.along)
+        panel.set_title("time a call" if quantity == "seconds" else "peak memory")
+        _units(panel, unit)
+        panel.legend(frameon=False, fontsize=7.5)
+
+
+def draw_times(axes: Axes, sweep: Sweep, looks: Looks) -> None:
+    """Draw times alone, without fits: curves that may cross."""
+    for engine in sweep.engines:
+        for phase in _PHASES:
+            own = sweep.table[
+                (sweep.table["engine"] == engine) & (sweep.table["phase"] == phase)
+            ].dropna(subset=["seconds"])
+            axes.plot(
+                own["x"],
+                own["seconds"],
+                _LINES[phase],
+                marker=looks.marker(engine),
+                color=looks.color(engine),
+                label=f"{engine}, {_PHASES[phase]}",
+            )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(sweep.along)
+    axes.set_ylabel("time a call")
+    _units(axes, "s")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_quantity(axes: Axes, sweep: Sweep, looks: Looks, quantity: str) -> None:
+    for engine in sweep.engines:
+        for phase in _PHASES:
+            own = sweep.table[
+                (sweep.table["engine"] == engine) & (sweep.table["phase"] == phase)
+            ].dropna(subset=[quantity])
+            law = sweep.fit(engine, phase, quantity)
+            label = f"{engine}, {_PHASES[phase]}" + (f": {law}" if law else "")
+            color = looks.color(engine)
+            axes.plot(own["x"], own[quantity], looks.marker(engine), color=color, ms=5)
+            x = np.array(own["x"], float)
+            y = [law(value) for value in x] if law else own[quantity]
+            axes.plot(x, y, _LINES[phase], color=color, lw=1.2, label=label)
+
+
+def _units(axes: Axes, unit: str) -> None:
+    axes.yaxis.set_major_formatter(lambda value, _: format_value(value, unit))
+    axes.yaxis.set_minor_formatter(lambda *_: "")
+
+
+def draw_confusion(axes: Axes, shares: pd.DataFrame) -> None:
+    """Draw the confusion matrix with its numbers."""
+    values = shares.to_numpy()
+    axes.imshow(np.nan_to_num(values), cmap="Blues", vmin=0, vmax=1)
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            text = "–" if math.isnan(value) else f"{value:.3f}"
+            color = "white" if value > 0.55 else "#1b1f24"
+            axes.text(j, i, text, ha="center", va="center", color=color, fontsize=9)
+    axes.set_xticks(range(shares.shape[1]), list(shares.columns))
+    axes.set_yticks(range(shares.shape[0]), list(shares.index))
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.grid(visible=False)
+
+
+def draw_classes(axes: Axes, table: pd.DataFrame) -> None:
+    """Draw accuracy, purity and intersection over union of each class as bars."""
+    names = table["class"].tolist()
+    place = np.arange(len(names))
+    for i, measure in enumerate(("accuracy", "purity", "IoU")):
+        bars = axes.bar(
+            place + 0.27 * (i - 1), table[measure].fillna(0), 0.25, label=measure, color=PALETTE[i]
+        )
+        axes.bar_label(bars, fmt="{:.2f}", fontsize=7.5, color=INK)
+    axes.set_xticks(place, names)
+    axes.set_ylim(0, 1.12)
+    axes.grid(axis="x", visible=False)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower right")
+
+
+def draw_accuracies(axes: Axes, table: pd.DataFrame) -> None:
+    """Draw the mean nonzero accuracy of several tests with its spread over events."""
+    place = np.arange(len(table))
+    axes.errorbar(
+        place,
+        table["nonzero accuracy"],
+        yerr=table["spread over events"],
+        fmt="o",
+        color=PALETTE[0],
+        ecolor=PALETTE[5],
+        capsize=4,
+        label="this machine",
+    )
+    known = table.dropna(subset=["published"])
+    axes.plot(known.index, known["published"], "_", ms=22, color=PALETTE[1], label="2018 study")
+    axes.set_xticks(place, table["label"], fontsize=8)
+    axes.set_ylabel("nonzero accuracy")
+    axes.set_ylim(top=1.05)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def draw_dilation(axes: Axes, table: pd.DataFrame) -> None:
+    """Draw how many sites are active after some convolutions, ordinary and submanifold."""
+    for i, name in enumerate(c for c in table.columns if c != "convolutions"):
+        axes.plot(table["convolutions"], table[name], "o-", color=PALETTE[i], label=name)
+    axes.set_yscale("log")
+    axes.set_xlabel("3×3×3 convolutions in a row")
+    axes.set_ylabel("active sites")
+    axes.set_xticks(table["convolutions"])
+    axes.axhline(float(table["submanifold"].iloc[0]), color=FAINT, lw=0.8)
+    axes.legend(frameon=False, fontsize=8)
