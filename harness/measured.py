@@ -86,6 +86,14 @@ class Measured:
 
 ENGINE_KEYS = ("suite", "backend", "options")
 
+COLUMNS = (
+    *CELL_COLUMNS,
+    *("cell.name", "run", "round", "outcome", "reason", "sites", "host_seconds"),
+    *(key for m in (PEAK_RSS, NVML_PEAK) for key in (m.key, m.baseline)),
+    *(REL_RMSE.key, GRAD_REL_RMSE.key),
+)
+"""The columns of a table of records that pooling reads."""
+
 
 def pool(frame: pd.DataFrame) -> dict[str, Measured]:
     """Pool a table of records, as `harness.store.read` gives it, by cell.
@@ -100,7 +108,7 @@ def pool(frame: pd.DataFrame) -> dict[str, Measured]:
     """
     if frame.empty:
         return {}
-    columns = {str(name): list(frame[name]) for name in frame.columns}
+    columns = {name: frame[name].tolist() for name in COLUMNS if name in frame.columns}
     rows: dict[str, dict[tuple[str, int], int]] = {}
     for i, (name, run, number) in enumerate(_rounds(columns, len(frame))):
         rows.setdefault(name, {})[run, number] = i

@@ -61,7 +61,9 @@ def event_of(measured: Measured) -> tuple[str, str] | None:
                 )
             )
     axis = {
-        "gridcolor": "rgba(128,128,128,0.35)",
+        "gridcolor": "#b4bcc5",
+        "linecolor": "#8a939d",
+        "showline": True,
         "showbackground": False,
         "zeroline": False,
         "nticks": 4,
@@ -73,7 +75,7 @@ def event_of(measured: Measured) -> tuple[str, str] | None:
         paper_bgcolor="rgba(0,0,0,0)",
         font={"color": "#808080", "family": "system-ui, sans-serif"},
         legend={"orientation": "h", "itemsizing": "constant", "y": 0, "yanchor": "top"},
-        scene_camera={"eye": {"x": 1.1, "y": 1.1, "z": 0.6}},
+        scene_camera={"eye": {"x": 1.35, "y": 1.35, "z": 0.7}},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#909090", "activecolor": "#505050"},
     )
     element = figure.to_html(
@@ -85,7 +87,11 @@ def event_of(measured: Measured) -> tuple[str, str] | None:
             "displaylogo": False,
             "responsive": True,
             "scrollZoom": False,
-            "modeBarButtonsToRemove": ["tableRotation", "resetCameraLastSave3d"],
+            "modeBarButtonsToRemove": [
+                "sendChartToCloud",
+                "tableRotation",
+                "resetCameraLastSave3d",
+            ],
         },
     )
     words = (

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from harness.metrics import GRAD_REL_RMSE, PEAK_RSS, Metric
 from harness.verdict import (
@@ -13,7 +14,9 @@ from harness.verdict import (
     holm,
     judge,
     judge_metric,
+    mann_whitney_p,
     median,
+    signed_rank_p,
     worst_outcome,
 )
 
@@ -234,6 +237,15 @@ def test_a_fall_of_a_metric_that_should_be_high_is_worse():
 def test_the_worst_round_decides_the_outcome():
     assert worst_outcome(["ok", "crashed", "ok"]) == "crashed"
     assert worst_outcome(["timeout", "wrong"]) == "wrong"
+
+
+@pytest.mark.parametrize(("n", "m"), [(6, 6), (1, 9), (12, 5)])
+def test_exact_p_values_are_scipys(n, m):
+    rng = np.random.default_rng(n)
+    x, y = rng.normal(size=(30, n)), rng.normal(size=(30, m)) + 0.5
+    wanted = stats.mannwhitneyu(x, y, axis=1, method="exact").pvalue
+    assert mann_whitney_p(x, y) == pytest.approx(wanted)
+    assert signed_rank_p(x) == pytest.approx(stats.wilcoxon(x, axis=1, method="exact").pvalue)
 
 
 def test_holm_steps_down():
