@@ -1,0 +1,189 @@
+"""How often `compare` cries wolf, and how often it finds five per cent, on real engines here.
+
+``gather`` measures rounds of real cells: in each, three fresh workers take turns, two with the
+engine as it is and one in which every call is followed by a wait of five per cent of its duration.
+``judge`` then plays comparisons with those rounds, as `run --against` and `compare` would: the same
+code on both sides (any SLOWER or FASTER is false), and the slowed code against the other (anything
+but SLOWER is a miss). Rounds are gathered in as many sittings as one likes::
+
+    python benchmarks/verdicts.py gather --seconds 300
+    python benchmarks/verdicts.py judge
+
+A comparison takes rounds of one cell at random without putting back; comparisons share rounds when
+there are fewer rounds than 200 comparisons need, and the output says how many there are.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from harness.cell import Cell
+from harness.job import Job
+from harness.launch import Code, LocalWorker, Task, Worker, measure, start_local
+from harness.sampling import StopRule
+from harness.verdict import Pair, Side, Verdict, judge, median
+
+OUT = Path("results/verdicts/rounds.jsonl")
+ENGINES = ("sscn", "spconv", "dense")
+SLOWDOWN = 0.05
+SIDES = ("one", "other", "slowed")
+
+# Run in the worker before it starts: each call waits in proportion to its own duration.
+SLOW = """
+import time
+import harness.subject
+whole = harness.subject.Subject.call
+def slowed(subject):
+    call = whole(subject)
+    def run():
+        start = time.perf_counter()
+        result = call()
+        end = start + (time.perf_counter() - start) * (1 + {slowdown})
+        while time.perf_counter() < end:
+            pass
+        return result
+    return run
+harness.subject.Subject.call = slowed
+"""
+
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+class Silent:
+    """A watcher that says nothing."""
+
+    def sampled(self, task: Task, samples: Sequence[float]) -> None:
+        """Let the samples pass."""
+
+
+def start(task: Task) -> Worker:
+    """Start a worker; on the slowed side, one in which every call takes longer."""
+    if task.code.commit != "slowed":
+        return start_local(task)
+    python, *options, program = task.code.command(task.python)
+    enter = "runpy.run_module("
+    slow = f"exec({SLOW.format(slowdown=SLOWDOWN)!r}); {enter}"
+    return LocalWorker([python, *options, program.replace(enter, slow)], task.job.threads)
+
+
+def cell(engine: str) -> Cell:
+    """The cell that is measured of each engine: the study's network where even dense is quick."""
+    return Cell("verdicts", engine, size=192, batch=1, phase="forward", map="cold")
+
+
+@app.command()
+def gather(
+    seconds: Annotated[float, typer.Option(help="Stop after the round in which these end.")] = 60.0,
+    engine: Annotated[list[str] | None, typer.Option(help="Engines, in turn.")] = None,
+    budget: Annotated[float, typer.Option(help="Seconds of sampling a side and round.")] = 1.5,
+    out: Annotated[Path, typer.Option(help="File that the rounds are added to.")] = OUT,
+) -> None:
+    """Measure rounds and add them to the file."""
+    engines = engine or list(ENGINES)
+    done = Counter(r["engine"] for r in _rounds(out)) if out.is_file() else Counter()
+    here = Code.here()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        name = min(engines, key=lambda e: done[e])
+        job = Job(cell(name), rule=StopRule(budget=budget), warm_up=1.0, check=False)
+        tasks = [Task(job, done[name], Code(here.root, side, here.dirty)) for side in SIDES]
+        began = time.monotonic()
+        found = {
+            task.code.commit: entries
+            for task, entries in measure(tasks, seed=done[name], watcher=Silent(), start=start)
+        }
+        bad = [
+            f"{s}: {e['outcome']} {e['reason']}" for s, e in found.items() if e["outcome"] != "ok"
+        ]
+        if bad:
+            raise SystemExit(f"{name} could not be measured: {'; '.join(bad)}")
+        line = {
+            "engine": name,
+            "commit": here.commit,
+            "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "wall_seconds": round(time.monotonic() - began, 2),
+            "processor": found["one"]["machine"]["processor"],
+            **{side: found[side]["host_seconds"] for side in SIDES},
+        }
+        with out.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        done[name] += 1
+        print(name, done[name], *(f"{s} {1e3 * median(line[s]):.2f} ms" for s in SIDES), flush=True)
+
+
+def _rounds(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@app.command("judge")
+def judge_rounds(
+    rounds: Annotated[int, typer.Option(help="Rounds of a comparison.")] = 12,
+    comparisons: Annotated[int, typer.Option(help="Of each kind.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the choice of rounds.")] = 0,
+    out: Annotated[Path, typer.Option(help="File of the rounds.")] = OUT,
+) -> None:
+    """Play comparisons with the rounds, and print how many verdicts were right."""
+    by_engine: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in _rounds(out):
+        by_engine[line["engine"]].append(line)
+    enough = {name: lines for name, lines in by_engine.items() if len(lines) >= rounds}
+    if not enough:
+        raise SystemExit(f"no engine has {rounds} rounds in {out}; gather more, or lower --rounds")
+    rng = random.Random(seed)
+    same: Counter[Verdict] = Counter()
+    slower: Counter[Verdict] = Counter()
+    taken = []
+    for _ in range(comparisons):
+        lines = rng.sample(enough[rng.choice(sorted(enough))], rounds)
+        first, second = rng.sample(SIDES[:2], 2)
+        same[_verdict(lines, first, second)] += 1
+        slower[_verdict(lines, first, "slowed")] += 1
+        taken.append(sum(sum(line[first]) + sum(line["slowed"]) for line in lines))
+    for name, lines in by_engine.items():
+        print(f"{name}: {len(lines)} rounds, {_spread(lines)}")
+    false = same[Verdict.SLOWER] + same[Verdict.FASTER]
+    print(f"{comparisons} comparisons of {rounds} rounds a side, one cell each")
+    print(f"same code: {100 * false / comparisons:.1f} % false; {_listed(same)}")
+    found = 100 * slower[Verdict.SLOWER] / comparisons
+    print(f"slowed by {100 * SLOWDOWN:g} %: {found:.1f} % found; {_listed(slower)}")
+    print(f"sampling time of a comparison, both sides: {statistics.median(taken):.0f} s (median)")
+
+
+def _verdict(lines: Sequence[dict[str, Any]], before: str, after: str) -> Verdict:
+    one, two = (Side({r: line[side] for r, line in enumerate(lines)}) for side in (before, after))
+    return judge([Pair(one, two, took_turns=True)])[0].verdict
+
+
+def _spread(lines: Sequence[dict[str, Any]]) -> str:
+    """The spread between process starts that `Rule.between_rounds` stands for, as measured."""
+    ratios = [median(line["one"]) / median(line["other"]) - 1 for line in lines]
+    if len(ratios) < 2:
+        return "too few for a spread"
+    between = statistics.stdev(ratios) / 2**0.5
+    low, _, high = statistics.quantiles(ratios, n=4)
+    wall = statistics.median(line["wall_seconds"] for line in lines)
+    return (
+        f"standard deviation between processes of a round {100 * between:.1f} % "
+        f"(by quartiles {100 * (high - low) / 1.349 / 2**0.5:.1f} %), {wall:.0f} s a round"
+    )
+
+
+def _listed(counts: Counter[Verdict]) -> str:
+    return ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v])
+
+
+if __name__ == "__main__":
+    app()
