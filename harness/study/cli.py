@@ -56,7 +56,6 @@ def train(
     folder: Annotated[Path, typer.Argument(help="Folder that holds a plan.")],
 ) -> None:
     """Train and test what a folder's plan says; started by the study."""
-    from harness.study.trainer import end_with_parent, work
+    from harness.study.trainer import work
 
-    end_with_parent()
     work(folder, Console())

@@ -21,7 +21,7 @@ from harness.study import mixture, trainer
 from harness.study.cells import Engines, cost_jobs
 from harness.study.measure import measure
 from harness.study.plan import Plan
-from harness.study.scales import AS_PUBLISHED, DENSE, Scale, Test, Training, find_scale
+from harness.study.scales import AS_PUBLISHED, DENSE, HeldOut, Scale, Training, find_scale
 from harness.study.views import View
 
 MIXTURE_SEED = 100_000
@@ -84,7 +84,7 @@ class Study:
         """Look at events as a training does."""
         return View(str(source), size, training.classes, training.dim, training.crop)
 
-    def test_view(self, training: Training, test: Test) -> View:
+    def test_view(self, training: Training, test: HeldOut) -> View:
         """The held-out events of a test."""
         return self.view(training, test.size, self.michel_folder if test.michel else "sample")
 
@@ -108,7 +108,7 @@ class Study:
         )
 
 
-def test_name(test: Test) -> str:
+def predictions_name(test: HeldOut) -> str:
     """Name the file of a test's predictions."""
     return f"{'michel' if test.michel else 'sample'}-{test.size}px"
 
@@ -226,7 +226,8 @@ def learn(
         console.print(f"{training.name}: {backend} cannot run here: {reason}", highlight=False)
         return
     tests = {
-        test_name(test): (study.test_view(training, test), test.events) for test in training.tests
+        predictions_name(test): (study.test_view(training, test), test.events)
+        for test in training.tests
     }
     folder = study.training_folder(training)
     trainer.run(folder, study.plan(training), tests, study.records, console)

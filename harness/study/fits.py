@@ -56,7 +56,7 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
     ]
     if len({a for a, _ in points}) < 2:
         return None
-    fit = stats.linregress(np.array(points))
+    fit = stats.linregress(*np.array(points).T)
     free = len(points) - 2
     half = stats.t.ppf((1 + CONFIDENCE) / 2, free) * fit.stderr if free else math.inf
     slope = float(fit.slope)

@@ -22,7 +22,7 @@ from harness.study.cells import DENSE, PLANES, TABLE
 from harness.study.conduct import Study
 from harness.study.dilation import dilation_table
 from harness.study.figures import Figure, publish
-from harness.study.results import Curve, Results, Sweep, Tested
+from harness.study.results import Curve, Evaluated, Results, Sweep
 from harness.study.scales import SPARSE
 
 DILATIONS = 5
@@ -196,7 +196,7 @@ def lead(found: Results) -> str:
     return said
 
 
-def main_test(found: Results) -> Tested | None:
+def main_test(found: Results) -> Evaluated | None:
     """Return the test of the main training on sample events like those it learnt from."""
     fit = (
         t
@@ -226,8 +226,8 @@ def events_section(w: _Writer) -> Section:
             "occupancy",
             "Occupancy",
             f"Of {_STATISTICS_EVENTS} sample events a size, between "
-            f"{frame['active [%]'].min():.2g} and {frame['active [%]'].max():.2g} % of the voxels are "
-            "active, yet "
+            f"{frame['active [%]'].min():.2g} and {frame['active [%]'].max():.2g} % of the "
+            "voxels are active, yet "
             f"{frame['active of 27 neighbours'].mean():.0f} of the 27 around an active one.",
             frame,
         )
@@ -521,7 +521,7 @@ def sizes_section(w: _Writer) -> Section:
     return section
 
 
-def _published_accuracy(test: Tested) -> float:
+def _published_accuracy(test: Evaluated) -> float:
     network = "sparse" if test.training.role == SPARSE else "dense"
     batches = (test.training.batch, 64)
     keys = [(network, test.test.size, batch) for batch in batches]
@@ -550,7 +550,7 @@ def classes_section(w: _Writer) -> Section:
     return section
 
 
-def _add_classes(w: _Writer, section: Section, test: Tested, suffix: str) -> None:
+def _add_classes(w: _Writer, section: Section, test: Evaluated, suffix: str) -> None:
     frame = results.class_table([test])
     found = frame.dropna(subset=["accuracy"]).sort_values("accuracy")
     section.figures.append(

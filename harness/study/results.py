@@ -14,11 +14,11 @@ from harness.measured import Measured, pool
 from harness.study import accuracy, fits, michel, predictions, published
 from harness.study.accuracy import Accuracy
 from harness.study.cells import BATCHES, FILLED, OVERLAYS, PHASES, VOLUMES
-from harness.study.conduct import Study, test_name
+from harness.study.conduct import Study, predictions_name
 from harness.study.fits import PowerLaw
 from harness.study.michel import EventMichels, MichelSummary
 from harness.study.predictions import Predicted
-from harness.study.scales import Scale, Test, Training, find_scale
+from harness.study.scales import HeldOut, Scale, Training, find_scale
 from harness.study.views import CLASS_NAMES
 
 SMOOTHED = 100
@@ -59,11 +59,11 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Tested:
+class Evaluated:
     """A trained network on held-out events."""
 
     training: Training
-    test: Test
+    test: HeldOut
     events: list[Predicted]
 
     @cached_property
@@ -102,7 +102,7 @@ class Results:
 
     study: Study
     curves: list[Curve]
-    tests: list[Tested]
+    tests: list[Evaluated]
     cells: list[Measured]
     frame: pd.DataFrame
 
@@ -128,16 +128,16 @@ def read(study: Study) -> Results:
                 held_out = pd.read_csv(folder / "held_out.csv")
                 curves.append(Curve(training, study.backend_of(training), steps, held_out))
         for test in training.tests:
-            path = folder / f"{test_name(test)}.npz"
+            path = folder / f"{predictions_name(test)}.npz"
             if path.exists():
                 events = study.test_view(training, test).open()[: test.events]
-                tests.append(Tested(training, test, list(predictions.load(path, events))))
+                tests.append(Evaluated(training, test, list(predictions.load(path, events))))
     frame = store.read([study.records] if study.records.exists() else [])
     measured = pool(frame[frame["cell.suite"].str.startswith("study-")]) if len(frame) else {}
     return Results(study, curves, tests, list(measured.values()), frame)
 
 
-def accuracy_table(tests: Iterable[Tested]) -> pd.DataFrame:
+def accuracy_table(tests: Iterable[Evaluated]) -> pd.DataFrame:
     """Nonzero accuracy on held-out events, a row a test."""
     return pd.DataFrame(
         [
@@ -155,7 +155,7 @@ def accuracy_table(tests: Iterable[Tested]) -> pd.DataFrame:
     )
 
 
-def class_table(tests: Iterable[Tested]) -> pd.DataFrame:
+def class_table(tests: Iterable[Evaluated]) -> pd.DataFrame:
     """Accuracy, purity and intersection over union of each class, a row a test and class."""
     rows = []
     for t in tests:
@@ -174,7 +174,7 @@ def class_table(tests: Iterable[Tested]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def confusion_table(test: Tested) -> pd.DataFrame:
+def confusion_table(test: Evaluated) -> pd.DataFrame:
     """Share of each true class (row) that is predicted as each class (column)."""
     matrix = test.accuracy.confusion
     names = CLASS_NAMES[test.training.classes]
@@ -183,7 +183,7 @@ def confusion_table(test: Tested) -> pd.DataFrame:
     return pd.DataFrame(shares, index=pd.Index(names, name="true class"), columns=list(names))
 
 
-def michel_table(tests: Iterable[Tested]) -> pd.DataFrame:
+def michel_table(tests: Iterable[Evaluated]) -> pd.DataFrame:
     """Michel electrons beside the study's numbers, a row a test."""
     rows: list[dict[str, object]] = [{"test": "2018 study", **published.MICHEL}]
     rows += [{"test": t.title, **vars(t.michel_summary)} for t in tests]

@@ -13,7 +13,7 @@ SPARSE, DENSE, AS_PUBLISHED = "sparse", "dense", "dense-study"
 
 
 @dataclass(frozen=True)
-class Test:
+class HeldOut:
     """Held-out events that a trained network is tested on.
 
     Attributes
@@ -25,8 +25,6 @@ class Test:
     michel : bool
         Simulated with many stopping muons; otherwise from the packed sample.
     """
-
-    __test__ = False  # the name means the physicist's, not pytest's
 
     size: int
     events: int
@@ -47,7 +45,7 @@ class Training:
         As for `harness.study.views.View`.
     batch, steps, seconds, evaluate_every, held_out_events
         As for `harness.study.plan.Plan`.
-    tests : tuple of Test
+    tests : tuple of HeldOut
         What it is tested on in the end, cut, projected and merged like the training events.
     """
 
@@ -62,7 +60,7 @@ class Training:
     classes: int = 5
     evaluate_every: int = 0
     held_out_events: int = 0
-    tests: tuple[Test, ...] = ()
+    tests: tuple[HeldOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ class Scale:
 
 
 _PAPER_TABLE = ((192, 4), (192, 64), (512, 64), (768, 64))
-_ALL_TESTS = (Test(192, 256), Test(512, 96), Test(768, 96))
+_ALL_TESTS = (HeldOut(192, 256), HeldOut(512, 96), HeldOut(768, 96))
 
 
 def _pair(
@@ -185,7 +183,7 @@ def _pair(
             dim=dim,
             evaluate_every=every,
             held_out_events=events,
-            tests=(Test(192, events),),
+            tests=(HeldOut(192, events),),
         )
         for role in roles
     )
@@ -206,11 +204,11 @@ SMOKE = Scale(
             12,
             evaluate_every=6,
             held_out_events=4,
-            tests=(Test(192, 8), Test(512, 2), Test(768, 2), Test(192, 8, michel=True)),
+            tests=(HeldOut(192, 8), HeldOut(512, 2), HeldOut(768, 2), HeldOut(192, 8, michel=True)),
         ),
         *_pair(16, 3, 4, 12, 6, 8, (SPARSE, DENSE)),
         *_pair(0, 2, 2, 4, 2, 4, (SPARSE, DENSE)),
-        Training("sparse 2 classes", SPARSE, 192, 4, 4, classes=2, tests=(Test(512, 2),)),
+        Training("sparse 2 classes", SPARSE, 192, 4, 4, classes=2, tests=(HeldOut(512, 2),)),
     ),
     costs=Costs(
         table=((192, 4),),
@@ -245,7 +243,7 @@ LAPTOP = Scale(
             seconds=1800.0,
             evaluate_every=1000,
             held_out_events=128,
-            tests=(*_ALL_TESTS, Test(192, 512, michel=True)),
+            tests=(*_ALL_TESTS, HeldOut(192, 512, michel=True)),
         ),
         *_pair(32, 3, 4, 400, 100, 256, (SPARSE, DENSE, AS_PUBLISHED)),
         *_pair(0, 2, 4, 300, 100, 128, (SPARSE, DENSE)),
@@ -259,7 +257,7 @@ LAPTOP = Scale(
             classes=2,
             evaluate_every=200,
             held_out_events=32,
-            tests=(Test(512, 96),),
+            tests=(HeldOut(512, 96),),
         ),
     ),
     costs=Costs(
@@ -304,9 +302,9 @@ GPU = Scale(
                 evaluate_every=500,
                 held_out_events=96,
                 tests=(
-                    (*_ALL_TESTS, Test(192, 2048, michel=True))
+                    (*_ALL_TESTS, HeldOut(192, 2048, michel=True))
                     if size == 192
-                    else (Test(size, 96),)
+                    else (HeldOut(size, 96),)
                 ),
             )
             for size in (192, 512, 768)
@@ -323,7 +321,7 @@ GPU = Scale(
             classes=2,
             evaluate_every=500,
             held_out_events=96,
-            tests=(Test(512, 96),),
+            tests=(HeldOut(512, 96),),
         ),
     ),
     costs=_GPU_COSTS,
@@ -346,9 +344,9 @@ PAPER = Scale(
                 evaluate_every=1000,
                 held_out_events=96,
                 tests=(
-                    (*_ALL_TESTS, Test(192, 16_384, michel=True))
+                    (*_ALL_TESTS, HeldOut(192, 16_384, michel=True))
                     if (role, size, batch) == (SPARSE, 192, 64)
-                    else (Test(size, 256 if size == 192 else 96),)
+                    else (HeldOut(size, 256 if size == 192 else 96),)
                 ),
             )
             for role, size, batch in (
@@ -370,7 +368,7 @@ PAPER = Scale(
             classes=2,
             evaluate_every=1000,
             held_out_events=96,
-            tests=(Test(512, 96),),
+            tests=(HeldOut(512, 96),),
         ),
     ),
     costs=_GPU_COSTS,

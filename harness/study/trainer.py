@@ -159,6 +159,7 @@ def work(folder: Path, console: Console) -> None:
     from harness.study import training
 
     plan, tests = read_plan(folder)
+    end_with_parent()
     learner = training.learner_of(plan)
     energy = _gpu_energy() if plan.device == "cuda" else RaplEnergy()
     joules = energy.joules if energy is not None else lambda: None

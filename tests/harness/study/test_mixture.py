@@ -1,0 +1,71 @@
+"""Training events are made once, half of them with many stopping muons, whatever interrupts."""
+
+import numpy as np
+import pytest
+
+from harness.events import Event
+from harness.study import mixture
+from harness.study.views import View
+
+
+def stand_in(recipe, count, *, processes=None):
+    """A simulation without Geant4: event i has 450 + 10 i voxels."""
+    stand_in.calls.append((recipe, count))
+    for i in range(count):
+        number = 450 + 10 * i
+        voxels = np.stack(np.unravel_index(np.arange(number), (recipe.size,) * 3), 1)
+        yield Event(
+            voxels.astype(np.int32),
+            np.full(number, recipe.seed, np.float32),
+            np.zeros(number, np.uint8),
+            recipe.size,
+            "stand-in",
+        )
+
+
+@pytest.fixture(autouse=True)
+def _simulation(monkeypatch):
+    stand_in.calls = []
+    monkeypatch.setattr(mixture, "simulate", stand_in)
+    monkeypatch.setattr(mixture, "FILE_EVENTS", 8)
+
+
+def quiet(done, total):
+    assert done <= total
+
+
+def test_presets_take_turns_and_every_file_has_a_seed_of_its_own(tmp_path):
+    mixture.make_mixture(tmp_path, 32, 20, 7, quiet)
+    recipes = [recipe for recipe, _ in stand_in.calls]
+    assert [recipe.preset for recipe in recipes] == ["standard", "michel", "standard"]
+    assert [recipe.seed for recipe in recipes] == [7, 8, 9]
+    assert [count for _, count in stand_in.calls] == [8, 8, 4]
+
+
+def test_events_that_are_nearly_empty_are_left_out(tmp_path):
+    mixture.make_mixture(tmp_path, 32, 8, 7, quiet)
+    events = View(str(tmp_path), 32).open()
+    assert [len(event) for event in events] == [500, 510, 520]
+
+
+def test_what_is_there_is_not_made_again(tmp_path):
+    mixture.make_mixture(tmp_path, 32, 8, 7, quiet)
+    stand_in.calls.clear()
+    mixture.make_mixture(tmp_path, 32, 16, 7, quiet)
+    assert [recipe.seed for recipe, _ in stand_in.calls] == [8]
+
+
+def test_an_interrupted_file_is_made_anew_and_the_others_are_kept(tmp_path):
+    seen = []
+
+    def interrupt(done, total):
+        seen.append(done)
+        if done == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mixture.make_mixture(tmp_path, 32, 16, 7, interrupt)
+    assert seen[-1] == 12
+    assert len(View(str(tmp_path), 32).open()) == 3
+    mixture.make_mixture(tmp_path, 32, 16, 7, quiet)
+    assert len(View(str(tmp_path), 32).open()) == 6

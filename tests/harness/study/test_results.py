@@ -1,0 +1,184 @@
+"""Tables of the page from records and predictions made by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness import store
+from harness.cell import Cell
+from harness.events import Event
+from harness.job import Job
+from harness.launch import Code, Task
+from harness.measured import pool
+from harness.run import assemble
+from harness.study import page, published, results
+from harness.study.cells import DENSE, TABLE
+from harness.study.predictions import Predicted, load, save
+from harness.study.results import Evaluated, Sweep
+from harness.study.scales import SPARSE, HeldOut, Training
+
+MB = 1_000_000
+
+
+def measured(tmp_path, *cells):
+    """Records of (suite, backend, size, batch, phase, seconds or None, bytes), pooled."""
+    path = tmp_path / "records.jsonl"
+    for suite, backend, size, batch, phase, seconds, memory in cells:
+        cell = Cell(suite, backend, size, batch, phase, "cold")
+        entries = {"outcome": "out-of-memory", "reason": "too large"}
+        if seconds is not None:
+            entries = {
+                "outcome": "ok",
+                "reason": "",
+                "sites": 1000 * batch,
+                "host_seconds": [seconds] * 3,
+                "memory": {"baseline_bytes": 50 * MB, "peak_rss_bytes": 50 * MB + memory},
+            }
+        task = Task(Job(cell), 0, Code(Path(), "abcdef", False))
+        store.append(path, assemble(task, entries, "run", 0))
+    return list(pool(store.read(path)).values())
+
+
+def test_table_2_sets_each_number_beside_the_published_one(tmp_path):
+    cells = measured(
+        tmp_path,
+        (TABLE, "sscn", 192, 4, "forward", 0.05, 57 * MB),
+        (TABLE, "sscn", 768, 64, "step", None, 0),
+    )
+    table = results.cost_table(cells, "cpu").set_index(["size [px]", "quantity"])
+    time = table.loc[(192, "time")]
+    assert (time["published"], time["measured"]) == (0.25, 0.05)
+    assert time["published over measured"] == pytest.approx(5)
+    assert table.loc[(192, "memory"), "published over measured"] == pytest.approx(10)
+    lost = table.loc[(768, "time")]
+    assert lost["published"] == 47.0
+    assert np.isnan(lost["measured"])
+    assert lost["outcome"] == "out-of-memory"
+
+
+def test_the_published_table_is_complete():
+    assert len(published.TABLE_2) == 4 * 5 + 4 * 4
+    assert published.published("dense", "cuda", 192, 4, "forward", "memory") == 16e9
+    assert published.published("dense", "cpu", 192, 4, "forward", "time") is None
+    ratio = {
+        quantity: published.published("dense", "cuda", 192, 4, "forward", quantity)
+        / published.published("sparse", "cuda", 192, 4, "forward", quantity)
+        for quantity in ("memory", "time")
+    }
+    assert round(ratio["memory"]) == published.FACTORS[3]["memory"]
+    assert round(ratio["time"]) == published.FACTORS[3]["time"]
+
+
+def test_factors_compare_dense_and_sparse_on_the_same_configuration(tmp_path):
+    cells = measured(
+        tmp_path,
+        (DENSE, "sscn", 32, 4, "forward", 0.1, 10 * MB),
+        (DENSE, "dense", 32, 4, "forward", 2.0, 400 * MB),
+        (DENSE, "sscn", 64, 4, "forward", 0.2, 20 * MB),
+        (DENSE, "dense", 64, 4, "forward", 12.0, 3000 * MB),
+        (DENSE, "sscn", 192, 4, "forward", 0.3, 30 * MB),
+        (DENSE, "dense", 192, 4, "forward", None, 0),
+    )
+    table = results.factor_table(cells, "sscn").set_index("size [px]")
+    assert table["time factor"].tolist()[:2] == pytest.approx([20, 60])
+    assert table["memory factor"].tolist()[:2] == pytest.approx([40, 150])
+    assert np.isnan(table.loc[192, "time factor"])
+    said = page.factor_sentence(table.reset_index(), 3)
+    assert "364×" in said and "33×" in said
+    assert "gave no dense time here; for the largest that did (64 px, batch 4)" in said
+    assert "dense 150× memory, 60× time" in said
+
+
+def test_factors_for_the_same_configuration_are_called_that(tmp_path):
+    cells = measured(
+        tmp_path,
+        (DENSE, "sscn", 192, 4, "forward", 0.5, 30 * MB),
+        (DENSE, "dense", 192, 4, "forward", 5.0, 300 * MB),
+    )
+    said = page.factor_sentence(results.factor_table(cells, "sscn"), 3)
+    assert "for the same configuration: dense 10× memory, 10× time" in said
+
+
+def sweep(**columns):
+    table = pd.DataFrame({"sites": 0, "bytes": None, "outcome": "ok"} | columns)
+    return Sweep("name", "along", "held", table)
+
+
+def test_a_sweep_knows_its_exponents():
+    found = sweep(
+        x=[1.0, 2.0, 4.0, 8.0],
+        engine="sscn",
+        phase="step",
+        seconds=[0.1, 0.2, 0.4, 0.8],
+    )
+    law = found.fit("sscn", "step", "seconds")
+    assert law is not None and law.exponent == pytest.approx(1.0)
+    assert found.fit_table()["exponent"].tolist() == pytest.approx([1.0])
+    assert found.fit("sscn", "forward", "seconds") is None
+
+
+def test_dense_overtakes_where_the_curves_cross():
+    x = [0.001, 0.01, 0.1, 1.0]
+    found = sweep(
+        x=x * 2,
+        engine=["sscn"] * 4 + ["dense"] * 4,
+        phase="forward",
+        seconds=[10 * v for v in x] + [1.0] * 4,
+    )
+    assert results.overtaking(found, "sscn", "dense", "forward") == pytest.approx(0.1, rel=1e-6)
+    assert results.overtaking(found, "sscn", "dense", "step") is None
+
+
+TRAINING = Training("sparse 192 px", SPARSE, 192, 4, 10)
+
+
+def evaluated(pairs):
+    events = [
+        Predicted(
+            Event(
+                np.arange(3 * len(truth), dtype=np.int32).reshape(-1, 3),
+                np.ones(len(truth), np.float32),
+                np.array(truth, np.uint8),
+                192,
+                "by hand",
+            ),
+            np.array(predicted),
+        )
+        for truth, predicted in pairs
+    ]
+    return Evaluated(TRAINING, HeldOut(192, len(pairs)), events)
+
+
+def test_the_tables_of_a_test():
+    test = evaluated([([0, 0, 1, 2], [0, 0, 1, 0]), ([4, 3], [4, 4])])
+    row = results.accuracy_table([test]).iloc[0]
+    assert row["nonzero accuracy"] == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert row["spread over events"] == pytest.approx(1 / 8)
+    classes = results.class_table([test]).set_index("class")
+    assert classes.loc["Michel", ["accuracy", "purity", "IoU"]].tolist() == [1.0, 0.5, 0.5]
+    assert classes.loc["shower", "accuracy"] == 0.0
+    shares = results.confusion_table(test)
+    assert shares.loc["shower", "HIP"] == 1.0
+    assert page.confusion_sentence(shares).startswith("The largest confusion: 100.0 % of")
+
+
+def test_the_michel_table_starts_with_the_study():
+    table = results.michel_table([evaluated([([1, 4], [1, 1])])])
+    assert table.iloc[0]["efficiency"] == 0.939
+    assert table.iloc[1]["true_clusters"] == 0
+
+
+def test_predictions_come_back_event_by_event(tmp_path):
+    class Events(list):
+        sha256 = "this set"
+
+    events = Events(t.event for t in evaluated([([0, 1], [0, 1]), ([], []), ([2], [3])]).events)
+    made = [np.array([0, 1]), np.array([], int), np.array([3])]
+    save(tmp_path / "p.npz", made, "this set")
+    back = list(load(tmp_path / "p.npz", events))
+    assert [p.predicted.tolist() for p in back] == [[0, 1], [], [3]]
+    events.sha256 = "another set"
+    with pytest.raises(ValueError, match="other events"):
+        list(load(tmp_path / "p.npz", events))
