@@ -83,18 +83,30 @@ class Agreement:
         return not self.reason
 
 
-def rel_rmse(value: Tensor, truth: Tensor) -> float:
+SMALL_GRADIENT = 1e-3
+"""Part of the root mean square of all values below which one parameter's error is not measured
+against its own size: some gradients are zero but for rounding, as that of a shift before a norm."""
+
+
+def rel_rmse(value: Tensor, truth: Tensor, floor: float = 0.0) -> float:
     """Return the root mean square error over the root mean square of the truth.
 
     Zero truth leaves the error absolute; a value that is not finite gives infinity.
+
+    Parameters
+    ----------
+    value, truth : Tensor
+        Of one shape.
+    floor : float
+        Least root mean square to divide by.
     """
     if truth.numel() == 0:
         return 0.0
     error = (value.detach().cpu().double() - truth.double()).square().mean().sqrt()
     if not bool(torch.isfinite(error)):
         return float("inf")
-    scale = truth.double().square().mean().sqrt()
-    return float(error / scale) if float(scale) > 0 else float(error)
+    scale = max(float(truth.double().square().mean().sqrt()), floor)
+    return float(error) / scale if scale > 0 else float(error)
 
 
 def compare(
@@ -184,6 +196,8 @@ def _worst(
     if values is None or not truth:
         return None
     errors = {}
+    everything = torch.cat([expected.double().flatten() for expected in truth.values()])
+    floor = SMALL_GRADIENT * float(everything.square().mean().sqrt())
     for name, expected in truth.items():
         if name not in values:
             problems.append(f"there is no {what} of {name}")
@@ -191,9 +205,9 @@ def _worst(
         value = values[name]
         if not bool(torch.isfinite(value).all()):
             problems.append(f"the {what} of {name} is not finite")
-        elif bool((value == 0).all()) and not bool((expected == 0).all()):
+        elif bool((value == 0).all()) and float(expected.double().abs().max()) > floor:
             problems.append(f"the {what} of {name} is zero")
-        errors[name] = rel_rmse(value, expected)
+        errors[name] = rel_rmse(value, expected, floor)
     name = max(errors, key=errors.__getitem__)
     if errors[name] > allowed:
         problems.append(_excess(f"{what} of {name}", errors[name], allowed))

@@ -1,0 +1,241 @@
+"""Weights in files: canonical ones, an engine's own, and the original study's checkpoints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backends import registry, weights
+from backends.contract import Kind
+from backends.uresnet import UResNet, UResNetConfig
+from backends.weights import Weights
+
+SUFFIXES = (".pt", ".npz")
+STUDY = "study"
+CANONICAL = "canonical"
+
+
+class InvalidWeights(ValueError):
+    """A file that holds no weights of this network."""
+
+
+def read(path: Path, layout: str = CANONICAL) -> Weights:
+    """Read weights from a file.
+
+    Parameters
+    ----------
+    path : Path
+        ``.npz`` as numpy writes it; anything else as ``torch.save`` writes it, checkpoints of
+        trainings included.
+    layout : str
+        ``canonical``; ``study`` for the SparseConvNet network of arXiv:1903.05663; or an engine,
+        for the ``state_dict`` of a UResNet on it.
+
+    Returns
+    -------
+    dict
+        Canonical name -> tensor.
+
+    Raises
+    ------
+    InvalidWeights
+        If the file cannot be read or its entries are not those of a UResNet.
+    """
+    if not path.is_file():
+        raise InvalidWeights(f"there is no file {path}; give the path of a file of weights")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path) as stored:
+                state: Any = {name: torch.from_numpy(stored[name]) for name in stored.files}
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # both readers raise whatever their parsers raise
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidWeights(f"{path} cannot be read as weights: {first}") from None
+    if isinstance(state, dict):  # a checkpoint of the study, or of our own training
+        state = state.get("state_dict", state.get("network", state))
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InvalidWeights(f"{path} holds no state dict; give a file of named tensors")
+    if layout == STUDY:
+        return from_study(state)
+    if layout != CANONICAL:
+        return _from_engine(state, layout)
+    network_size(state)
+    return state
+
+
+def write(path: Path, values: Mapping[str, Tensor], layout: str = CANONICAL) -> None:
+    """Write canonical weights to ``.npz`` or ``.pt``, in the layout of an engine if one is named.
+
+    Raises
+    ------
+    InvalidWeights
+        If the suffix or the layout is none of those.
+    """
+    if path.suffix not in SUFFIXES:
+        raise InvalidWeights(f"{path} has no known suffix; choose one of {', '.join(SUFFIXES)}")
+    if layout == STUDY:
+        raise InvalidWeights("checkpoints of the study can be read, not written")
+    state: Mapping[str, Tensor] = values
+    if layout != CANONICAL:
+        config, dim = network_size(values)
+        network = _network(layout, config, dim)
+        weights.load(network, values)
+        state = network.state_dict()
+    if path.suffix == ".npz":
+        np.savez(path, **{name: value.numpy() for name, value in state.items()})  # type: ignore[arg-type]
+    else:
+        torch.save(dict(state), path)
+
+
+def network_size(values: Mapping[str, Tensor]) -> tuple[UResNetConfig, int]:
+    """Tell the size of the network, and 2 or 3 dimensions, from canonical weights.
+
+    Raises
+    ------
+    InvalidWeights
+        If they are not the weights of one UResNet.
+    """
+    try:
+        stem, linear = values["stem.weight"], values["linear.weight"]
+    except KeyError as missing:
+        raise InvalidWeights(
+            f"these weights have no {missing.args[0]}: name the layout they are in with --from"
+        ) from None
+    depth = 1 + max((name.count("below.") for name in values), default=0)
+    reps = len(
+        {name for name in values if re.fullmatch(r"unet\.encoder\.\d+\.conv1\.weight", name)}
+    )
+    config = UResNetConfig(len(stem), depth, reps, len(linear), stem.shape[1])
+    dim = stem.ndim - 2
+    try:
+        expected = weights.initial(config, dim)
+    except RuntimeError as error:
+        raise InvalidWeights(f"these are not the weights of a UResNet: {error}") from None
+    for name in expected.keys() ^ values.keys():
+        raise InvalidWeights(f"{name} does not fit the other weights: they belong to no UResNet")
+    for name, value in expected.items():
+        if value.shape != values[name].shape:
+            raise InvalidWeights(
+                f"{name} has shape {tuple(values[name].shape)} where the other weights need "
+                f"{tuple(value.shape)}"
+            )
+    return config, dim
+
+
+def _network(engine: str, config: UResNetConfig, dim: int) -> UResNet:
+    backend = registry.load(engine, dim=dim, device="cpu", precision="fp32")
+    if hasattr(backend, "network"):
+        raise InvalidWeights(f"{engine} brings another network, which has no canonical weights")
+    return UResNet(backend, config)
+
+
+def _from_engine(state: Mapping[str, Tensor], engine: str) -> Weights:
+    """Read the state dict of a UResNet on an engine, whatever the size of that UResNet."""
+    config, dim = _size_on_engine(state, engine)
+    network = _network(engine, config, dim)
+    try:
+        network.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise InvalidWeights(
+            f"this is not the state dict of a UResNet on {engine}: {str(error).splitlines()[0]}"
+        ) from None
+    return weights.dump(network)
+
+
+def _size_on_engine(state: Mapping[str, Tensor], engine: str) -> tuple[UResNetConfig, int]:
+    """Find the size of network whose state dict on the engine has these shapes."""
+    depth = 1 + max((name.count("below.") for name in state), default=0)
+    encoders = {m[1] for name in state if (m := re.match(r"unet\.encoder\.(\d+)\.", name))}
+    stem = [value for name, value in state.items() if name.startswith("stem.native.")]
+    bias = [value for name, value in state.items() if re.match(r"linear\.native.*bias$", name)]
+    norm = [value for name, value in state.items() if re.match(r"norm\.native.*weight$", name)]
+    if not (encoders and len(stem) == len(bias) == len(norm) == 1):
+        raise InvalidWeights(f"this is not the state dict of a UResNet on {engine}")
+    filters, classes = norm[0].numel(), bias[0].numel()
+    for dim in (3, 2):
+        taps = filters * 3**dim
+        if stem[0].numel() % taps == 0:
+            inputs = stem[0].numel() // taps
+            return UResNetConfig(filters, depth, len(encoders), classes, inputs), dim
+    raise InvalidWeights(f"this is not the state dict of a UResNet on {engine}")
+
+
+def from_study(state: Mapping[str, Tensor]) -> Weights:
+    """Turn the state dict of the study's SparseConvNet network into canonical weights.
+
+    The names are those of ``sparseconvnet.UNet`` with residual blocks in the ``UResNet`` of
+    Temigo/uresnet_pytorch: numbers of modules in nested containers. Weights are (K, in, out),
+    or (K, 1, in, out) since the engine has groups, the last axis of the kernel fastest.
+
+    Raises
+    ------
+    InvalidWeights
+        If the names are not those.
+    """
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    blocks = [m for name in state if (m := re.match(r"sparseModel\.2\.(\d+)\.1\.1\.weight$", name))]
+    if "sparseModel.1.weight" not in state or not blocks:
+        raise InvalidWeights("this is not a state dict of the study's SparseConvNet network")
+    taps = len(state["sparseModel.1.weight"])
+    dim = 3 if taps == 27 else 2
+    # A level numbers its blocks 0, 2, … and the way down 2 * reps; it has as many blocks again.
+    last = max(int(m[1]) for m in blocks)
+    deeper = any(re.match(rf"sparseModel\.2\.{i}\.1\.4\.", n) for n in state for i in range(last))
+    reps = last // 4 if deeper else last // 2 + 1
+    found: Weights = {}
+    unused = {name for name in state if not name.endswith("num_batches_tracked")}
+
+    def take(name: str) -> Tensor:
+        if name not in state:
+            raise InvalidWeights(f"the study's network has {name}, this state dict has not")
+        unused.discard(name)
+        return state[name]
+
+    def convolution(kind: Kind, ours: str, name: str) -> None:
+        weight = take(f"{name}.weight")
+        weight = weight.reshape(len(weight), *weight.shape[-2:])
+        size = round(len(weight) ** (1 / dim))
+        order = (1, 2, 0) if kind is Kind.INVERSE else (2, 1, 0)
+        found[f"{ours}.weight"] = weight.permute(*order).unflatten(2, (size,) * dim).contiguous()
+
+    def norm(ours: str, name: str) -> None:
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            found[f"{ours}.{part}"] = take(f"{name}.{part}")
+
+    def block(ours: str, name: str) -> None:
+        if f"{name}.0.weight" in state:
+            found[f"{ours}.shortcut.weight"] = take(f"{name}.0.weight").t().contiguous()
+        norm(f"{ours}.norm1", f"{name}.1.0")
+        convolution(Kind.SUBMANIFOLD, f"{ours}.conv1", f"{name}.1.1")
+        norm(f"{ours}.norm2", f"{name}.1.2")
+        convolution(Kind.SUBMANIFOLD, f"{ours}.conv2", f"{name}.1.3")
+
+    def level(ours: str, name: str) -> None:
+        for rep in range(reps):
+            block(f"{ours}.encoder.{rep}", f"{name}.{2 * rep}")
+        way = f"{name}.{2 * reps}.1"
+        if f"{way}.4.weight" not in state:
+            return
+        norm(f"{ours}.down_norm", f"{way}.0")
+        convolution(Kind.STRIDED, f"{ours}.down", f"{way}.1")
+        level(f"{ours}.below", f"{way}.2")
+        norm(f"{ours}.up_norm", f"{way}.3")
+        convolution(Kind.INVERSE, f"{ours}.up", f"{way}.4")
+        for rep in range(reps):
+            block(f"{ours}.decoder.{rep}", f"{name}.{2 * reps + 2 + 2 * rep}")
+
+    convolution(Kind.SUBMANIFOLD, "stem", "sparseModel.1")
+    level("unet", "sparseModel.2")
+    norm("norm", "sparseModel.3")
+    found["linear.weight"], found["linear.bias"] = take("linear.weight"), take("linear.bias")
+    if unused:
+        raise InvalidWeights(f"{min(unused)} is no part of the study's network")
+    network_size(found)
+    return found

@@ -1,0 +1,153 @@
+"""Batches that engines get wrong, networks to run on them, and one function that runs them."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from backends import weights
+from backends.arithmetic import autocast
+from backends.contract import SparseBatch, master_dtype
+from backends.loss import event_cross_entropy
+from backends.truth import statistics, truth
+from backends.uresnet import UResNet, UResNetConfig
+
+SMALL = UResNetConfig(filters=4, depth=3, reps=1)
+
+
+def batch_of(sites, size, events, seed=0):
+    """Make a batch of the given sites with random energies and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    sites = torch.as_tensor(sites, dtype=torch.int32).contiguous()
+    return SparseBatch(
+        sites,
+        torch.rand(len(sites), 1, generator=generator) + 0.1,
+        torch.randint(0, 5, (len(sites),), generator=generator),
+        size,
+        events,
+    )
+
+
+def scattered(count, size, dim, event=0, seed=0):
+    """Draw different sites of one event, in random order."""
+    generator = torch.Generator().manual_seed(seed + 1000 * event)
+    number = torch.randperm(size**dim, generator=generator)[:count]
+    columns = [number // size ** (dim - 1 - axis) % size for axis in range(dim)]
+    return torch.stack([torch.full_like(number, event), *columns], 1)
+
+
+def random_sites(dim):
+    return batch_of(torch.cat([scattered(150, 16, dim), scattered(90, 16, dim, event=1)]), 16, 2)
+
+
+def full_block(dim):
+    """An event with every site of a 3x3x3 block, beside scattered ones."""
+    block = torch.cartesian_prod(*[torch.arange(6, 9)] * dim)
+    block = torch.cat([torch.zeros_like(block[:, :1]), block], 1)
+    sites = torch.cat([block, scattered(60, 16, dim)]).unique(dim=0)
+    shuffled = sites[torch.randperm(len(sites), generator=torch.Generator().manual_seed(5))]
+    return batch_of(shuffled, 16, 1)
+
+
+def empty_members(dim):
+    """Events 0, 2 and 4 of a batch of five have no site."""
+    events = [scattered(80, 16, dim, event) for event in (1, 3)]
+    return batch_of(torch.cat(events), 16, 5)
+
+
+def faces_and_corners(dim):
+    """Every corner of the volume, and sites on each of its faces."""
+    corners = torch.cartesian_prod(*[torch.tensor([0, 15])] * dim)
+    faces = []
+    for axis in range(dim):
+        for end in (0, 15):
+            face = scattered(20, 16, dim, seed=axis + end)[:, 1:]
+            face[:, axis] = end
+            faces.append(face)
+    sites = torch.cat([corners, *faces]).unique(dim=0)
+    return batch_of(torch.cat([torch.zeros_like(sites[:, :1]), sites], 1), 16, 1)
+
+
+def odd_size(dim):
+    """A volume that no stride divides, with sites at its far end."""
+    sites = torch.cat([scattered(120, 13, dim), torch.tensor([[1] + [12] * dim, [1] + [0] * dim])])
+    return batch_of(sites, 13, 2)
+
+
+def one_site(dim):
+    return batch_of([[0] + [7] * dim], 16, 1)
+
+
+CASES = {
+    case.__name__: case
+    for case in (random_sites, full_block, empty_members, faces_and_corners, odd_size)
+}
+
+
+def decided(config, dim, seed=0):
+    """Draw weights with which every rectifier is far from its corner.
+
+    Norms shift their channels by 2 or -2 and scale them by a tenth, so that no rounding opens or
+    closes a rectifier: gradients then have no jumps, and can be compared to all their digits.
+    """
+    values = weights.initial(config, dim, seed)
+    for name in values:
+        if name.endswith(".running_var"):
+            norm = name.removesuffix("running_var")
+            signs = torch.ones_like(values[norm + "bias"])
+            signs[::3] = -1
+            values[norm + "bias"] = 2 * signs
+            values[norm + "weight"] = 0.1 * values[norm + "weight"]
+    return values
+
+
+@dataclass
+class Result:
+    """What a network returned."""
+
+    logits: torch.Tensor
+    loss: torch.Tensor | None = None
+    gradients: dict | None = None
+    statistics: dict | None = None
+
+
+def network_on(backend, config, values):
+    """Build the UResNet on an engine with the given weights."""
+    network = UResNet(backend, config).to(backend.device, master_dtype(backend.precision))
+    weights.load(network, values)
+    return network
+
+
+def tensor_of(network, batch):
+    """Make the engine's tensor."""
+    backend = network.backend
+    batch = batch.to(backend.device)
+    features = batch.features.to(master_dtype(backend.precision))
+    return network.tensor(batch.sites, features, batch.spatial_size, batch.batch_size)
+
+
+def forward(network, batch):
+    """Run inference."""
+    network.eval()
+    with torch.no_grad(), autocast(network.backend.precision, network.backend.device):
+        return Result(network(tensor_of(network, batch)))
+
+
+def step(network, batch, x=None):
+    """Run forward and backward in training mode."""
+    network.train()
+    network.zero_grad(set_to_none=True)
+    with autocast(network.backend.precision, network.backend.device):
+        logits = network(tensor_of(network, batch) if x is None else x)
+    moved = batch.to(network.backend.device)
+    loss = event_cross_entropy(logits, moved.labels, moved.sites[:, 0], moved.batch_size)
+    loss.backward()
+    return Result(logits, loss, weights.gradients(network), statistics(network))
+
+
+@cache
+def known(case, dim, config, phase, decisive=True):
+    """Return a case's batch, weights and truth, computed once a session."""
+    batch = CASES[case](dim) if case in CASES else globals()[case](dim)
+    values = decided(config, dim) if decisive else weights.initial(config, dim)
+    return batch, values, truth(config, values, batch, step=phase == "step")
