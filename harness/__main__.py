@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import sys
 import warnings
 from dataclasses import replace
@@ -95,8 +96,9 @@ def run(
     ] = None,
     repeats: Annotated[int, typer.Option(help="Rounds, each in new processes.", min=1)] = 1,
     budget: Annotated[
-        float, typer.Option(help="Seconds of sampling for a cell in a round, at most.", min=0.01)
-    ] = 10.0,
+        float | None,
+        typer.Option(help="Seconds of sampling for a cell in a round, at most.", min=0.01),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="File of records; a new one under results/runs.")
     ] = None,
@@ -145,7 +147,7 @@ def run(
         out=out or (store.resolve("latest")[0] if resume else default_out(suite)),
         events=events,
         repeats=repeats,
-        rule=replace(StopRule(), budget=budget),
+        rule=replace(StopRule(), budget=chosen.budget if budget is None else budget),
         seed=seed,
         threads=threads,
         timeout=timeout,
@@ -210,6 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; bad input ends it with one sentence and exit code 2."""
     given = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = _one_line
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the workers first, too
     try:
         _mount(given)
         app(given, prog_name="python -m harness")

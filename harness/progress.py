@@ -59,6 +59,7 @@ class RunProgress:
     def say(self, text: str) -> None:
         """Print one line."""
         self._console.print(escape(text), highlight=False, soft_wrap=True)
+        self._console.file.flush()  # a log file is read while the run goes on
 
     def started(self, cells: Sequence[Cell]) -> None:
         """Some cells, measured in turns, have begun."""

@@ -106,6 +106,7 @@ class Subject:
         self.batch = batch.to(cell.device)
         self.features = self.batch.features.to(dtype)
         self._kept: Any = None
+        self._last: tuple[Tensor, Tensor | None]
         self.reset()
 
     def reset(self) -> None:
@@ -127,8 +128,20 @@ class Subject:
             self.reset()  # a pass in training mode moved the running statistics
         return self._step if self.cell.phase == "step" else self._forward
 
-    def check(self, truth: Truth) -> tuple[Agreement, float | None]:
-        """Compare the call's results with the truth.
+    @property
+    def has_truth(self) -> bool:
+        """Whether the network computes the function that the truth is known of."""
+        return network.is_uresnet(self.network)
+
+    def check(self, truth: Truth | None) -> tuple[Agreement, float | None]:
+        """Compare what the last call returned and left behind with the truth.
+
+        It must have been the only call since ``reset``: a step changes the weights.
+
+        Parameters
+        ----------
+        truth : Truth or None
+            None for a network of the engine's own: then its results must be finite.
 
         Returns
         -------
@@ -137,13 +150,12 @@ class Subject:
         loss_error : float or None
             Relative error of the loss of a step.
         """
-        self.call()
-        self.reset()
-        if not network.is_uresnet(self.network):
-            return self._finite(), None
-        if self.cell.phase == "forward":
-            return compare(truth, self.cell.precision, self._forward()), None
-        logits, loss = self._backward()
+        logits, loss = self._last
+        if truth is None:
+            found = [p.grad for p in self.network.parameters() if p.grad is not None]
+            return finite(logits, found), None
+        if loss is None or truth.loss is None:
+            return compare(truth, self.cell.precision, logits), None
         agreement = compare(
             truth,
             self.cell.precision,
@@ -151,19 +163,7 @@ class Subject:
             gradients=weights.gradients(self.network),
             statistics=statistics(self.network),
         )
-        assert truth.loss is not None
-        error = rel_rmse(loss, truth.loss)
-        self.reset()
-        return agreement, error
-
-    def _finite(self) -> Agreement:
-        """Check a network of the engine's own, which has no truth."""
-        if self.cell.phase == "forward":
-            return finite(self._forward())
-        logits, _ = self._backward()
-        found = [p.grad for p in self.network.parameters() if p.grad is not None]
-        self.reset()
-        return finite(logits, found)
+        return agreement, rel_rmse(loss, truth.loss)
 
     def loss_tolerance(self) -> float:
         """Largest relative error of the loss that passes."""
@@ -183,9 +183,11 @@ class Subject:
 
     def _forward(self) -> Tensor:
         with torch.no_grad(), self._arithmetic():
-            return self.network(self._input())
+            logits = self.network(self._input())
+        self._last = (logits, None)
+        return logits
 
-    def _backward(self) -> tuple[Tensor, Tensor]:
+    def _step(self) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         with self._arithmetic():
             logits = self.network(self._input())
@@ -193,11 +195,8 @@ class Subject:
         assert batch.labels is not None
         loss = event_cross_entropy(logits, batch.labels, batch.sites[:, 0], batch.batch_size)
         loss.backward()
-        return logits, loss
-
-    def _step(self) -> Tensor:
-        logits, _ = self._backward()
         self.optimizer.step()
+        self._last = (logits.detach(), loss.detach())
         return logits
 
 

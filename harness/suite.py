@@ -41,11 +41,14 @@ class Suite:
         What it finds out.
     grids : tuple of Grid
         Never computed from what is installed, so that runs of all machines can be compared.
+    budget : float
+        Seconds of sampling for a cell in a round, unless the user says otherwise.
     """
 
     name: str
     question: str
     grids: tuple[Grid, ...]
+    budget: float = 10.0
 
     @property
     def sizes(self) -> list[int]:

@@ -10,9 +10,11 @@ Everything an engine prints goes to standard error: the answers have a channel o
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -125,14 +127,14 @@ class Session:
         self._subject = Subject(cell, batch)
         self.record["precision_readback"] = self._subject.backend.precision_readback()
         self.record["versions"][cell.backend] = self._subject.version
-        if cell.map == "first":
-            self._first()
-        else:
-            self._measure_memory()
+        start = time.perf_counter()
+        self._first_call()
+        seconds = time.perf_counter() - start
         if job.check:
             self._check()
         if cell.map != "first":
-            self._warm()
+            self._measure_memory()
+            self._warm(seconds)
 
     def sample(self, seconds: float) -> tuple[list[float], list[float]]:
         """Take samples for some seconds, at least one.
@@ -196,14 +198,14 @@ class Session:
         self._synchronize: Callable[[], Any] = lambda: None
         self._clock: Clock = HostClock()
         self._energy: EnergyCounter | None = RaplEnergy()
-        self._memory: list[MemoryInstrument] = [ResidentMemory()]
+        self._device_memory: list[MemoryInstrument] = []
         if on_gpu:
             if not torch.cuda.is_available():
                 raise Failed("unavailable", "torch sees no CUDA device")
             self._nvml_instruments(torch)
             self._synchronize = torch.cuda.synchronize
             self._clock = CudaClock(torch.cuda)
-            self._memory.append(TorchMemory(torch.cuda))
+            self._device_memory.append(TorchMemory(torch.cuda))
             self.record["versions"]["cuda"] = torch.version.cuda
         self.record["conditions"] = {"before": self._conditions()}
 
@@ -224,7 +226,7 @@ class Session:
         self._energy = NvmlEnergy(self._nvml, self._handle)
         known = baselines.get(self.record["machine"]["gpu_uuid"])
         baseline = known or NvmlMemory.read(self._nvml, self._handle, os.getpid())
-        self._memory.append(
+        self._device_memory.append(
             NvmlMemory(self._nvml, self._handle, os.getpid(), baseline, NVML_INTERVAL)
         )
 
@@ -241,32 +243,41 @@ class Session:
         self._call()
         self._synchronize()
 
-    def _whole_call(self) -> None:
-        """Do all that a call needs, the maps of a warm one included."""
-        self._call = self._subject.call()
-        self._awaited()
-
     def _take(self) -> None:
         found = self._clock.time(self._call)
         self._host.append(found.host)
         if found.device is not None:
             self._device.append(found.device)
 
+    def _first_call(self) -> None:
+        """Make the process's first call, under the watch of the kernel, which costs no time.
+
+        Its peak of resident memory is the cell's: later calls reuse what the allocator kept. For
+        a cell of the ``first`` map it is the sample, too.
+        """
+        first = self.job.cell.map == "first"
+
+        def whole() -> None:
+            self._call = self._subject.call()
+            if first:
+                self._take()
+            else:
+                self._awaited()
+
+        self.record["memory"] = ResidentMemory().watch(whole) | {
+            "limit_bytes": self.job.memory_bytes or None
+        }
+
     def _measure_memory(self) -> None:
-        self.record["memory"] = measure(self._whole_call, self._memory) | self._limit()
-
-    def _limit(self) -> dict[str, Any]:
-        return {"limit_bytes": self.job.memory_bytes or None}
-
-    def _first(self) -> None:
-        """Time the process's first call, with the memory peak that the kernel keeps anyway."""
-        self._call = self._subject.call()
-        self.record["memory"] = measure(self._take, self._memory[:1]) | self._limit()
+        """Watch one more call with each instrument of the device."""
+        self.record["memory"] |= measure(self._awaited, self._device_memory)
+        self._subject.reset()
 
     def _check(self) -> None:
         from harness.golden import truth_of
 
-        agreement, loss_error = self._subject.check(truth_of(self.job))
+        truth = truth_of(self.job) if self._subject.has_truth else None
+        agreement, loss_error = self._subject.check(truth)
         found = asdict(agreement)
         reason = found.pop("reason")
         found |= {"loss_rel": loss_error, "statistics_rel_rmse": agreement.statistics_rel_rmse}
@@ -277,14 +288,16 @@ class Session:
         allowed = self._subject.loss_tolerance()
         if not reason and loss_error is not None and not loss_error <= allowed:
             reason = f"relative error of the loss is {loss_error:.1e}, {allowed:.0e} is allowed"
+        self._subject.reset()
         if reason:
             raise Failed("wrong", reason)
 
-    def _warm(self) -> None:
-        start = time.perf_counter()
-        while not self._warm_up or not sampling.warm(self._warm_up):
+    def _warm(self, first_seconds: float) -> None:
+        """Repeat the call until it gets no faster; slow calls were warm after the first."""
+        start = time.perf_counter() - first_seconds
+        while time.perf_counter() - start < self.job.warm_up:
             self._warm_up.append(self._clock.time(self._call).host)
-            if time.perf_counter() - start > self.job.warm_up:
+            if sampling.warm(self._warm_up):
                 break
 
 
@@ -350,6 +363,12 @@ def private_output() -> IO[str]:
     return os.fdopen(kept, "w", buffering=1)
 
 
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the thread that started it ends."""
+    death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
+
+
 def serve(orders: IO[str], replies: IO[str]) -> None:
     """Answer a launcher on two channels of lines of JSON until it is done."""
     for answer in answers(json.loads(line) for line in orders):
@@ -358,6 +377,7 @@ def serve(orders: IO[str], replies: IO[str]) -> None:
 
 
 if __name__ == "__main__":
+    die_with_parent()
     private_output().close()
     with os.fdopen(int(sys.argv[1])) as given, os.fdopen(int(sys.argv[2]), "w") as channel:
         serve(given, channel)

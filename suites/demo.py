@@ -8,9 +8,10 @@ SUITE = Suite(
     name="demo",
     question="Which engine should I look at first on this machine? (minutes, on two cores)",
     grids=(
-        Grid(sizes=(192,), batches=(1,), phases=("forward", "step"), maps=("cold",)),
-        Grid(backends=SPARSE, sizes=(192,), batches=(1,), maps=("warm",)),
+        Grid(sizes=(192,), batches=(1,), maps=("cold",)),
         Grid(backends=SPARSE, sizes=(512, 768), batches=(1,), maps=("cold",)),
-        Grid(backends=SPARSE, sizes=(192,), batches=(4,), maps=("cold",)),
+        Grid(backends=SPARSE, sizes=(192,), batches=(1,), maps=("warm",)),
+        Grid(backends=SPARSE, sizes=(192,), batches=(1,), phases=("step",), maps=("cold",)),
     ),
+    budget=3.0,
 )
