@@ -1,0 +1,141 @@
+"""How well steps are found in made-up histories: by our detector, by asv's and by ruptures.
+
+Each history has 200 commits with 3 % noise. Steps of 5, 10 and 30 % up or down, one or two of them;
+drifts; single outliers; and a machine change in the middle, which splits the series. A reported
+step is right if the true one lies in its range of commits, and the range is no longer than ten.
+
+    python benchmarks/history.py
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from harness.steps import SHORTEST, Detector, Step, follow, noise_of, segments_by_least_squares
+
+COMMITS = 200
+NOISE = 0.03
+SMALLEST = 0.03
+LONGEST_RANGE = 10
+
+
+@dataclass(frozen=True)
+class History:
+    """A made-up history: its parts by machine, and where each part's true steps are."""
+
+    kind: str
+    parts: list[np.ndarray]
+    steps: list[list[int]]
+
+
+def made_up(rng: np.random.Generator, count: int) -> list[History]:
+    """Histories of every kind, `count` of each."""
+
+    def noise(n: int = COMMITS) -> np.ndarray:
+        return rng.normal(0, NOISE, n)
+
+    def stepped(size: float, number: int) -> History:
+        places = sorted(rng.choice(np.arange(1, COMMITS // 20), number, replace=False) * 20)
+        places = [int(p + rng.integers(-5, 6)) for p in places]
+        y = noise()
+        for place in places:
+            y[place:] += np.log1p(size) * rng.choice([-1, 1])
+        return History(f"step {100 * size:g} %", [y], [places])
+
+    found = []
+    for _ in range(count):
+        found += [stepped(size, number) for size in (0.05, 0.1, 0.3) for number in (1, 2)]
+        found.append(History("constant", [noise()], [[]]))
+        drift = np.linspace(0, np.log1p(rng.choice([-0.15, 0.15])), COMMITS)
+        found.append(History("drift", [noise() + drift], [[]]))
+        y = noise()
+        y[rng.choice(COMMITS, 5, replace=False)] += np.log(rng.uniform(1.3, 3, 5))
+        found.append(History("outliers", [y], [[]]))
+        half = COMMITS // 2
+        other = np.log(rng.choice([0.6, 1.5]))
+        found.append(History("machine change", [noise(half), noise(half) + other], [[], []]))
+    return found
+
+
+def by_potts() -> Detector:
+    """asv's fit, whose penalty follows from an information criterion."""
+    from asv.step_detect import detect_steps
+
+    return lambda y: [int(left) for left, *_ in detect_steps(list(y))][1:]
+
+
+def by_pelt(model: str) -> Detector:
+    """ruptures' exact segmentation, penalised by three times the logarithm of the length."""
+    import ruptures
+
+    def detect(y: np.ndarray) -> list[int]:
+        scaled = y / noise_of(y)
+        algorithm = ruptures.Pelt(model=model, min_size=SHORTEST, jump=1).fit(scaled)
+        return algorithm.predict(pen=3 * np.log(len(y)))[:-1]
+
+    return detect
+
+
+def score(histories: list[History], detector: Detector) -> dict[str, list[int]]:
+    """Right, false and missed steps by kind of history."""
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for history in histories:
+        for y, true in zip(history.parts, history.steps, strict=True):
+            course = follow(np.exp(y).tolist(), SMALLEST, detector=detector)
+            right = sum(any(_is(step, place) for step in course.steps) for place in true)
+            tally = counts[history.kind]
+            tally[0] += right
+            tally[1] += len(course.steps) - right
+            tally[2] += len(true) - right
+    return counts
+
+
+def _is(step: Step, place: int) -> bool:
+    return step.first <= place <= step.last and step.last - step.first <= LONGEST_RANGE
+
+
+def main(
+    count: Annotated[int, typer.Option(help="Histories of each kind.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+) -> None:
+    """Print precision and recall of each detector by kind of history."""
+    histories = made_up(np.random.default_rng(seed), count)
+    detectors: dict[str, Callable[[], Detector]] = {
+        "least squares, as `history` uses it": lambda: segments_by_least_squares,
+        "asv's L1 Potts fit": by_potts,
+        "ruptures Pelt l2": lambda: by_pelt("l2"),
+        "ruptures Pelt l1": lambda: by_pelt("l1"),
+    }
+    for name, make in detectors.items():
+        began = time.perf_counter()
+        try:
+            counts = score(histories, make())
+        except ImportError:
+            print(f"{name}: not installed")
+            continue
+        took = time.perf_counter() - began
+        print(f"{name} ({1000 * took / len(histories):.0f} ms a history)")
+        for kind, (right, false, missed) in counts.items():
+            if right + missed:
+                precision = right / (right + false) if right + false else float("nan")
+                print(
+                    f"  {kind:15} precision {precision:.3f}  recall {right / (right + missed):.3f}"
+                    f"  ({right + missed} true, {right} right, {false} false)"
+                )
+            else:
+                print(f"  {kind:15} {false} false alarms in {count} histories")
+
+
+if __name__ == "__main__":
+    typer.run(main)
