@@ -54,6 +54,7 @@ class Pyramid:
         self.dim = dim
         self.kernel_set = name
         self.functions = kernels.load(name)
+        self._presented: tuple[Tensor, Tensor] | None = None
 
     def submanifold(self, level: int, kernel_size: int) -> Connection:
         """Return the map of a level's sites to themselves."""
@@ -88,6 +89,8 @@ class Pyramid:
         The finest level of an input keeps the input's order; other sites ascend by (batch, x, y,
         z).
         """
+        if level == 0 and self._presented is not None:
+            return self._presented
         order = self.order if level == 0 else None
         if order is None:
             at = self.levels[level]
@@ -98,6 +101,8 @@ class Pyramid:
             )
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(len(inverse), device=inverse.device)
+        if level == 0:
+            self._presented = order, inverse
         return order, inverse
 
 

@@ -18,6 +18,7 @@ Conventions of all sets
 
 from __future__ import annotations
 
+import functools
 import importlib
 from importlib.util import find_spec
 from typing import NamedTuple, Protocol
@@ -214,6 +215,7 @@ def choose(name: str, device: str, dtype: torch.dtype) -> str:
     return name
 
 
+@functools.cache
 def load(name: str) -> Kernels:
     """Import a kernel set by its name; ``auto`` must have been resolved by ``choose``."""
     return importlib.import_module(f"backends.sscn.{name}")

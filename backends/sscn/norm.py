@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,14 @@ class _Fold(torch.autograd.Function):
         return to_sums, to_weight.to(weight.dtype), to_shift.to(weight.dtype), None, None
 
 
+class _Folded(NamedTuple):
+    """Folded running statistics, and the addresses and versions of what they were folded from."""
+
+    state: list[int]
+    scale: Tensor
+    shift: Tensor
+
+
 class NormReLU(nn.Module):
     """Batch normalisation and ReLU, given as relu(scale * x + shift).
 
@@ -52,7 +60,7 @@ class NormReLU(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = batch_norm(channels)
-        self._folded: tuple[tuple[int, ...], Tensor, Tensor] | None = None
+        self._folded: _Folded | None = None
 
     def from_sums(self, sums: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         """Return scale and shift of a batch in training, and update the running statistics.
@@ -73,7 +81,7 @@ class NormReLU(nn.Module):
             raise ValueError("batch normalisation in training needs at least 2 sites")
         norm = self.norm
         scale, shift, mean, variance = _Fold.apply(sums, norm.weight, norm.bias, rows, norm.eps)
-        running_mean, running_var = self._running()
+        _, _, running_mean, running_var = self._parts()
         with torch.no_grad():
             running_mean.lerp_(mean.to(scale.dtype), NORM_MOMENTUM)
             running_var.lerp_((variance * (rows / (rows - 1))).to(scale.dtype), NORM_MOMENTUM)
@@ -81,22 +89,26 @@ class NormReLU(nn.Module):
 
     def from_running(self) -> tuple[Tensor, Tensor]:
         """Return scale and shift of the running statistics, folded once until they change."""
-        norm = self.norm
-        parts = (norm.weight, norm.bias, *self._running())
-        if torch.is_grad_enabled() and (norm.weight.requires_grad or norm.bias.requires_grad):
+        parts = self._parts()
+        if torch.is_grad_enabled() and (parts[0].requires_grad or parts[1].requires_grad):
             return self._fold()
-        version = tuple(x for part in parts for x in (part.data_ptr(), part._version))
-        if self._folded is None or self._folded[0] != version:
-            self._folded = (version, *self._fold())
-        return self._folded[1], self._folded[2]
+        state = [fact for part in parts for fact in (part.data_ptr(), part._version)]
+        folded = self._folded
+        if folded is None or folded.state != state:
+            folded = self._folded = _Folded(state, *self._fold())
+        return folded.scale, folded.shift
 
-    def _fold(self) -> tuple[Tensor, Tensor]:
-        mean, variance = self._running()
-        scale = self.norm.weight * (variance + self.norm.eps).rsqrt()
-        return scale, self.norm.bias - mean * scale
-
-    def _running(self) -> tuple[Tensor, Tensor]:
-        mean, variance = self.norm.running_mean, self.norm.running_var
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        parameters, buffers = self.norm._parameters, self.norm._buffers
+        weight, bias = parameters["weight"], parameters["bias"]
+        mean, variance = buffers["running_mean"], buffers["running_var"]
+        assert weight is not None
+        assert bias is not None
         assert mean is not None
         assert variance is not None
-        return mean, variance
+        return weight, bias, mean, variance
+
+    def _fold(self) -> tuple[Tensor, Tensor]:
+        weight, bias, mean, variance = self._parts()
+        scale = weight * (variance + self.norm.eps).rsqrt()
+        return scale, bias - mean * scale

@@ -192,7 +192,7 @@ def statistics_gradient(grad: Tensor, out: Tensor, grad_sums: Tensor) -> Tensor:
 
 def _array(values: Tensor) -> Tensor:
     """Return contiguous float32 values on the CPU, or say what is wrong with them."""
-    if values.dtype != torch.float32 or values.device.type != "cpu":
+    if values.dtype is not torch.float32 or not values.is_cpu:
         raise ValueError(f"the cpu kernels need float32 on the CPU, not {values.dtype}")
     return values.contiguous()
 

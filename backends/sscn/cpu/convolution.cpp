@@ -21,8 +21,14 @@ typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
 // accumulators, one row of weights and one broadcast value fill the registers.
 #if SSCN_LANES == 16
 constexpr int kWidest = 5;
-constexpr int tile_rows(int width) { return width == 1 ? 12 : width == 2 ? 12 : width == 3 ? 8 : width == 4 ? 6 : 5; }
-constexpr int gradient_rows(int width) { return width == 1 ? 16 : width == 2 ? 8 : width == 3 ? 8 : 4; }
+constexpr int tile_rows(int width) {
+  constexpr int rows[] = {12, 10, 8, 6, 5};  // ten pointers to rows are what fits beside the rest
+  return rows[width - 1];
+}
+constexpr int gradient_rows(int width) {
+  constexpr int rows[] = {16, 12, 8, 6, 5};
+  return rows[width - 1];
+}
 #else
 constexpr int kWidest = 3;
 constexpr int tile_rows(int width) { return width == 1 ? 8 : width == 2 ? 6 : 4; }
@@ -66,7 +72,8 @@ inline void tile(const float* x, int64_t channels, const int32_t* in, const uint
 #pragma GCC unroll 8
     for (int j = 0; j < kWidth; ++j) acc[m][j] = load(sum + out[m] * sum_stride + j * kLanes);
   }
-  for (int64_t c = 0; c < channels; ++c) {
+  int64_t c = 0;
+  do {  // not a for: where no pass is possible, accumulators would be copied around the loop
     Vector w[kWidth];
 #pragma GCC unroll 8
     for (int j = 0; j < kWidth; ++j) w[j] = load(weight + c * weight_stride + j * kLanes);
@@ -76,7 +83,7 @@ inline void tile(const float* x, int64_t channels, const int32_t* in, const uint
 #pragma GCC unroll 8
       for (int j = 0; j < kWidth; ++j) acc[m][j] += w[j] * value;
     }
-  }
+  } while (++c < channels);
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 8
@@ -116,7 +123,7 @@ inline void narrow_rows(const float* x, int64_t channels, const int32_t* in, con
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
     row[m] = x + in[m] * channels;
-    asm("" : "+r"(row[m]));
+    asm("" : "+r"(row[m]));  // a plain pointer: an indexed product takes two micro-operations
     acc[m] = load(sum + out[m] * sum_stride);
   }
 #pragma GCC unroll 16
@@ -447,9 +454,11 @@ inline void outer(const float* x, int64_t channels, const int32_t* in, const flo
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 8
     for (int j = 0; j < kWidth; ++j) acc[m][j] = load(to + m * stride + j * kLanes);
-  for (int p = 0; p < number; ++p) {
+  int p = 0;
+  do {
     const float* row = x + in[p] * channels;
     const float* g = grad + out[p] * grad_stride;
+    asm("" : "+r"(row));  // as above
     Vector v[kWidth];
 #pragma GCC unroll 8
     for (int j = 0; j < kWidth; ++j) v[j] = load(g + j * kLanes);
@@ -457,11 +466,20 @@ inline void outer(const float* x, int64_t channels, const int32_t* in, const flo
     for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 8
       for (int j = 0; j < kWidth; ++j) acc[m][j] += v[j] * row[m];
-  }
+  } while (++p < number);
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 8
     for (int j = 0; j < kWidth; ++j) store(to + m * stride + j * kLanes, acc[m][j]);
+}
+
+using OuterTile = void (*)(const float*, int64_t, const int32_t*, const float*, int64_t,
+                           const uint8_t*, int, float*, int64_t);
+
+template <int kWidth, int... kRows>
+OuterTile outer_tile(int rows, std::integer_sequence<int, kRows...>) {
+  static constexpr OuterTile functions[] = {outer<kRows + 1, kWidth>...};
+  return functions[rows - 1];
 }
 
 template <int kWidth>
@@ -469,12 +487,13 @@ void outer_products(const float* x, int64_t channels, const int32_t* in, const f
                     int64_t grad_stride, const uint8_t* out, int number, float* to,
                     int64_t stride) {
   constexpr int kRows = gradient_rows(kWidth);
-  int64_t c = 0;
-  for (; c + kRows <= channels; c += kRows)
-    outer<kRows, kWidth>(x + c, channels, in, grad, grad_stride, out, number, to + c * stride,
-                         stride);
-  for (; c < channels; ++c)
-    outer<1, kWidth>(x + c, channels, in, grad, grad_stride, out, number, to + c * stride, stride);
+  const int64_t parts = (channels + kRows - 1) / kRows;  // of about the same height
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t c = channels * part / parts;
+    const int rows = static_cast<int>(channels * (part + 1) / parts - c);
+    outer_tile<kWidth>(rows, std::make_integer_sequence<int, kRows>{})(
+        x + c, channels, in, grad, grad_stride, out, number, to + c * stride, stride);
+  }
 }
 
 using OuterFunction = void (*)(const float*, int64_t, const int32_t*, const float*, int64_t,

@@ -14,6 +14,7 @@ namespace sscn::SSCN_TARGET {
 namespace {
 
 constexpr int kBrickBits = 6;
+constexpr uint64_t kNoKey = uint64_t{1} << 63;
 
 uint64_t spread(uint64_t v, int dim) {
   if (dim == 2) {
@@ -70,44 +71,52 @@ class Bricks {
     int64_t number = 0;
     for (int64_t i = 0; i < rows; ++i)
       number += i == 0 || widen(keys[i]) >> kBrickBits != widen(keys[i - 1]) >> kBrickBits;
-    int log = 4;
-    while ((int64_t{1} << log) < 2 * number) ++log;
+    int log = 6;
+    while ((int64_t{1} << log) < 6 * number) ++log;
     shift_ = 64 - log;
     last_ = (uint64_t{1} << log) - 1;
-    slots_ = table_.get<Slot>(last_ + 1);
-    for (uint64_t i = 0; i <= last_; ++i) slots_[i].key = kEmpty;
+    slots_ = table_.get<int32_t>(last_ + 1);
+    std::memset(slots_, 0, (last_ + 1) * sizeof(int32_t));
+    bricks_ = memory_.get<Named>(static_cast<size_t>(number) + 1);
+    bricks_[0] = {kNoKey, {0, 0}};  // what empty slots lead to
+    int32_t next = 0;
     for (int64_t i = 0; i < rows;) {
-      const uint64_t brick = widen(keys[i]) >> kBrickBits;
-      Slot& slot = slots_[place(brick)];
-      slot = {brick, {0, i}};
+      const uint64_t key = widen(keys[i]) >> kBrickBits;
+      uint64_t slot = home(key);
+      while (slots_[slot]) slot = (slot + 1) & last_;
+      slots_[slot] = ++next;
+      Named& named = bricks_[next] = {key, {0, i}};
       for (; i < rows; ++i) {
-        const uint64_t key = widen(keys[i]);
-        if (key >> kBrickBits != brick) break;
-        slot.brick.mask |= uint64_t{1} << (key & 63);
+        const uint64_t site = widen(keys[i]);
+        if (site >> kBrickBits != key) break;
+        named.brick.mask |= uint64_t{1} << (site & 63);
       }
     }
   }
 
+  // Return the brick, empty if there is none. The table is sparse: that the first slot holds
+  // another brick is rare enough to be predicted.
   Brick find(uint64_t key) const {
-    const Slot& slot = slots_[place(key)];
-    return slot.key == key ? slot.brick : Brick{0, 0};
+    uint64_t slot = home(key);
+    int32_t index = slots_[slot];
+    while (__builtin_expect(index != 0 && bricks_[index].key != key, 0)) {
+      slot = (slot + 1) & last_;
+      index = slots_[slot];
+    }
+    return bricks_[index].brick;
   }
 
  private:
-  struct Slot {
+  struct Named {
     uint64_t key;
     Brick brick;
   };
-  static constexpr uint64_t kEmpty = ~uint64_t{0};
 
-  uint64_t place(uint64_t key) const {
-    uint64_t i = key * 0x9e3779b97f4a7c15 >> shift_;
-    while (slots_[i].key != key && slots_[i].key != kEmpty) i = (i + 1) & last_;
-    return i;
-  }
+  uint64_t home(uint64_t key) const { return key * 0x9e3779b97f4a7c15 >> shift_; }
 
-  Scratch table_;
-  Slot* slots_;
+  Scratch table_, memory_;
+  int32_t* slots_;
+  Named* bricks_;
   uint64_t last_;
   int shift_;
 };
@@ -146,82 +155,54 @@ struct Steps {
 // Look up the bricks around one brick; those outside the volume are empty.
 void find_neighbours(const Bricks& bricks, const Steps& steps, uint64_t key, int bits_above,
                      Brick* found) {
-  const int dim = steps.dim, axis_bits = bits_above / dim;
-  const uint64_t batch = key >> bits_above;
-  const int64_t limit = int64_t{1} << axis_bits;
-  int64_t at[3] = {0, 0, 0};
-  for (int axis = 0; axis < dim; ++axis) {
-    const uint64_t own = bits_above == 0 ? 0 : key & ((uint64_t{1} << bits_above) - 1);
-    at[axis] = static_cast<int64_t>(compact(own >> axis, dim));
-  }
-  for (int n = 0; n < steps.neighbours; ++n) {
-    uint64_t neighbour = batch << bits_above;
-    bool inside = true;
-    int rest = n;
-    for (int axis = 0; axis < dim; ++axis) {
-      const int64_t to = at[axis] + rest % steps.window - steps.reach;
-      rest /= steps.window;
-      inside &= to >= 0 && to < limit;
-      neighbour |= spread(static_cast<uint64_t>(to), dim) << axis;
+  constexpr int kMostWindow = 64;
+  const uint64_t limit = uint64_t{1} << (bits_above / steps.dim);
+  const uint64_t own = key & ((uint64_t{1} << bits_above) - 1);
+  uint64_t part[3][kMostWindow];  // each axis' share of the key, or no key at all
+  int window[3] = {1, 1, 1};
+  part[2][0] = 0;
+  for (int axis = 0; axis < steps.dim; ++axis) {
+    window[axis] = steps.window;
+    const uint64_t first = compact(own >> axis, steps.dim) - static_cast<uint64_t>(steps.reach);
+    for (int w = 0; w < steps.window; ++w) {
+      const uint64_t at = first + static_cast<uint64_t>(w);  // below zero wraps over the limit
+      part[axis][w] = at < limit ? spread(at, steps.dim) << axis : kNoKey;
     }
-    found[n] = inside ? bricks.find(neighbour) : Brick{0, 0};
   }
+  const uint64_t batch = key - own;
+  for (int c = 0; c < window[2]; ++c)
+    for (int b = 0; b < window[1]; ++b)
+      for (int a = 0; a < window[0]; ++a) {
+        const uint64_t neighbour = part[0][a] | part[1][b] | part[2][c];
+        *found++ = neighbour < kNoKey ? bricks.find(batch | neighbour) : Brick{0, 0};
+      }
 }
 
 }  // namespace
 
-int64_t sort_sites(const int32_t* sites, int64_t rows, Numbering numbering, int64_t size,
-                   int64_t* keys, int64_t* order, int threads) {
-  const int dim = numbering.dim, columns = dim + 1;
-  constexpr int kDigit = 11, kBuckets = 1 << kDigit;
-  const int parts = rows < 32768 ? 1 : (threads < 1 ? 1 : threads);
+namespace {
+
+struct Wide {  // a key with its row, where both do not fit into 64 bits
+  uint64_t key;
+  uint64_t row;
+};
+inline uint64_t digits_of(uint64_t item) { return item; }
+inline uint64_t digits_of(const Wide& item) { return item.key; }
+
+// Sort items by bits [from, to) of their digits, least significant byte first; `items` and `spare`
+// change places. Parts of the rows are counted and moved by threads of their own.
+template <class Item>
+Item* radix_sort(Item* items, Item* spare, int64_t rows, int from, int to, int parts, int threads) {
+  constexpr int kBuckets = 256;
   Scratch memory;
-  // Each part of the rows notes its first bad row and the bits in use.
-  struct Part {
-    int64_t bad;
-    uint64_t bits;
-  };
-  auto* part = memory.get<Part>(static_cast<size_t>(parts));
+  auto* count = memory.get<int64_t>(static_cast<size_t>(parts) * kBuckets);
   const auto start = [&](int64_t p) { return rows * p / parts; };
-  parallel_for(threads, parts, [&](int64_t p, int) {
-    part[p] = {-1, 0};
-    for (int64_t i = start(p); i < start(p + 1); ++i) {
-      const int32_t* site = sites + i * columns;
-      bool good = site[0] >= 0;
-      auto key = static_cast<uint64_t>(site[0]) << (dim * numbering.bits);
-      for (int axis = 0; axis < dim; ++axis) {
-        const int32_t at = site[dim - axis];
-        good &= at >= 0 && at < size;
-        key |= spread(static_cast<uint64_t>(at), dim) << axis;
-      }
-      if (!good && part[p].bad < 0) part[p].bad = i;
-      part[p].bits |= key;
-      keys[i] = static_cast<int64_t>(key);
-      order[i] = i;
-    }
-  });
-  uint64_t used = 0;
-  for (int p = 0; p < parts; ++p) {
-    if (part[p].bad >= 0) return part[p].bad;
-    used |= part[p].bits;
-  }
-  int passes = 0;
-  while (passes * kDigit < 64 && used >> (passes * kDigit) != 0) ++passes;
-  Scratch spare_memory;
-  auto* spare_keys = spare_memory.get<int64_t>(static_cast<size_t>(2 * rows));
-  int64_t* spare_order = spare_keys + rows;
-  Scratch count_memory;
-  auto* count = count_memory.get<int64_t>(static_cast<size_t>(parts) * kBuckets);
-  int64_t *from_keys = keys, *from_order = order, *to_keys = spare_keys, *to_order = spare_order;
-  for (int pass = 0; pass < passes; ++pass) {
-    const int shift = pass * kDigit;
-    const auto digit = [&](int64_t key) {
-      return static_cast<uint64_t>(key) >> shift & (kBuckets - 1);
-    };
+  for (int shift = from; shift < to; shift += 8) {
     parallel_for(threads, parts, [&](int64_t p, int) {
       int64_t* mine = count + p * kBuckets;
       std::memset(mine, 0, kBuckets * sizeof(int64_t));
-      for (int64_t i = start(p); i < start(p + 1); ++i) ++mine[digit(from_keys[i])];
+      for (int64_t i = start(p), end = start(p + 1); i < end; ++i)
+        ++mine[digits_of(items[i]) >> shift & (kBuckets - 1)];
     });
     int64_t total = 0;
     for (int bucket = 0; bucket < kBuckets; ++bucket)
@@ -233,20 +214,77 @@ int64_t sort_sites(const int32_t* sites, int64_t rows, Numbering numbering, int6
       }
     parallel_for(threads, parts, [&](int64_t p, int) {
       int64_t* mine = count + p * kBuckets;
-      for (int64_t i = start(p); i < start(p + 1); ++i) {
-        const int64_t to = mine[digit(from_keys[i])]++;
-        to_keys[to] = from_keys[i];
-        to_order[to] = from_order[i];
-      }
+      for (int64_t i = start(p), end = start(p + 1); i < end; ++i)
+        spare[mine[digits_of(items[i]) >> shift & (kBuckets - 1)]++] = items[i];
     });
-    int64_t* swap = from_keys;
-    from_keys = to_keys, to_keys = swap;
-    swap = from_order;
-    from_order = to_order, to_order = swap;
+    Item* swap = items;
+    items = spare, spare = swap;
   }
-  if (from_keys != keys) {
-    std::memcpy(keys, from_keys, static_cast<size_t>(rows) * sizeof(int64_t));
-    std::memcpy(order, from_order, static_cast<size_t>(rows) * sizeof(int64_t));
+  return items;
+}
+
+int bits_of(uint64_t value) { return value ? 64 - __builtin_clzll(value) : 0; }
+
+}  // namespace
+
+int64_t sort_sites(const int32_t* sites, int64_t rows, Numbering numbering, int64_t size,
+                   int64_t* keys, int64_t* order, int threads) {
+  const int dim = numbering.dim, columns = dim + 1;
+  const int parts = rows < 8192 ? 1 : (threads < 1 ? 1 : threads);
+  const auto start = [&](int64_t p) { return rows * p / parts; };
+  struct Part {  // each part of the rows notes its first bad row and the bits in use
+    int64_t bad;
+    uint64_t bits;
+  };
+  Scratch part_memory;
+  auto* part = part_memory.get<Part>(static_cast<size_t>(parts));
+  auto* encoded = reinterpret_cast<uint64_t*>(keys);
+  parallel_for(threads, parts, [&](int64_t p, int) {
+    part[p] = {-1, 0};
+    for (int64_t i = start(p), end = start(p + 1); i < end; ++i) {
+      const int32_t* site = sites + i * columns;
+      bool good = site[0] >= 0;
+      auto key = static_cast<uint64_t>(site[0]) << (dim * numbering.bits);
+      for (int axis = 0; axis < dim; ++axis) {
+        const int32_t at = site[dim - axis];
+        good &= at >= 0 && at < size;
+        key |= spread(static_cast<uint64_t>(at), dim) << axis;
+      }
+      if (!good && part[p].bad < 0) part[p].bad = i;
+      part[p].bits |= key;
+      encoded[i] = key;
+    }
+  });
+  uint64_t used = 0;
+  for (int p = 0; p < parts; ++p) {
+    if (part[p].bad >= 0) return part[p].bad;
+    used |= part[p].bits;
+  }
+  const int key_bits = bits_of(used), row_bits = bits_of(static_cast<uint64_t>(rows));
+  Scratch memory;
+  const auto number = static_cast<size_t>(rows);
+  const auto each_part = [&](auto&& function) {
+    parallel_for(threads, parts, [&](int64_t p, int) {
+      for (int64_t i = start(p), end = start(p + 1); i < end; ++i) function(i);
+    });
+  };
+  if (key_bits + row_bits <= 64) {
+    auto* items = memory.get<uint64_t>(2 * number);
+    each_part([&](int64_t i) { items[i] = encoded[i] << row_bits | static_cast<uint64_t>(i); });
+    const uint64_t* sorted = radix_sort(items, items + rows, rows, row_bits, row_bits + key_bits,
+                                        parts, threads);
+    each_part([&](int64_t i) {
+      keys[i] = static_cast<int64_t>(sorted[i] >> row_bits);
+      order[i] = static_cast<int64_t>(sorted[i] & ((uint64_t{1} << row_bits) - 1));
+    });
+  } else {
+    auto* items = memory.get<Wide>(2 * number);
+    each_part([&](int64_t i) { items[i] = {encoded[i], static_cast<uint64_t>(i)}; });
+    const Wide* sorted = radix_sort(items, items + rows, rows, 0, key_bits, parts, threads);
+    each_part([&](int64_t i) {
+      keys[i] = static_cast<int64_t>(sorted[i].key);
+      order[i] = static_cast<int64_t>(sorted[i].row);
+    });
   }
   for (int64_t i = 1; i < rows; ++i)
     if (keys[i] == keys[i - 1]) return rows + order[i];
