@@ -15,7 +15,6 @@ from harness.study import derived
 from harness.study.scales import Costs
 from harness.study.views import crop
 
-PHASES = ("forward", "step")
 EVENTS_KEPT = 16
 """Events in each derived file: enough for a batch of four of them to be drawn by a seed."""
 
@@ -71,7 +70,6 @@ def cost_jobs(
     cells = _Cells(costs, device, precision, model)
     jobs = [
         *cells.make(TABLE, engines.sparse, costs.table, _sample),
-        *cells.make(DENSE, every, costs.dense, lambda side: _crops(folder, side)),
         *cells.make(PLANES, every, costs.planes, _sample, dim=2),
         *cells.make(
             BATCHES, engines.sparse, [(costs.batch_size, n) for n in costs.batches], _sample
@@ -83,6 +81,9 @@ def cost_jobs(
             lambda size: _embedded(folder, size),
         ),
     ]
+    for side, batch, phases in costs.dense:
+        cut = partial(_crops, folder)
+        jobs += cells.make(DENSE, every, [(side, batch)], cut, phases=phases)
     for count in costs.overlays:
         overlaid = partial(_overlaid, folder, count)
         jobs += cells.make(OVERLAYS, engines.sparse, [(costs.overlay_size, 1)], overlaid)
@@ -107,11 +108,12 @@ class _Cells:
         shapes: Sequence[tuple[int, int]],
         source: Callable[[int], Source],
         dim: int = 3,
+        phases: tuple[str, ...] = (),
     ) -> Iterator[Job]:
         """Yield a job for each shape, phase and engine."""
         for size, batch in shapes:
             events = source(size)
-            for phase in PHASES:
+            for phase in phases or self.costs.phases:
                 for engine in engines:
                     cell = Cell(
                         suite=suite,

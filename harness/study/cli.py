@@ -25,6 +25,9 @@ def study(
         list[str] | None, typer.Option(help="Measure the costs of this sparse engine as well.")
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32, tf32, fp16 or bf16.")] = "fp32",
+    minutes: Annotated[
+        float, typer.Option(help="Of the first training; 0: as the scale says.", min=0)
+    ] = 0.0,
 ) -> None:
     """Repeat the 2018 study: train, test, measure, and write the page. Again goes on."""
     if context.invoked_subcommand is not None:
@@ -36,7 +39,7 @@ def study(
 
     find_scale(scale)
     console = Console()
-    page = conduct(Study(out, scale, backend, tuple(also or ()), precision), console)
+    page = conduct(Study(out, scale, backend, tuple(also or ()), precision, minutes), console)
     console.print(f"page: {page}", highlight=False, soft_wrap=True)
 
 

@@ -43,6 +43,8 @@ class Study:
     also : tuple of str
         Sparse engines whose costs are measured beside.
     precision : str
+    minutes : float
+        Of the first training; 0 for what the scale says.
     """
 
     out: Path
@@ -50,6 +52,13 @@ class Study:
     backend: str = "sscn"
     also: tuple[str, ...] = ()
     precision: str = "fp32"
+    minutes: float = 0.0
+
+    @property
+    def plan_of_work(self) -> Scale:
+        """The scale, with the minutes that were asked for."""
+        scale = find_scale(self.scale)
+        return scale.lasting(self.minutes) if self.minutes else scale
 
     @property
     def records(self) -> Path:
@@ -90,7 +99,7 @@ class Study:
 
     def plan(self, training: Training) -> Plan:
         """Return everything that determines a training."""
-        scale = find_scale(self.scale)
+        scale = self.plan_of_work
         model = replace(scale.model, classes=training.classes)
         return Plan(
             name=training.name,
@@ -116,19 +125,24 @@ def predictions_name(test: HeldOut) -> str:
 def begin(study: Study) -> None:
     """Write down what the folder holds, or make sure that it is this study's.
 
+    The engines measured beside and the minutes may change: a study is extended by them.
+
     Raises
     ------
     BadInput
         If another study has begun there.
     """
     path = study.out / "study.json"
-    values = asdict(study) | {"out": ""}
-    values["also"] = list(study.also)
     if path.exists():
-        if json.loads(path.read_text()) != values:
+        begun = read(study.out)
+        if (begun.scale, begun.backend, begun.precision) != (
+            study.scale,
+            study.backend,
+            study.precision,
+        ):
             raise BadInput(f"{study.out} holds a study with other options; give another --out")
-        return
     study.out.mkdir(parents=True, exist_ok=True)
+    values = asdict(study) | {"out": "", "also": list(study.also)}
     path.write_text(json.dumps(values, indent=1) + "\n")
 
 
@@ -157,7 +171,7 @@ def conduct(study: Study, console: Console) -> Path:
     """
     from harness.study.page import write_page
 
-    scale = find_scale(study.scale)
+    scale = study.plan_of_work
     begin(study)
     console.print(scale.describe(), highlight=False, soft_wrap=True)
     found = _probe(study)

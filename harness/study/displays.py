@@ -66,7 +66,13 @@ def draw_truth_and_prediction(axes: Sequence[Axes], event: Predicted) -> None:
         for label in _CLASSES:
             own = labels == label
             panel.scatter(
-                voxels[own, 0], voxels[own, 1], s=2.2, c=COLORS[label], label=label.name, lw=0
+                voxels[own, 0],
+                voxels[own, 1],
+                s=2.2,
+                c=COLORS[label],
+                label=label.name,
+                lw=0,
+                rasterized=True,
             )
         panel.scatter(
             voxels[differs, 0],
@@ -76,6 +82,7 @@ def draw_truth_and_prediction(axes: Sequence[Axes], event: Predicted) -> None:
             edgecolors="#7a7a7a",
             lw=0.35,
             label="differs",
+            rasterized=True,
         )
         panel.set_aspect("equal")
         panel.set_title(title)

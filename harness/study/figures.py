@@ -32,6 +32,12 @@ _PRINTED: dict[Any, Any] = SETTINGS | {
     "ytick.labelcolor": "#1b1f24",
     "figure.facecolor": "white",
 }
+PIXELS = 105
+"""An inch of a figure on the page, in pixels."""
+
+DRAWN = 1000
+"""Points of a curve that are drawn at most; the CSV file holds all."""
+
 _PHASES = {"forward": "test", "step": "train"}
 _LINES = {"forward": "-", "step": "--"}
 
@@ -48,12 +54,15 @@ class Figure:
         Its heading, and what it shows on this machine.
     image : str
         SVG.
+    width : int
+        Pixels that it takes at most.
     """
 
     name: str
     title: str
     sentence: str
     image: str
+    width: int
 
 
 def publish(
@@ -101,7 +110,7 @@ def publish(
         figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
         plt.close(figure)
     with plt.rc_context(SETTINGS):
-        return Figure(name, title, sentence, svg(drawn(), title))
+        return Figure(name, title, sentence, svg(drawn(), title), round(PIXELS * size[0]))
 
 
 def curve_table(curves: Sequence[Curve]) -> pd.DataFrame:
@@ -224,7 +233,19 @@ def draw_classes(axes: Axes, table: pd.DataFrame) -> None:
     axes.set_xticks(place, names)
     axes.set_ylim(0, 1.12)
     axes.grid(axis="x", visible=False)
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower right")
+    _legend_above(axes, 3)
+
+
+def _legend_above(axes: Axes, columns: int) -> None:
+    """Put the legend where no point can be."""
+    axes.legend(
+        frameon=False,
+        fontsize=8,
+        ncols=columns,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        borderaxespad=0,
+    )
 
 
 def draw_accuracies(axes: Axes, table: pd.DataFrame) -> None:
@@ -245,7 +266,7 @@ def draw_accuracies(axes: Axes, table: pd.DataFrame) -> None:
     axes.set_xticks(place, table["label"], fontsize=8)
     axes.set_ylabel("nonzero accuracy")
     axes.set_ylim(top=1.05)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    _legend_above(axes, 2)
 
 
 def draw_dilation(axes: Axes, table: pd.DataFrame) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness.events import open_events
@@ -22,6 +23,7 @@ from harness.study.cells import DENSE, PLANES, TABLE
 from harness.study.conduct import Study
 from harness.study.dilation import dilation_table
 from harness.study.figures import Figure, publish
+from harness.study.predictions import Predicted
 from harness.study.results import Curve, Evaluated, Results, Sweep
 from harness.study.scales import SPARSE
 
@@ -41,15 +43,21 @@ class Table:
     rows: list[list[str]]
 
 
+@dataclass(frozen=True)
+class Turned:
+    """An event of the page that can be turned."""
+
+    sentence: str
+    element: str
+
+
 @dataclass
 class Section:
-    """One part of the page."""
+    """One part of the page: its sentences, then tables, figures and events in order."""
 
     heading: str
     paragraphs: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-    turned: list[tuple[str, str]] = field(default_factory=list)
+    items: list[Table | Figure | Turned] = field(default_factory=list)
 
 
 class _Writer:
@@ -103,7 +111,9 @@ def plain(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
 
 
 def share(value: float) -> str:
@@ -143,7 +153,7 @@ def write_page(study: Study) -> Path:
             two_classes_section(writer),
             planes_section(writer),
         )
-        if section.tables or section.figures or section.turned
+        if section.items
     ]
     templates = environment()
     templates.loader = ChoiceLoader([PackageLoader("harness.study", "templates"), templates.loader])
@@ -153,7 +163,7 @@ def write_page(study: Study) -> Path:
         lead=lead(found),
         sections=sections,
         missing=missing(found),
-        plotly=get_plotlyjs() if any(section.turned for section in sections) else "",
+        plotly=get_plotlyjs(),
         command=f"python -m harness study --out DIR --scale {study.scale} "
         f"--backend {study.backend}"
         + "".join(f" --also {name}" for name in study.also)
@@ -209,6 +219,15 @@ def main_test(found: Results) -> Evaluated | None:
 def events_section(w: _Writer) -> Section:
     """What the events are like."""
     section = Section("The events: sparse, locally dense")
+    event = open_events("sample", size=192)[0]
+    truth = Predicted(event, event.labels.astype(np.int64))
+    section.items.append(
+        Turned(
+            f"A sample event with its true classes, to be turned: {len(event):,} of {event.size}³ "
+            "voxels are active.",
+            displays.turned(truth, "event"),
+        )
+    )
     rows = []
     for size in SIZES:
         found = summarise(open_events("sample", size=size)[:_STATISTICS_EVENTS])
@@ -221,7 +240,7 @@ def events_section(w: _Writer) -> Section:
             }
         )
     frame = pd.DataFrame(rows)
-    section.tables.append(
+    section.items.append(
         w.table(
             "occupancy",
             "Occupancy",
@@ -243,7 +262,7 @@ def dilation_section(w: _Writer) -> Section:
     growth = last["ordinary"] / last["submanifold"]
     drawn = w.figure(
         "dilation",
-        "The dilation problem",
+        "Active sites after ordinary convolutions",
         f"Ordinary convolutions make {int(last['submanifold']):,} active sites "
         f"{int(last['ordinary']):,} after {DILATIONS} layers, {growth:.0f} times as many; "
         "submanifold convolutions keep them.",
@@ -251,7 +270,7 @@ def dilation_section(w: _Writer) -> Section:
         partial(figures.draw_dilation, table=frame),
         size=(5.6, 3.2),
     )
-    return Section("The dilation problem", figures=[drawn])
+    return Section("The dilation problem", items=[drawn])
 
 
 def learning_section(w: _Writer) -> Section:
@@ -283,7 +302,7 @@ def learning_section(w: _Writer) -> Section:
                 else "Lines are means over the last "
                 f"{results.SMOOTHED} steps; every step is in the CSV file."
             )
-            section.figures.append(
+            section.items.append(
                 w.figure(
                     f"{quantity}-against-{along}-{key}",
                     title,
@@ -297,7 +316,7 @@ def learning_section(w: _Writer) -> Section:
             spent = ", ".join(
                 f"{c.training.name} {c.steps['joules'].iloc[-1] / 1000:.3g} kJ" for c in counted
             )
-            section.figures.append(
+            section.items.append(
                 w.figure(
                     f"accuracy-against-joules-{key}",
                     f"Accuracy against energy, {words}",
@@ -308,7 +327,7 @@ def learning_section(w: _Writer) -> Section:
                     ),
                 )
             )
-    if section.figures and not any(c.counted_joules for c in w.found.curves):
+    if section.items and not any(c.counted_joules for c in w.found.curves):
         section.paragraphs.append(
             "This machine has no energy counter that may be read: joules are not known."
         )
@@ -354,7 +373,7 @@ def cost_section(w: _Writer) -> Section:
     machine = "a V100" if device == "cuda" else "a Xeon Silver 4110"
     frame = results.cost_table(w.found.of(TABLE), device)
     if len(frame):
-        section.tables.append(
+        section.items.append(
             w.table(
                 "table-2",
                 "Table II",
@@ -370,7 +389,7 @@ def cost_section(w: _Writer) -> Section:
         )
     factors = results.factor_table(w.found.of(DENSE), w.sparse)
     if len(factors):
-        section.tables.append(
+        section.items.append(
             w.table(
                 "factors-3d",
                 "Dense over sparse",
@@ -431,10 +450,10 @@ def scaling_section(w: _Writer) -> Section:
     section = Section("How it scales")
     for sweep in results.sweeps(w.found):
         if sweep.name.startswith("dense"):
-            section.figures.append(_occupancy_figure(w, sweep))
+            section.items.append(_occupancy_figure(w, sweep))
             continue
         laws = sweep.fit_table()
-        section.figures.append(
+        section.items.append(
             w.figure(
                 sweep.name,
                 f"Against {sweep.along}, {sweep.held}",
@@ -445,7 +464,7 @@ def scaling_section(w: _Writer) -> Section:
                 panels=2,
             )
         )
-        section.tables.append(
+        section.items.append(
             w.table(
                 f"{sweep.name}-fits",
                 f"Exponents against {sweep.along}",
@@ -491,7 +510,7 @@ def sizes_section(w: _Writer) -> Section:
     if not tests:
         return section
     frame = results.accuracy_table(tests)
-    section.tables.append(
+    section.items.append(
         w.table(
             "accuracy",
             "Nonzero accuracy",
@@ -507,7 +526,7 @@ def sizes_section(w: _Writer) -> Section:
             label=[f"{t.training.name}\non {t.test.size} px" for t in whole],
             published=[_published_accuracy(t) for t in whole],
         )
-        section.figures.append(
+        section.items.append(
             w.figure(
                 "accuracy-by-size",
                 "Accuracy for the three spatial sizes",
@@ -535,12 +554,16 @@ def classes_section(w: _Writer) -> Section:
     if test is None:
         return section
     _add_classes(w, section, test, "")
-    every = [t for t in w.found.tests if t.training.classes == 5]
+    every = [
+        t
+        for t in w.found.tests
+        if t.training.classes == 5 and t.training.dim == 3 and not t.training.crop
+    ]
     measures = dict.fromkeys(("accuracy", "purity", "IoU"), share)
-    section.tables.append(
+    section.items.append(
         w.table(
             "classes-all-tests",
-            "Every test",
+            "Every test of whole events",
             "Accuracy is the share of a class's voxels that is found, purity the share of the "
             "voxels predicted as a class that is right.",
             results.class_table(every),
@@ -553,7 +576,7 @@ def classes_section(w: _Writer) -> Section:
 def _add_classes(w: _Writer, section: Section, test: Evaluated, suffix: str) -> None:
     frame = results.class_table([test])
     found = frame.dropna(subset=["accuracy"]).sort_values("accuracy")
-    section.figures.append(
+    section.items.append(
         w.figure(
             f"classes{suffix}",
             "Accuracy, purity and IoU of each class",
@@ -566,7 +589,7 @@ def _add_classes(w: _Writer, section: Section, test: Evaluated, suffix: str) -> 
         )
     )
     shares = results.confusion_table(test)
-    section.figures.append(
+    section.items.append(
         w.figure(
             f"confusion{suffix}",
             "Confusion matrix",
@@ -605,7 +628,7 @@ def michel_section(w: _Writer) -> Section:
             f"On Michel-rich events {s.found} of {s.true_clusters} are identified, and "
             f"{s.matched} of {s.candidates} candidates are Michel electrons."
         )
-    section.tables.append(
+    section.items.append(
         w.table(
             "michel",
             "Identification and clusters",
@@ -621,7 +644,7 @@ def michel_section(w: _Writer) -> Section:
     for rank, number in enumerate(wrong, 1):
         event, found = rich.events[number], rich.michels[number]
         differ = int((event.truth != event.predicted).sum())
-        section.figures.append(
+        section.items.append(
             w.figure(
                 f"mistake-{rank}",
                 f"Mistake {rank}: truth beside prediction",
@@ -636,8 +659,8 @@ def michel_section(w: _Writer) -> Section:
         )
     if wrong:
         event = rich.events[wrong[0]]
-        section.turned.append(
-            (
+        section.items.append(
+            Turned(
                 "Mistake 1 to be turned: colours are predictions, crosses mark voxels whose true "
                 "class differs.",
                 displays.turned(event, "mistake"),
@@ -663,7 +686,7 @@ def planes_section(w: _Writer) -> Section:
     section = Section("In two dimensions")
     factors = results.factor_table(w.found.of(PLANES), w.sparse)
     if len(factors):
-        section.tables.append(
+        section.items.append(
             w.table(
                 "factors-2d",
                 "Dense over sparse in 2D",
@@ -674,7 +697,7 @@ def planes_section(w: _Writer) -> Section:
         )
     tests = [t for t in w.found.tests if t.training.dim == 2]
     if tests:
-        section.tables.append(
+        section.items.append(
             w.table(
                 "accuracy-2d",
                 "Accuracy in 2D",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from harness.cell import Cell, EventSpec, ModelSpec
@@ -106,5 +107,5 @@ class Plan:
             phase="step",
             map="cold",
             model=self.model,
-            events=EventSpec(self.events.source, sha256, self.seed),
+            events=EventSpec(Path(self.events.source).name, sha256, self.seed),
         )

@@ -27,7 +27,7 @@ class Predicted:
         return self.event.labels.astype(np.int64)
 
 
-def save(path: Path, predictions: list[NDArray[np.int64]], sha256: str) -> None:
+def save(path: Path, predictions: list[NDArray[np.int64]], sha256: str, step: int) -> None:
     """Write the predictions for all events of a set, whole or not at all.
 
     Parameters
@@ -38,13 +38,25 @@ def save(path: Path, predictions: list[NDArray[np.int64]], sha256: str) -> None:
         One array an event.
     sha256 : str
         Identity of the events.
+    step : int
+        Of the training that the network had reached.
     """
     part = path.with_name(f".{path.name}")
     counts = np.array([len(p) for p in predictions], np.int64)
     classes = np.concatenate([*predictions, np.zeros(0, np.int64)]).astype(np.uint8)
     with part.open("wb") as file:
-        np.savez_compressed(file, counts=counts, classes=classes, sha256=np.array(sha256))
+        np.savez_compressed(
+            file, counts=counts, classes=classes, sha256=np.array(sha256), step=step
+        )
     os.replace(part, path)
+
+
+def step_of(path: Path) -> int:
+    """Return the step of the training that predictions were made at; -1 without predictions."""
+    if not path.exists():
+        return -1
+    with np.load(path) as file:
+        return int(file["step"])
 
 
 def load(path: Path, events: EventSet) -> Iterator[Predicted]:

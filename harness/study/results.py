@@ -13,12 +13,12 @@ from harness import store
 from harness.measured import Measured, pool
 from harness.study import accuracy, fits, michel, predictions, published
 from harness.study.accuracy import Accuracy
-from harness.study.cells import BATCHES, FILLED, OVERLAYS, PHASES, VOLUMES
+from harness.study.cells import BATCHES, FILLED, OVERLAYS, VOLUMES
 from harness.study.conduct import Study, predictions_name
 from harness.study.fits import PowerLaw
 from harness.study.michel import EventMichels, MichelSummary
 from harness.study.predictions import Predicted
-from harness.study.scales import HeldOut, Scale, Training, find_scale
+from harness.study.scales import BOTH, HeldOut, Scale, Training
 from harness.study.views import CLASS_NAMES
 
 SMOOTHED = 100
@@ -109,7 +109,7 @@ class Results:
     @property
     def scale(self) -> Scale:
         """The study's scale."""
-        return find_scale(self.study.scale)
+        return self.study.plan_of_work
 
     def of(self, suite: str) -> list[Measured]:
         """Return the cells that were measured for one purpose."""
@@ -118,7 +118,7 @@ class Results:
 
 def read(study: Study) -> Results:
     """Read a study's folder, whatever it holds so far."""
-    scale = find_scale(study.scale)
+    scale = study.plan_of_work
     curves, tests = [], []
     for training in scale.trainings:
         folder = study.training_folder(training)
@@ -303,7 +303,7 @@ class Sweep:
         """All fitted exponents with their 95 % intervals."""
         rows = []
         for engine in self.engines:
-            for phase in PHASES:
+            for phase in BOTH:
                 for quantity in ("seconds", "bytes"):
                     law = self.fit(engine, phase, quantity)
                     if law is not None:

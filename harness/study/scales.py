@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.cell import ModelSpec
 from harness.errors import BadInput
 from harness.sampling import StopRule
+
+FORWARD, BOTH = ("forward",), ("forward", "step")
 
 SPARSE, DENSE, AS_PUBLISHED = "sparse", "dense", "dense-study"
 """Who learns: the sparse engine, the dense network of the same function, the dense one of 2018."""
@@ -71,7 +73,7 @@ class Costs:
     ----------
     table : tuple of (size, batch)
         Columns of Table II.
-    dense : tuple of (side, batch)
+    dense : tuple of (side, batch, phases)
         Cubes, cut out of 192 px events, on which dense and sparse are compared.
     planes : tuple of (size, batch)
         The same in two dimensions.
@@ -89,6 +91,8 @@ class Costs:
         Active fractions of a cube of `filled_side`, in which dense is overtaken.
     filled_side : int
         Voxels a side for `occupancies`.
+    phases : tuple of str
+        What is timed, except in `dense`.
     rule : StopRule
         When there are enough samples of a cell.
     timeout : float
@@ -99,7 +103,7 @@ class Costs:
     """
 
     table: tuple[tuple[int, int], ...]
-    dense: tuple[tuple[int, int], ...]
+    dense: tuple[tuple[int, int, tuple[str, ...]], ...]
     planes: tuple[tuple[int, int], ...]
     batches: tuple[int, ...]
     volumes: tuple[int, ...]
@@ -108,6 +112,7 @@ class Costs:
     batch_size: int = 192
     overlay_size: int = 512
     filled_side: int = 32
+    phases: tuple[str, ...] = BOTH
     rule: StopRule = field(default_factory=lambda: StopRule(0.02, 3, 20, 4.0))
     timeout: float = 150.0
     checked_events: int = 4
@@ -141,6 +146,11 @@ class Scale:
     trainings: tuple[Training, ...]
     costs: Costs
     model: ModelSpec = field(default_factory=ModelSpec)
+
+    def lasting(self, minutes: float) -> Scale:
+        """Return the same scale with another duration of its first training."""
+        first = replace(self.trainings[0], seconds=60 * minutes)
+        return replace(self, trainings=(first, *self.trainings[1:]))
 
     def describe(self) -> str:
         """Say what it takes before it begins: events, iterations, expected time."""
@@ -212,7 +222,7 @@ SMOKE = Scale(
     ),
     costs=Costs(
         table=((192, 4),),
-        dense=((16, 4), (32, 4)),
+        dense=((16, 4, FORWARD), (32, 4, FORWARD)),
         planes=((192, 1),),
         batches=(1, 2),
         volumes=(192, 512),
@@ -223,6 +233,7 @@ SMOKE = Scale(
         rule=StopRule(0.2, 3, 3, 0.2),
         timeout=60.0,
         checked_events=0,
+        phases=FORWARD,
     ),
     model=ModelSpec(filters=4, depth=3),
 )
@@ -240,13 +251,13 @@ LAPTOP = Scale(
             192,
             4,
             200_000,
-            seconds=1800.0,
-            evaluate_every=1000,
+            seconds=1440.0,
+            evaluate_every=500,
             held_out_events=128,
             tests=(*_ALL_TESTS, HeldOut(192, 512, michel=True)),
         ),
-        *_pair(32, 3, 4, 400, 100, 256, (SPARSE, DENSE, AS_PUBLISHED)),
-        *_pair(0, 2, 4, 300, 100, 128, (SPARSE, DENSE)),
+        *_pair(32, 3, 4, 250, 50, 256, (SPARSE, DENSE, AS_PUBLISHED)),
+        *_pair(0, 2, 4, 250, 50, 128, (SPARSE, DENSE)),
         Training(
             "sparse 2 classes",
             SPARSE,
@@ -262,7 +273,7 @@ LAPTOP = Scale(
     ),
     costs=Costs(
         table=_PAPER_TABLE,
-        dense=((32, 4), (64, 4), (192, 1)),
+        dense=((32, 4, BOTH), (64, 4, BOTH), (192, 1, FORWARD)),
         planes=((192, 4), (512, 4)),
         batches=(1, 2, 4, 8, 16, 32),
         volumes=(192, 256, 384, 512, 768),
@@ -273,7 +284,10 @@ LAPTOP = Scale(
 
 _GPU_COSTS = Costs(
     table=_PAPER_TABLE,
-    dense=((32, 4), (64, 4), (96, 4), (128, 4), (192, 1), (192, 4)),
+    dense=tuple(
+        (side, batch, BOTH)
+        for side, batch in ((32, 4), (64, 4), (96, 4), (128, 4), (192, 1), (192, 4))
+    ),
     planes=((192, 4), (512, 4)),
     batches=(1, 2, 4, 8, 16, 32, 64),
     volumes=(192, 256, 384, 512, 768),

@@ -172,12 +172,12 @@ def work(folder: Path, console: Console) -> None:
             return
     for name, (view, count) in tests.items():
         path = folder / f"{name}.npz"
-        if path.exists():
+        if predictions.step_of(path) == done.step:
             continue
         console.print(f"{plan.name}: predicting {name}", highlight=False)
         events = view.open()[:count]
         predicted = list(training.predict(learner, events, min(plan.batch, 4)))
-        predictions.save(path, predicted, events.sha256)
+        predictions.save(path, predicted, events.sha256, done.step)
     steps = np.genfromtxt(folder / STEPS, delimiter=",", names=True, encoding="utf-8")
     steps = np.atleast_1d(steps)
     last = steps[-min(len(steps), 100) :]

@@ -15,7 +15,7 @@ from harness.measured import pool
 from harness.run import assemble
 from harness.study import page, published, results
 from harness.study.cells import DENSE, TABLE
-from harness.study.predictions import Predicted, load, save
+from harness.study.predictions import Predicted, load, save, step_of
 from harness.study.results import Evaluated, Sweep
 from harness.study.scales import SPARSE, HeldOut, Training
 
@@ -176,7 +176,8 @@ def test_predictions_come_back_event_by_event(tmp_path):
 
     events = Events(t.event for t in evaluated([([0, 1], [0, 1]), ([], []), ([2], [3])]).events)
     made = [np.array([0, 1]), np.array([], int), np.array([3])]
-    save(tmp_path / "p.npz", made, "this set")
+    save(tmp_path / "p.npz", made, "this set", 7)
+    assert step_of(tmp_path / "p.npz") == 7
     back = list(load(tmp_path / "p.npz", events))
     assert [p.predicted.tolist() for p in back] == [[0, 1], [], [3]]
     events.sha256 = "another set"
