@@ -21,10 +21,12 @@ if not INTERPRETED and not torch.cuda.is_available():
         allow_module_level=True,
     )
 
-from backends.contract import InvalidBatch, Unsupported  # noqa: E402
-from backends.sscn import cuda, reference  # noqa: E402
+from backends import network, weights  # noqa: E402
+from backends.contract import InvalidBatch, Unsupported, master_dtype  # noqa: E402
+from backends.sscn import adapter, cuda, reference  # noqa: E402
 from backends.sscn.cuda import maps  # noqa: E402
 from backends.sscn.kernels import Connection, KernelMap, identity, morton  # noqa: E402
+from backends.uresnet import UResNetConfig  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = [] if INTERPRETED else [pytest.mark.cuda]
@@ -442,6 +444,29 @@ def test_the_same_input_gives_the_same_bits():
     for compute in (layer.forward, layer.to_input, lambda each: (layer.to_weight(each),)):
         for once, again in zip(compute(cuda), compute(cuda), strict=True):
             assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
+def test_a_whole_network_agrees_with_float64(precision):
+    config = UResNetConfig(filters=4, depth=2, reps=1)
+    sites = some_sites(1, 2, 8, 40)
+    features = torch.rand((len(sites), 1), generator=torch.Generator().manual_seed(2))
+    found = []
+    for kernel_set, arithmetic in (("reference", "fp64"), ("cuda", precision)):
+        engine = adapter.Backend(2, DEVICE, arithmetic, {"kernels": kernel_set})
+        net = network.build(engine, config).to(DEVICE, master_dtype(arithmetic))
+        network.reset(net, weights.initial(config, 2))
+        net.train()
+        rows = features.to(DEVICE, master_dtype(arithmetic))
+        logits = net(net.tensor(sites, rows, 8, 2))
+        logits.double().square().sum().backward()
+        gradients = weights.gradients(net)
+        joined = torch.cat([gradients[name].double().flatten() for name in sorted(gradients)])
+        found.append((logits.detach().double(), joined))
+    (exact, exact_gradient), (logits, gradient) = found
+    assert_close(logits, exact, 3 * BOUNDS[precision])
+    if precision == "fp32":  # rounding to 16 bits moves some value through zero at a ReLU
+        assert_close(gradient, exact_gradient, 10 * BOUNDS[precision])
 
 
 def test_float64_rows_are_refused():
