@@ -241,7 +241,7 @@ class Norm(NormReLU):
             return SiteTensor(x.pyramid, x.level, x.rows, self.from_running())
         sums = [_sums(rows) for rows in x.rows]
         joined = sums[0] if len(sums) == 1 else torch.cat(sums, 1)
-        folded = self.from_sums(joined, len(x.rows[0].features))
+        folded = self.from_sums(joined, len(x.rows[0].features), x.pyramid.kernel_set)
         return SiteTensor(x.pyramid, x.level, x.rows, folded)
 
 

@@ -42,6 +42,38 @@ class _Fold(torch.autograd.Function):
         return to_sums, to_weight.to(weight.dtype), to_shift.to(weight.dtype), None, None
 
 
+class _FoldOnce(torch.autograd.Function):
+    """As ``_Fold``, with the running statistics, in one launch on a GPU."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        sums: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        rows: int,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        from backends.sscn.cuda.norm import fold
+
+        scale, shift, moments = fold(
+            sums, weight, bias, running_mean, running_var, rows, eps, NORM_MOMENTUM
+        )
+        ctx.save_for_backward(weight, moments)
+        ctx.rows = rows
+        return scale, shift
+
+    @staticmethod
+    def backward(ctx: Any, to_scale: Tensor, to_shift: Tensor) -> tuple[Any, ...]:
+        from backends.sscn.cuda.norm import fold_gradient
+
+        weight, moments = ctx.saved_tensors
+        to_sums, to_weight = fold_gradient(to_scale, to_shift, weight, moments, ctx.rows)
+        return to_sums, to_weight, to_shift, None, None, None, None
+
+
 class _Folded(NamedTuple):
     """Folded running statistics, and the addresses and versions of what they were folded from."""
 
@@ -62,7 +94,7 @@ class NormReLU(nn.Module):
         self.norm = batch_norm(channels)
         self._folded: _Folded | None = None
 
-    def from_sums(self, sums: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    def from_sums(self, sums: Tensor, rows: int, kernel_set: str) -> tuple[Tensor, Tensor]:
         """Return scale and shift of a batch in training, and update the running statistics.
 
         Parameters
@@ -71,6 +103,8 @@ class NormReLU(nn.Module):
             (2, C) float64, sums of the features and of their squares.
         rows : int
             Number of sites.
+        kernel_set : str
+            Name of the kernel set that made the sums.
 
         Raises
         ------
@@ -80,8 +114,12 @@ class NormReLU(nn.Module):
         if rows < 2:
             raise ValueError("batch normalisation in training needs at least 2 sites")
         norm = self.norm
-        scale, shift, mean, variance = _Fold.apply(sums, norm.weight, norm.bias, rows, norm.eps)
         _, _, running_mean, running_var = self._parts()
+        if kernel_set == "cuda" and norm.weight.dtype == torch.float32:
+            return _FoldOnce.apply(
+                sums, norm.weight, norm.bias, running_mean, running_var, rows, norm.eps
+            )
+        scale, shift, mean, variance = _Fold.apply(sums, norm.weight, norm.bias, rows, norm.eps)
         with torch.no_grad():
             running_mean.lerp_(mean.to(scale.dtype), NORM_MOMENTUM)
             running_var.lerp_((variance * (rows / (rows - 1))).to(scale.dtype), NORM_MOMENTUM)

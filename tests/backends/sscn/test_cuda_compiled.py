@@ -19,7 +19,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from backends.sscn import cuda  # noqa: E402
-from backends.sscn.cuda import blocks, maps  # noqa: E402
+from backends.sscn.cuda import blocks, maps, norm  # noqa: E402
 from backends.sscn.kernels import KernelMap, identity  # noqa: E402
 
 # Triton 3.9 announces another default for contracted multiply-adds; either is right here.
@@ -129,11 +129,11 @@ def train_layer(widths, taps, dtype, rows=20000):
     x = torch.empty((rows, first), dtype=dtype)
     skip = torch.empty((rows, second), dtype=dtype) if second else None
     weight = torch.empty((taps, first + second, outputs), dtype=dtype)
-    norm = torch.empty(first + second)
+    fold = torch.empty(first + second)
     residual = torch.empty((rows, outputs), dtype=dtype)
-    out, sums = cuda.convolve(x, skip, weight, kernel_map, norm, norm, residual, True)
-    cuda.input_gradient(out, weight, kernel_map, taps % 2 == 1, x, skip, norm, norm)
-    cuda.weight_gradient(x, skip, out, kernel_map, norm, norm)
+    out, sums = cuda.convolve(x, skip, weight, kernel_map, fold, fold, residual, True)
+    cuda.input_gradient(out, weight, kernel_map, taps % 2 == 1, x, skip, fold, fold)
+    cuda.weight_gradient(x, skip, out, kernel_map, fold, fold)
     cuda.statistics_gradient(out, out, sums)
 
 
@@ -208,6 +208,14 @@ def test_the_building_of_maps(launches, capability, monkeypatch):
         launches, capability, "_encode", "_search", "_describe", "_tile", "_mark_parents",
         "_connect_parents", "_reach",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_norm(launches, capability):
+    each, sums = torch.empty(48), torch.empty((2, 48), dtype=torch.float64)
+    scale, shift, moments = norm.fold(sums, each, each, each, each, 1000, 1e-4, 0.01)
+    norm.fold_gradient(scale, shift, each, moments, 1000)
+    check_launches(launches, capability, "fold_channels", "fold_channels_gradient")
 
 
 @pytest.mark.parametrize("capability", [80, 90])

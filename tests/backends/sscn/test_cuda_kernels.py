@@ -26,6 +26,7 @@ from backends.contract import InvalidBatch, Unsupported, master_dtype  # noqa: E
 from backends.sscn import adapter, cuda, reference  # noqa: E402
 from backends.sscn.cuda import maps  # noqa: E402
 from backends.sscn.kernels import Connection, KernelMap, identity, morton  # noqa: E402
+from backends.sscn.norm import NormReLU  # noqa: E402
 from backends.uresnet import UResNetConfig  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -467,6 +468,34 @@ def test_a_whole_network_agrees_with_float64(precision):
     assert_close(logits, exact, 3 * BOUNDS[precision])
     if precision == "fp32":  # rounding to 16 bits moves some value through zero at a ReLU
         assert_close(gradient, exact_gradient, 10 * BOUNDS[precision])
+
+
+def test_a_norm_folded_at_once_is_torchs_norm():
+    rows, channels = 50, 5
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((rows, channels), generator=generator).double() * 3 + 5
+    towards = torch.randn((2, channels), generator=generator).double()
+    gain, offset = torch.randn((2, channels), generator=generator)
+    found = []
+    for kernel_set, dtype in (("reference", torch.float64), ("cuda", torch.float32)):
+        layer = NormReLU(channels).to(dtype).to(DEVICE)
+        with torch.no_grad():
+            layer.norm.weight.copy_(gain)
+            layer.norm.bias.copy_(offset)
+        before = [each.clone() for each in layer.from_running()]
+        sums = torch.stack([x.sum(0), x.square().sum(0)]).to(DEVICE).requires_grad_()
+        folded = layer.from_sums(sums, rows, kernel_set)
+        (torch.stack(folded).double() * towards.to(DEVICE)).sum().backward()
+        with torch.no_grad():
+            after = layer.from_running()
+        assert not torch.equal(before[0], after[0]), "evaluation still has the old statistics"
+        parameters = (layer.norm.weight.grad, layer.norm.bias.grad)
+        running = (layer.norm.running_mean, layer.norm.running_var)
+        found.append(
+            [each.detach() for each in (*folded, sums.grad, *parameters, *running, *after)]
+        )
+    for exact, value in zip(*found, strict=True):
+        assert_close(value, exact.double(), BOUNDS["fp32"])
 
 
 def test_float64_rows_are_refused():

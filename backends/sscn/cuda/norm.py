@@ -1,0 +1,111 @@
+"""Batch normalisation folded from sums in one launch, where torch would take twenty small ones."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit(do_not_specialize=["rows"])
+def fold_channels(
+    sums, weight, bias, running_mean, running_var, scale, shift, moments, rows,
+    EPS: tl.constexpr, MOMENTUM: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Turn the sums of each channel into scale and shift, and move the running statistics."""
+    channel = tl.arange(0, BLOCK)
+    known = channel < CHANNELS
+    mean = tl.load(sums + channel, mask=known, other=0.0) / rows
+    square = tl.load(sums + CHANNELS + channel, mask=known, other=0.0) / rows
+    variance = tl.maximum(square - mean * mean, 0.0)
+    inverse = 1.0 / tl.sqrt(variance + EPS)
+    gain = tl.load(weight + channel, mask=known, other=0.0) * inverse
+    offset = tl.load(bias + channel, mask=known, other=0.0) - mean * gain
+    tl.store(scale + channel, gain.to(tl.float32), mask=known)
+    tl.store(shift + channel, offset.to(tl.float32), mask=known)
+    tl.store(moments + channel, mean, mask=known)
+    tl.store(moments + CHANNELS + channel, inverse, mask=known)
+    old = tl.load(running_mean + channel, mask=known, other=0.0)
+    tl.store(running_mean + channel, (old + MOMENTUM * (mean - old)).to(tl.float32), mask=known)
+    old = tl.load(running_var + channel, mask=known, other=0.0)
+    unbiased = variance * rows / (rows - 1)
+    tl.store(running_var + channel, (old + MOMENTUM * (unbiased - old)).to(tl.float32), mask=known)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def fold_channels_gradient(
+    to_scale, to_shift, weight, moments, to_sums, to_weight, rows,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Propagate gradients of scale and shift to the sums and to the weight of the norm."""
+    channel = tl.arange(0, BLOCK)
+    known = channel < CHANNELS
+    mean = tl.load(moments + channel, mask=known, other=0.0)
+    inverse = tl.load(moments + CHANNELS + channel, mask=known, other=0.0)
+    by_scale = tl.load(to_scale + channel, mask=known, other=0.0).to(tl.float64)
+    by_shift = tl.load(to_shift + channel, mask=known, other=0.0).to(tl.float64)
+    gain = tl.load(weight + channel, mask=known, other=0.0) * inverse
+    by_weight = (by_scale - by_shift * mean) * inverse
+    # The variance enters through inverse = (variance + eps)^(-1/2).
+    by_square = by_weight * gain * inverse * (-0.5) / rows
+    by_sum = -by_shift * gain / rows - 2.0 * mean * by_square
+    tl.store(to_sums + channel, by_sum, mask=known)
+    tl.store(to_sums + CHANNELS + channel, by_square, mask=known)
+    tl.store(to_weight + channel, by_weight.to(tl.float32), mask=known)
+
+
+def fold(
+    sums: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    rows: int,
+    eps: float,
+    momentum: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fold the statistics of a batch into scale and shift, and move the running ones in place.
+
+    Parameters
+    ----------
+    sums : Tensor
+        (2, C) float64, sums of the features and of their squares.
+    weight, bias, running_mean, running_var : Tensor
+        (C,) float32.
+    rows : int
+        Number of sites, at least 2.
+    eps, momentum : float
+        As torch's batch normalisation has them.
+
+    Returns
+    -------
+    scale, shift : Tensor
+        (C,) float32.
+    moments : Tensor
+        (2, C) float64: mean and inverse standard deviation, for the gradient.
+    """
+    channels = len(weight)
+    scale, shift = torch.empty_like(weight), torch.empty_like(bias)
+    moments = torch.empty_like(sums)
+    fold_channels[(1,)](
+        sums.contiguous(), weight, bias, running_mean, running_var, scale, shift, moments, rows,
+        EPS=eps, MOMENTUM=momentum, CHANNELS=channels, BLOCK=triton.next_power_of_2(channels),
+        num_warps=1,
+    )  # fmt: skip
+    for changed in (running_mean, running_var):  # behind torch's back
+        torch.autograd.graph.increment_version(changed)
+    return scale, shift, moments
+
+
+def fold_gradient(
+    to_scale: Tensor, to_shift: Tensor, weight: Tensor, moments: Tensor, rows: int
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the sums and of the weight; that of the bias is ``to_shift``."""
+    channels = len(weight)
+    to_sums, to_weight = torch.empty_like(moments), torch.empty_like(weight)
+    fold_channels_gradient[(1,)](
+        to_scale.contiguous(), to_shift.contiguous(), weight, moments, to_sums, to_weight, rows,
+        CHANNELS=channels, BLOCK=triton.next_power_of_2(channels), num_warps=1,
+    )  # fmt: skip
+    return to_sums, to_weight
