@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.events.batches import benchmark_batch
 from harness.events.event import CLASSES, Label
@@ -37,14 +40,35 @@ def event_of(measured: Measured) -> tuple[str, str] | None:
     cell = measured.cell
     if cell["events.set"] != SAMPLE or cell["dim"] != 3:
         return None
-    import plotly.graph_objects as go
-
     batch, _ = benchmark_batch(
         open_events(SAMPLE, size=cell["size"]), cell["batch"], cell["events.seed"]
     )
     number = batch["sites"][:, 0]
     largest = number == np.bincount(number).argmax()
     voxels, labels = batch["sites"][largest, 1:].astype("uint16"), batch["labels"][largest]
+    element = to_element(by_class(voxels, labels), "event")
+    words = (
+        f"A liquid-argon event of the sample: {len(voxels):,} active sites of "
+        f"{cell['size']}³ voxels, which is {100 * len(voxels) / cell['size'] ** 3:.2g} %"
+    )
+    return element, words
+
+
+def by_class(voxels: NDArray, labels: NDArray) -> Any:
+    """Draw voxels as points in space, coloured by class.
+
+    Parameters
+    ----------
+    voxels : ndarray, shape (N, 3)
+    labels : ndarray of int, shape (N,)
+        Voxels of none of the five classes are left out.
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+    """
+    import plotly.graph_objects as go
+
     figure = go.Figure()
     for label in list(Label)[:CLASSES]:
         own = voxels[labels == label]
@@ -60,6 +84,18 @@ def event_of(measured: Measured) -> tuple[str, str] | None:
                     hovertemplate="%{x}, %{y}, %{z}<extra>" + NAMES[label] + "</extra>",
                 )
             )
+    return figure
+
+
+def to_element(figure: Any, identifier: str) -> str:
+    """Lay a figure of points in space out and return it as HTML without Plotly's library.
+
+    Parameters
+    ----------
+    figure : plotly.graph_objects.Figure
+    identifier : str
+        Of the HTML element, once a page.
+    """
     axis = {
         "gridcolor": "#b4bcc5",
         "linecolor": "#8a939d",
@@ -78,11 +114,11 @@ def event_of(measured: Measured) -> tuple[str, str] | None:
         scene_camera={"eye": {"x": 1.35, "y": 1.35, "z": 0.7}},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#909090", "activecolor": "#505050"},
     )
-    element = figure.to_html(
+    return figure.to_html(
         full_html=False,
         include_plotlyjs=False,
         default_height="460px",
-        div_id="event",
+        div_id=identifier,
         config={
             "displaylogo": False,
             "responsive": True,
@@ -94,8 +130,3 @@ def event_of(measured: Measured) -> tuple[str, str] | None:
             ],
         },
     )
-    words = (
-        f"A liquid-argon event of the sample: {len(voxels):,} active sites of "
-        f"{cell['size']}³ voxels, which is {100 * len(voxels) / cell['size'] ** 3:.2g} %"
-    )
-    return element, words

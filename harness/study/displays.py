@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from harness.events import Label
-from harness.report.event import COLORS, NAMES
+from harness.report.event import COLORS, NAMES, by_class, to_element
 from harness.study.michel import NOISE, EventMichels
 from harness.study.predictions import Predicted
 
@@ -108,56 +108,19 @@ def turned(event: Predicted, identifier: str) -> str:
     str
         A Plotly element without the library.
     """
-    import plotly.graph_objects as go
-
     voxels = event.event.voxels.astype(np.uint16)
-    figure = go.Figure()
-    for label in _CLASSES:
-        own = event.predicted == label
-        if own.any():
-            figure.add_trace(
-                go.Scatter3d(
-                    x=voxels[own, 0],
-                    y=voxels[own, 1],
-                    z=voxels[own, 2],
-                    mode="markers",
-                    name=NAMES[label],
-                    marker={"size": 1.8, "color": COLORS[label]},
-                    hovertemplate="%{x}, %{y}, %{z}<extra>" + NAMES[label] + "</extra>",
-                )
-            )
+    figure = by_class(voxels, event.predicted)
     differs = event.truth != event.predicted
     if differs.any():
-        figure.add_trace(
-            go.Scatter3d(
-                x=voxels[differs, 0],
-                y=voxels[differs, 1],
-                z=voxels[differs, 2],
-                mode="markers",
-                name="truth differs",
-                marker={"size": 3, "symbol": "x", "color": "#7a7a7a", "opacity": 0.6},
-                text=[NAMES.get(label, "?") for label in event.truth[differs]],
-                hovertemplate="%{x}, %{y}, %{z}<extra>truth: %{text}</extra>",
-            )
+        x, y, z = voxels[differs].T
+        figure.add_scatter3d(
+            x=x,
+            y=y,
+            z=z,
+            mode="markers",
+            name="truth differs",
+            marker={"size": 3, "symbol": "x", "color": "#7a7a7a", "opacity": 0.6},
+            text=[NAMES.get(label, "?") for label in event.truth[differs]],
+            hovertemplate="%{x}, %{y}, %{z}<extra>truth: %{text}</extra>",
         )
-    axis = {
-        "gridcolor": "rgba(128,128,128,0.35)",
-        "showbackground": False,
-        "zeroline": False,
-        "nticks": 4,
-        "title": {"text": ""},
-    }
-    figure.update_layout(
-        scene={"xaxis": axis, "yaxis": axis, "zaxis": axis, "aspectmode": "data"},
-        margin={"l": 0, "r": 0, "t": 0, "b": 0},
-        paper_bgcolor="rgba(0,0,0,0)",
-        font={"color": "#808080", "family": "system-ui, sans-serif"},
-        legend={"orientation": "h", "itemsizing": "constant", "y": 0, "yanchor": "top"},
-    )
-    return figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        default_height="460px",
-        div_id=identifier,
-        config={"displaylogo": False, "responsive": True, "scrollZoom": False},
-    )
+    return to_element(figure, identifier)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from harness.metrics import format_value
-from harness.report.style import FAINT, INK, PALETTE, SETTINGS, Looks, svg
+from harness.report.style import INK, PALETTE, SETTINGS, Looks, svg
 from harness.study.results import Curve, Sweep
 
 if TYPE_CHECKING:
@@ -277,5 +277,4 @@ def draw_dilation(axes: Axes, table: pd.DataFrame) -> None:
     axes.set_xlabel("3×3×3 convolutions in a row")
     axes.set_ylabel("active sites")
     axes.set_xticks(table["convolutions"])
-    axes.axhline(float(table["submanifold"].iloc[0]), color=FAINT, lw=0.8)
     axes.legend(frameon=False, fontsize=8)

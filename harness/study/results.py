@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -188,23 +188,51 @@ def michel_table(tests: Iterable[Evaluated]) -> pd.DataFrame:
     rows: list[dict[str, object]] = [{"test": "2018 study", **published.MICHEL}]
     rows += [{"test": t.title, **vars(t.michel_summary)} for t in tests]
     columns = ["test", "true_clusters", "found", "candidates", "matched", *published.MICHEL]
-    return pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=columns)
+    return table.rename(columns=lambda name: str(name).replace("_", " "))
 
 
-def cost_table(cells: Sequence[Measured], device: str) -> pd.DataFrame:
+def whole_memory(frame: pd.DataFrame, device: str) -> dict[str, float]:
+    """Return the memory of each cell as the study logged it.
+
+    On a GPU that is torch's allocated maximum; on a processor all that the process held, the
+    interpreter and torch included. Everywhere else on the page memory is what a call adds.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Records, as `harness.store.read` gives them.
+    device : str
+        ``cpu`` or ``cuda``.
+
+    Returns
+    -------
+    dict of str to float
+        Bytes by the cell's name.
+    """
+    column = "memory.torch_allocated_bytes" if device == "cuda" else "memory.peak_rss_bytes"
+    if column not in frame.columns:
+        return {}
+    known = frame.dropna(subset=[column])
+    return dict(zip(known["cell.name"], known[column].astype(float), strict=True))
+
+
+def cost_table(cells: Sequence[Measured], memory: Mapping[str, float], device: str) -> pd.DataFrame:
     """Table II: published beside measured, and how many times less this machine takes.
 
     Parameters
     ----------
     cells : sequence of Measured
         Of the table's suite.
+    memory : mapping
+        As `whole_memory` returns it.
     device : str
         Whose published numbers: a V100's for ``cuda``, a Xeon 4110's for ``cpu``.
     """
     rows = []
     for m in cells:
         c = m.cell
-        for quantity, value in (("time", m.seconds), ("memory", m.memory)):
+        for quantity, value in (("time", m.seconds), ("memory", memory.get(m.name))):
             known = published.published(
                 "sparse", device, c["size"], c["batch"], c["phase"], quantity
             )

@@ -24,6 +24,10 @@ MB = 1_000_000
 
 def measured(tmp_path, *cells):
     """Records of (suite, backend, size, batch, phase, seconds or None, bytes), pooled."""
+    return list(pool(records(tmp_path, *cells)).values())
+
+
+def records(tmp_path, *cells):
     path = tmp_path / "records.jsonl"
     for suite, backend, size, batch, phase, seconds, memory in cells:
         cell = Cell(suite, backend, size, batch, phase, "cold")
@@ -38,20 +42,23 @@ def measured(tmp_path, *cells):
             }
         task = Task(Job(cell), 0, Code(Path(), "abcdef", False))
         store.append(path, assemble(task, entries, "run", 0))
-    return list(pool(store.read(path)).values())
+    return store.read(path)
 
 
 def test_table_2_sets_each_number_beside_the_published_one(tmp_path):
-    cells = measured(
+    frame = records(
         tmp_path,
-        (TABLE, "sscn", 192, 4, "forward", 0.05, 57 * MB),
+        (TABLE, "sscn", 192, 4, "forward", 0.05, 145 * MB),  # and 50 MB before the call
         (TABLE, "sscn", 768, 64, "step", None, 0),
     )
-    table = results.cost_table(cells, "cpu").set_index(["size [px]", "quantity"])
+    memory = results.whole_memory(frame, "cpu")
+    table = results.cost_table(list(pool(frame).values()), memory, "cpu").set_index(
+        ["size [px]", "quantity"]
+    )
     time = table.loc[(192, "time")]
     assert (time["published"], time["measured"]) == (0.25, 0.05)
     assert time["published over measured"] == pytest.approx(5)
-    assert table.loc[(192, "memory"), "published over measured"] == pytest.approx(10)
+    assert table.loc[(192, "memory"), "published over measured"] == pytest.approx(570 / 195)
     lost = table.loc[(768, "time")]
     assert lost["published"] == 47.0
     assert np.isnan(lost["measured"])
@@ -167,7 +174,7 @@ def test_the_tables_of_a_test():
 def test_the_michel_table_starts_with_the_study():
     table = results.michel_table([evaluated([([1, 4], [1, 1])])])
     assert table.iloc[0]["efficiency"] == 0.939
-    assert table.iloc[1]["true_clusters"] == 0
+    assert table.iloc[1]["true clusters"] == 0
 
 
 def test_predictions_come_back_event_by_event(tmp_path):
