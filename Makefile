@@ -29,36 +29,36 @@ setup: $(VENV)/.test  ## everything that a developer needs
 $(VENV)/.python:
 	@echo "creating $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --upgrade pip
+	@$(PIP) --upgrade pip
 	@touch $@
 
 # torch first and pinned: an unpinned request could bring another build of several gigabytes.
 $(VENV)/.torch: $(VENV)/.python constraints.txt
 	@echo "installing torch"
-	$(PIP) torch
+	@$(PIP) torch
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt $(NATIVE)
 	@echo "installing sscn-bench and the engines that the package index has"
-	$(PIP) --editable ".[spconv]"
+	@$(PIP) --editable ".[spconv]"
 	@touch $@
 
 # ocnn goes without its dependencies: it declares torchvision, never uses it, and that would
 # replace torch.
 $(VENV)/.test: $(VENV)/.demo
 	@echo "installing what the tests need"
-	$(PIP) --editable ".[spconv,simulate,dask,asv,gpu,test]"
-	$(PIP) --no-deps ocnn
+	@$(PIP) --editable ".[spconv,simulate,dask,asv,gpu,test]"
+	@$(PIP) --no-deps ocnn
 	@if [ -e "$(MINKOWSKI)" ]; then $(PIP) --no-deps --no-index --find-links "$(WHEELS)" MinkowskiEngine; fi
 	@touch $@
 
 minkowski: $(VENV)/.torch $(MINKOWSKI)  ## build MinkowskiEngine once (about 7 minutes) and install it
-	$(PIP) --no-deps --no-index --find-links "$(WHEELS)" MinkowskiEngine
+	@$(PIP) --no-deps --no-index --find-links "$(WHEELS)" MinkowskiEngine
 
 # MinkowskiEngine's setup.py calls pip and finds its BLAS by name only; the wheel is kept for the next checkout.
 $(MINKOWSKI): | $(VENV)/.torch
 	@ldconfig -p | grep -q libopenblas.so || { echo "MinkowskiEngine needs OpenBLAS's headers: install libopenblas-dev"; exit 2; }
-	$(PIP) ninja wheel setuptools
+	@$(PIP) ninja wheel setuptools
 	mkdir -p "$(WHEELS)"
 	PATH="$(CURDIR)/$(BIN):$$PATH" MAX_JOBS=2 $(BIN)/python -m pip wheel --no-build-isolation --no-deps \
 	    --config-settings="--global-option=--blas=openblas" --wheel-dir "$(WHEELS)" MinkowskiEngine==0.5.4
