@@ -54,9 +54,16 @@ def convolve(
         (N_out, C_out).
     sums : Tensor
         (2, C_out) float64, the sums of ``out`` and of its squares over the rows, or (0,).
+
+    Raises
+    ------
+    ValueError
+        If the rows of ``x`` are not those that the map was built for.
     """
     forward, backward, mirrored = connection
     rows = forward.rows
+    if x.shape[0] != backward.rows:
+        raise ValueError(f"the kernel map takes {backward.rows} rows, the input has {x.shape[0]}")
     if torch.compiler.is_compiling():
         return torch.ops.sscn.convolve(
             x, skip, weight, scale, shift, residual,
@@ -202,7 +209,11 @@ torch.library.impl("sscn::convolve_backward", ("cpu", "cuda"), _gradients_for_to
 
 
 def _backward_for_torch(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-    return _backward(ctx, torch.ops.sscn.convolve_backward, *grads)
+    *to_tensors, _, _, rows, mirrored, statistics, kernel_set = _backward(
+        ctx, torch.ops.sscn.convolve_backward, *grads
+    )
+    no_maps = [None] * ctx.maps, [None] * (len(ctx.saved_tensors) - 6 - ctx.maps)
+    return *to_tensors, *no_maps, rows, mirrored, statistics, kernel_set
 
 
 torch.library.register_autograd(

@@ -1,0 +1,357 @@
+"""Every kernel set against the definition of a sparse convolution, written as plain loops."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from backends.contract import InvalidBatch
+from backends.sscn import convolution, kernels
+
+COMPILED = find_spec(kernels.COMPILED) is not None
+if COMPILED:
+    from backends.sscn import cpu
+
+SETS = ["reference"] + ([f"cpu/{name}" for name in cpu.instruction_sets()] if COMPILED else [])
+examples = settings(max_examples=12, deadline=None)
+
+
+@pytest.fixture(params=SETS, scope="module")
+def kernel_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A kernel set by name; the C++ one with each instruction set of this processor."""
+    name, _, instructions = request.param.partition("/")
+    if not instructions:
+        yield name
+        return
+    before = cpu.instruction_set()
+    cpu.use(instructions)
+    yield name
+    cpu.use(before)
+
+
+@st.composite
+def site_sets(draw: st.DrawFn) -> tuple[Tensor, int]:
+    """Unique sites of a batch in random order, with the volume's size; few, many or all of it."""
+    dim = draw(st.sampled_from([2, 3]))
+    size = draw(st.sampled_from([2, 3, 5, 8, 11]))
+    batch = draw(st.integers(1, 3))
+    seed = draw(st.integers(0, 2**16))
+    share = draw(st.sampled_from([0.0, 0.05, 0.4, 1.0]))
+    generator = torch.Generator().manual_seed(seed)
+    if share == 1.0:
+        size = min(size, 5)
+    volume = torch.rand(batch, *[size] * dim, generator=generator) < share
+    volume[(0, *[size - 1] * dim)] = True  # a corner, and never nothing at all
+    if batch > 1:
+        volume[1] = False  # an empty event
+    sites = volume.nonzero().int()
+    return sites[torch.randperm(len(sites), generator=generator)].contiguous(), size
+
+
+def offsets(kernel_size: int, dim: int) -> list[tuple[int, ...]]:
+    reach = kernel_size // 2
+    return list(itertools.product(range(-reach, reach + 1), repeat=dim))
+
+
+def sorted_sites(name: str, sites: Tensor, size: int) -> tuple[Tensor, list[tuple[int, ...]]]:
+    keys, order = kernels.load(name).sort_sites(sites, size)
+    return keys, [tuple(row) for row in sites[order].tolist()]
+
+
+def rows_by_definition(taps: list[dict[int, int]], x: Tensor, weight: Tensor, rows: int) -> Tensor:
+    out = torch.zeros(rows, weight.shape[2], dtype=torch.float64)
+    for tap, pairs in enumerate(taps):
+        for row_out, row_in in pairs.items():
+            out[row_out] += x[row_in].double() @ weight[tap].double()
+    return out
+
+
+def values(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found.double(), expected.double(), rtol=2e-5, atol=2e-5)
+
+
+@given(site_sets(), st.sampled_from([1, 3, 5]), st.sampled_from([(1, 5), (16, 16), (20, 33)]))
+@examples
+def test_submanifold_convolution_is_its_definition(kernel_set, case, kernel_size, channels):
+    sites, size = case
+    keys, ordered = sorted_sites(kernel_set, sites, size)
+    row = {site: i for i, site in enumerate(ordered)}
+    taps = [
+        {
+            i: row[near]
+            for i, (event, *at) in enumerate(ordered)
+            if (near := (event, *(a + o for a, o in zip(at, offset, strict=True)))) in row
+        }
+        for offset in offsets(kernel_size, sites.shape[1] - 1)
+    ]
+    functions = kernels.load(kernel_set)
+    connection = functions.submanifold_map(keys, sites.shape[1] - 1, kernel_size, size)
+    x, weight = values(len(sites), channels[0]), values(len(taps), *channels, seed=1)
+    expected = rows_by_definition(taps, x, weight, len(sites))
+    out, sums = functions.convolve(x, None, weight, connection.forward, None, None, None, True)
+    assert_near(out, expected)
+    assert_near(sums, torch.stack([expected.sum(0), expected.square().sum(0)]))
+
+
+@given(site_sets())
+@examples
+def test_strided_convolution_and_its_inverse_are_their_definitions(kernel_set, case):
+    sites, size = case
+    dim = sites.shape[1] - 1
+    keys, ordered = sorted_sites(kernel_set, sites, size)
+    functions = kernels.load(kernel_set)
+    coarse_keys, down = functions.strided_map(keys, dim)
+    bits = kernels.axis_bits(size) - 1
+    coarse = [tuple(site) for site in kernels.demorton(coarse_keys, bits, dim).tolist()]
+    assert set(coarse) == {(event, *(a // 2 for a in at)) for event, *at in ordered}
+    row = {site: i for i, site in enumerate(coarse)}
+    children: list[dict[int, int]] = [{} for _ in range(2**dim)]
+    parents: list[dict[int, int]] = [{} for _ in range(2**dim)]
+    for i, (event, *at) in enumerate(ordered):
+        tap = sum((a % 2) << (dim - 1 - axis) for axis, a in enumerate(at))
+        parent = row[(event, *(a // 2 for a in at))]
+        children[tap][parent] = i
+        parents[tap][i] = parent
+    weight = values(2**dim, 6, 17, seed=1)
+    x = values(len(sites), 6)
+    out, _ = functions.convolve(x, None, weight, down.forward, None, None, None, False)
+    assert_near(out, rows_by_definition(children, x, weight, len(coarse)))
+    x = values(len(coarse), 6)
+    out, _ = functions.convolve(x, None, weight, down.backward, None, None, None, False)
+    assert_near(out, rows_by_definition(parents, x, weight, len(sites)))
+
+
+@given(site_sets())
+@examples
+def test_ordinary_convolution_is_its_definition(kernel_set, case):
+    sites, size = case
+    dim = sites.shape[1] - 1
+    keys, ordered = sorted_sites(kernel_set, sites, size)
+    functions = kernels.load(kernel_set)
+    reached_keys, connection = functions.ordinary_map(keys, dim, 3, size)
+    reached = [
+        tuple(s) for s in kernels.demorton(reached_keys, kernels.axis_bits(size), dim).tolist()
+    ]
+    row = {site: i for i, site in enumerate(ordered)}
+    taps = [
+        {
+            i: row[near]
+            for i, (event, *at) in enumerate(reached)
+            if (near := (event, *(a + o for a, o in zip(at, offset, strict=True)))) in row
+        }
+        for offset in offsets(3, dim)
+    ]
+    assert {i for pairs in taps for i in pairs} == set(range(len(reached)))
+    assert sum(map(len, taps)) == sum(
+        all(0 <= a + o < size for a, o in zip(at, offset, strict=True))
+        for _, *at in ordered
+        for offset in offsets(3, dim)
+    )
+    x, weight = values(len(sites), 3), values(3**dim, 3, 4, seed=1)
+    out, _ = functions.convolve(x, None, weight, connection.forward, None, None, None, False)
+    assert_near(out, rows_by_definition(taps, x, weight, len(reached)))
+
+
+def layer(kernel_set: str, sites: Tensor, size: int, split: tuple[int, int], out_channels: int):
+    """A convolution with everything that can be fused: its maps and its float32 arguments."""
+    keys, _ = kernels.load(kernel_set).sort_sites(sites, size)
+    dim = sites.shape[1] - 1
+    connection = kernels.load(kernel_set).submanifold_map(keys, dim, 3, size)
+    rows, channels = len(sites), sum(split)
+    return connection, {
+        "x": values(rows, split[0], seed=1),
+        "skip": values(rows, split[1], seed=2) if split[1] else None,
+        "weight": values(3**dim, channels, out_channels, seed=3),
+        "scale": values(channels, seed=4),
+        "shift": values(channels, seed=5),
+        "residual": values(rows, out_channels, seed=6),
+    }
+
+
+def outcome(kernel_set: str, connection: kernels.Connection, arguments: dict[str, Tensor | None]):
+    """The output, the sums, and the gradients of a loss that depends on both."""
+    leaves = {
+        name: None if value is None else value.clone().requires_grad_()
+        for name, value in arguments.items()
+    }
+    out, sums = convolution.convolve(
+        **leaves, connection=connection, statistics=True, kernel_set=kernel_set
+    )
+    pull = values(*out.shape, seed=7).to(out.dtype)
+    loss = (out * pull).sum() + (sums * values(*sums.shape, seed=8)).sum() * 0.01
+    loss.backward()
+    gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf is not None}
+    return {"out": out.detach(), "sums": sums.detach(), **gradients}
+
+
+@given(site_sets(), st.sampled_from([(4, 0), (16, 16), (7, 18)]), st.sampled_from([3, 16, 40]))
+@examples
+def test_fused_layers_and_their_gradients_match_float64(kernel_set, case, split, out_channels):
+    connection, arguments = layer(kernel_set, *case, split, out_channels)
+    exact_map, _ = layer("reference", *case, split, out_channels)
+    exact = {k: None if v is None else v.double() for k, v in arguments.items()}
+    expected = outcome("reference", exact_map, exact)
+    for name, value in outcome(kernel_set, connection, arguments).items():
+        scale = expected[name].abs().max().clamp(min=1)
+        torch.testing.assert_close(
+            value.double() / scale, expected[name] / scale, rtol=0, atol=5e-6, msg=name
+        )
+
+
+def test_gradients_of_the_reference_are_derivatives():
+    generator = torch.Generator().manual_seed(0)
+    sites = (torch.rand(2, 4, 4, generator=generator) < 0.5).nonzero().int()
+    connection, arguments = layer("reference", sites, 4, (2, 1), 2)
+    leaves = {name: value.double().requires_grad_() for name, value in arguments.items()}
+
+    def run(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return convolution.convolve(
+            **dict(zip(leaves, inputs, strict=True)),
+            connection=connection,
+            statistics=True,
+            kernel_set="reference",
+        )
+
+    assert torch.autograd.gradcheck(run, tuple(leaves.values()))
+
+
+def test_the_same_input_gives_the_same_bits_on_any_number_of_threads(kernel_set):
+    generator = torch.Generator().manual_seed(1)
+    sites = (torch.rand(2, 24, 24, 24, generator=generator) < 0.3).nonzero().int()
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 2, 2):
+            torch.set_num_threads(number)
+            connection, arguments = layer(kernel_set, sites, 24, (16, 16), 16)
+            found.append(outcome(kernel_set, connection, arguments))
+    finally:
+        torch.set_num_threads(threads)
+    if kernel_set == "reference":
+        found.pop(0)  # torch's own products depend on the number of threads
+    for other in found[1:]:
+        for name, value in found[0].items():
+            assert torch.equal(value, other[name]), name
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_repeated_site_is_refused_by_name(kernel_set, dim):
+    sites = torch.tensor([[0, 1, 2, 3], [0, 0, 0, 0], [0, 1, 2, 3]], dtype=torch.int32)
+    with pytest.raises(InvalidBatch, match=r"\[0, 1, 2.* is given twice"):
+        kernels.load(kernel_set).sort_sites(sites[:, : dim + 1].contiguous(), 8)
+
+
+@pytest.mark.parametrize("bad", [[0, 8, 0, 0], [0, 0, -1, 0], [-1, 0, 0, 0]])
+def test_a_site_outside_the_volume_is_refused(kernel_set, bad):
+    sites = torch.tensor([[0, 1, 2, 3], bad], dtype=torch.int32)
+    with pytest.raises(InvalidBatch):
+        kernels.load(kernel_set).sort_sites(sites, 8)
+
+
+def test_neighbours_are_right_at_the_far_end_of_a_large_batch(kernel_set):
+    """Site numbers there exceed 32 bits: 256 events of 768 voxels a side."""
+    sites = torch.tensor(
+        [[255, 767, 767, 767], [255, 767, 767, 766], [254, 767, 767, 767], [255, 0, 0, 0]],
+        dtype=torch.int32,
+    )
+    functions = kernels.load(kernel_set)
+    keys, order = functions.sort_sites(sites, 768)
+    connection = functions.submanifold_map(keys, 3, 3, 768)
+    x = torch.tensor([[1.0], [10.0], [100.0], [1000.0]])
+    out, _ = functions.convolve(
+        x[order], None, torch.ones(27, 1, 1), connection.forward, None, None, None, False
+    )
+    found = torch.empty(4, 1)
+    found[order] = out
+    assert found.squeeze(1).tolist() == [11.0, 11.0, 100.0, 1000.0]
+
+
+def test_nothing_in_gives_nothing_out(kernel_set):
+    functions = kernels.load(kernel_set)
+    keys, _ = functions.sort_sites(torch.empty(0, 4, dtype=torch.int32), 8)
+    connection = functions.submanifold_map(keys, 3, 3, 8)
+    out, _ = functions.convolve(
+        torch.empty(0, 4), None, torch.ones(27, 4, 6), connection.forward, None, None, None, True
+    )
+    assert out.shape == (0, 6)
+
+
+def test_rows_of_another_level_are_refused(kernel_set):
+    sites = torch.tensor([[0, 1, 2, 3], [0, 4, 5, 6]], dtype=torch.int32)
+    connection, arguments = layer(kernel_set, sites, 8, (4, 0), 4)
+    arguments["x"] = torch.ones(3, 4)
+    with pytest.raises(ValueError, match="takes 2 rows"):
+        convolution.convolve(**arguments, connection=connection, kernel_set=kernel_set)
+
+
+@pytest.mark.skipif(not COMPILED, reason="the C++ kernels are not built")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": torch.ones(8, 4, 4)}, "taps"),
+        ({"weight": torch.ones(27, 5, 4)}, "channels"),
+        ({"x": torch.ones(2, 4, dtype=torch.float64)}, "float32"),
+        ({"residual": torch.ones(2, 5)}, "residual"),
+        ({"scale": torch.ones(3)}, "scale"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_before_any_memory_is_read(change, message):
+    sites = torch.tensor([[0, 1, 2, 3], [0, 4, 5, 6]], dtype=torch.int32)
+    connection, arguments = layer("cpu", sites, 8, (4, 0), 4)
+    with pytest.raises(ValueError, match=message):
+        convolution.convolve(**arguments | change, connection=connection, kernel_set="cpu")
+
+
+@pytest.mark.parametrize("split", [(4, 0), (3, 5)])
+def test_operators_pass_opcheck(kernel_set, split):
+    generator = torch.Generator().manual_seed(2)
+    sites = (torch.rand(1, 5, 5, 5, generator=generator) < 0.3).nonzero().int()
+    connection, arguments = layer(kernel_set, sites, 5, split, 6)
+    leaves = [None if v is None else v.requires_grad_() for v in arguments.values()]
+    torch.library.opcheck(
+        torch.ops.sscn.convolve,
+        (
+            *leaves,
+            list(connection.forward.tensors),
+            list(connection.backward.tensors),
+            connection.forward.rows,
+            connection.mirrored,
+            True,
+            kernel_set,
+        ),
+    )
+
+
+def test_compiled_code_computes_the_same(kernel_set):
+    generator = torch.Generator().manual_seed(3)
+    sites = (torch.rand(1, 6, 6, 6, generator=generator) < 0.3).nonzero().int()
+    connection, arguments = layer(kernel_set, sites, 6, (4, 4), 8)
+
+    def two_layers(x: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
+        out, _ = convolution.convolve(x, skip, weight, connection, kernel_set=kernel_set)
+        again, _ = convolution.convolve(
+            out, None, weight, connection, residual=out, kernel_set=kernel_set
+        )
+        return again.relu()
+
+    def run(function) -> list[Tensor]:
+        leaves = [arguments[name].clone().requires_grad_() for name in ("x", "skip", "weight")]
+        out = function(*leaves)
+        out.square().sum().backward()
+        return [out.detach(), *(leaf.grad for leaf in leaves)]
+
+    torch.compiler.reset()
+    compiled = torch.compile(two_layers, fullgraph=True, backend="aot_eager")
+    for found, expected in zip(run(compiled), run(two_layers), strict=True):
+        torch.testing.assert_close(found, expected)
