@@ -35,12 +35,12 @@ _STDERR_KEPT = 4000
 
 @dataclass(frozen=True)
 class Code:
-    """Which code a worker runs, and on which interpreter.
+    """Which code a worker measures: the harness is this one, the engines may be another commit's.
 
     Attributes
     ----------
     root : Path
-        The folder that holds the packages ``harness`` and ``backends``.
+        The folder that holds the package ``backends``.
     commit : str
         Its commit, empty outside a repository.
     dirty : bool
@@ -65,7 +65,7 @@ class Code:
         start = (
             "import runpy, sys; "
             "sys.meta_path[:] = [f for f in sys.meta_path if 'Redirecting' not in type(f).__name__]"
-            f"; sys.path.insert(0, {str(self.root)!r}); "
+            f"; sys.path[:0] = [{str(self.root)!r}, {str(machine.ROOT)!r}]; "
             "runpy.run_module('harness.worker', run_name='__main__', alter_sys=True)"
         )
         return [python, "-P", "-c", start]

@@ -40,7 +40,7 @@ def load_batch(cell: Cell, source: str) -> tuple[SparseBatch, int]:
     batch : SparseBatch
         On the CPU.
     skipped : int
-        Empty events that were passed over.
+        Empty events of the set that were passed over.
 
     Raises
     ------
@@ -54,7 +54,9 @@ def load_batch(cell: Cell, source: str) -> tuple[SparseBatch, int]:
             f"give the right file with --events"
         )
     index = event_index(cell.events.set)
+    empty = 0
     if index is not None:
+        empty = sum(not len(event) for event in events)
         events = events[index : index + 1]
     if cell.dim == 2:
         from harness.events.projection import ProjectedSet
@@ -68,7 +70,7 @@ def load_batch(cell: Cell, source: str) -> tuple[SparseBatch, int]:
         spatial_size=arrays["spatial_size"],
         batch_size=arrays["batch_size"],
     )
-    return batch, skipped
+    return batch, empty + skipped
 
 
 def event_index(name: str) -> int | None:
