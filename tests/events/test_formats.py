@@ -155,3 +155,22 @@ def test_the_shorter_entries_cut_the_event_in_the_order_of_the_format(fixtures, 
         assert np.array_equal(part.voxels, whole.voxels[chosen])
         assert np.array_equal(part.energies, whole.energies[chosen])
         assert np.array_equal(part.labels, whole.labels[chosen])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count reads")
+@pytest.mark.parametrize("kind", ["own", "larcv3"])
+def test_opening_a_large_file_and_reading_an_event_reads_little_of_it(path, kind):
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    event = make_event(20_000, size=512)
+    if kind == "larcv3":
+        files.write_larcv3(path, [event] * 40)
+    else:
+        with EventWriter(path, 512, 3, "test") as writer:
+            for _ in range(40):
+                writer.append(event)
+    before = bytes_read()
+    with open_events(path) as event_set:
+        assert_same(event_set[20], event)
+    assert bytes_read() - before < path.stat().st_size / 8
