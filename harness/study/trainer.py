@@ -131,15 +131,13 @@ def run(
 def _child(folder: Path, python: str) -> int:
     path = os.pathsep.join([str(machine.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [python, "-m", "harness", "study", "train", str(folder)]
-    child = subprocess.Popen(
-        command, env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.PIPE, cwd=Path.cwd()
-    )
-    try:
-        return child.wait()
-    except BaseException:
-        child.terminate()
-        child.wait()
-        raise
+    environment = os.environ | {"PYTHONPATH": path}
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as child:
+        try:
+            return child.wait()
+        except BaseException:
+            child.terminate()
+            raise
 
 
 def end_with_parent() -> None:
