@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.errors import BadInput
 from harness.events import Event, collate
 from harness.events.cube import symmetries, transform
-from harness.events.event import voxel_keys
+from harness.events.event import voxel_keys, voxels_of_keys
 from harness.events.native import EventWriter
 
 
@@ -68,55 +70,35 @@ def fill(events: Sequence[Event], occupancy: float) -> Event:
     """Overlay events, each in many orientations, until a fraction of the volume is active.
 
     Neighbourhoods stay those of tracks and showers as long as events hardly overlap; a full
-    volume has every neighbour. The last orientation is cut so that the fraction is met exactly.
+    volume has every neighbour. Energies add up, the first event's labels win, and the last event
+    is cut so that the fraction is met exactly. Where all orientations together leave voxels
+    empty, these get the least energy.
 
     Parameters
     ----------
     events : sequence of Event
-        Of one size, each with a voxel.
+        Of one size, at least one of them with a voxel.
     occupancy : float
         In (0, 1].
-
-    Raises
-    ------
-    BadInput
-        If the events do not reach the fraction in all orientations.
     """
     size, dim = events[0].size, events[0].dim
-    wanted = max(1, round(occupancy * size**dim))
-    found: Event | None = None
-    for turn in symmetries(dim):
-        for event in events:
-            turned = Event(
-                transform(event.voxels, size, turn),
-                event.energies,
-                event.labels,
-                size,
-                event.name,
-            )
-            found = turned if found is None else overlay([found, turned])
-            if len(found) >= wanted:
-                return _first_sites(found, wanted)
-    if found is None:
-        raise BadInput("there is no event to fill a volume with")
-    return _first_sites(_saturated(found), wanted)
-
-
-def _saturated(event: Event) -> Event:
-    """Activate every voxel; those without a deposit get the least energy of the event."""
-    every = np.indices((event.size,) * event.dim, np.int32).reshape(event.dim, -1).T
-    rest = every[~np.isin(voxel_keys(every, event.size), voxel_keys(event.voxels, event.size))]
-    return Event(
-        np.concatenate([event.voxels, rest]),
-        np.append(event.energies, np.full(len(rest), event.energies.min(), np.float32)),
-        np.append(event.labels, np.full(len(rest), event.labels[0], np.uint8)),
-        event.size,
-        event.name,
-    )
-
-
-def _first_sites(event: Event, count: int) -> Event:
-    name = f"{event.name}, {count} sites"
-    return Event(
-        event.voxels[:count], event.energies[:count], event.labels[:count], event.size, name
-    )
+    volume = size**dim
+    wanted = max(1, round(occupancy * volume))
+    energies = np.zeros(volume, np.float32)
+    labels = np.zeros(volume, np.uint8)
+    order: list[NDArray[np.int64]] = []
+    count = 0
+    for turn, event in product(symmetries(dim), events):
+        if count >= wanted:
+            break
+        keys = voxel_keys(transform(event.voxels, size, turn), size)
+        new = energies[keys] == 0
+        labels[keys[new]] = event.labels[new]
+        energies[keys] += event.energies
+        order.append(keys[new])
+        count += int(new.sum())
+    empty = np.flatnonzero(energies == 0)
+    energies[empty] = min(event.energies.min() for event in events if len(event))
+    chosen = np.concatenate([*order, empty])[:wanted]
+    name = f"{wanted} sites of overlaid events, first {events[0].name}"
+    return Event(voxels_of_keys(chosen, size, dim), energies[chosen], labels[chosen], size, name)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from harness.events import open_events
 from harness.events.statistics import summarise
+from harness.measured import Measured
 from harness.metrics import format_value
 from harness.progress import duration
 from harness.report.page import environment, facts
@@ -25,6 +26,7 @@ from harness.study.dilation import dilation_table
 from harness.study.figures import Figure, publish
 from harness.study.predictions import Predicted
 from harness.study.results import Curve, Evaluated, Results, Sweep
+from harness.study.scales import DENSE as DENSE_ROLE
 from harness.study.scales import SPARSE
 
 DILATIONS = 5
@@ -514,6 +516,9 @@ def sizes_section(w: _Writer) -> Section:
     tests = [t for t in w.found.tests if t.training.classes == 5 and t.training.dim == 3]
     if not tests:
         return section
+    reason = dense_sentence(w.found)
+    if reason:
+        section.paragraphs.append(reason)
     frame = results.accuracy_table(tests)
     section.items.append(
         w.table(
@@ -543,6 +548,34 @@ def sizes_section(w: _Writer) -> Section:
             )
         )
     return section
+
+
+def dense_sentence(found: Results) -> str:
+    """Say why dense networks learn from crops: what whole events would take, by volume."""
+    steps = [
+        m
+        for m in found.of(DENSE)
+        if m.engine == "dense" and m.cell["phase"] == "step" and m.ok and m.memory
+    ]
+    if not steps or not any(t.crop and t.role == DENSE_ROLE for t in found.scale.trainings):
+        return ""
+    largest = max(steps, key=_volume)
+    per_voxel = (largest.memory or 0.0) / _volume(largest)
+    needs = ", ".join(
+        f"{format_value(per_voxel * 4 * size**3, 'bytes')} at {size} px" for size in SIZES
+    )
+    has = found.frame["machine.memory_bytes"].dropna().max()
+    return (
+        f"Dense networks learn from crops. A training step of the dense twin takes "
+        f"{format_value(largest.memory, 'bytes')} for {largest.cell['batch']} cubes of "
+        f"{largest.cell['size']} px, and memory follows the volume: by that, whole events would "
+        f"take {needs} (estimated, batch 4). This machine has {format_value(float(has), 'bytes')}."
+    )
+
+
+def _volume(measured: Measured) -> int:
+    """Voxels of a three-dimensional batch, active or not."""
+    return int(measured.cell["batch"]) * int(measured.cell["size"]) ** 3
 
 
 def _published_accuracy(test: Evaluated) -> float:

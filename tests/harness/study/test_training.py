@@ -130,6 +130,16 @@ def test_training_lowers_the_loss(tmp_path):
     assert table["accuracy"].between(0, 1).all()
 
 
+def test_a_sixteen_bit_policy_trains_with_32_bit_parameters(tmp_path):
+    reduced = run(replace(PLAN, precision="bf16", steps=3), tmp_path / "bf16")
+    full = run(replace(PLAN, steps=3), tmp_path / "fp32")
+    assert {t.dtype for n, t in reduced.network.items() if n.endswith("weight")} == {torch.float32}
+    first = [pd.read_csv(tmp_path / name / "steps.csv")["loss"][0] for name in ("bf16", "fp32")]
+    assert first[0] != first[1]
+    assert first[0] == pytest.approx(first[1], rel=0.05)
+    assert full.step == reduced.step == 3
+
+
 def test_the_time_limit_ends_a_training_after_the_step_that_reaches_it(tmp_path):
     ended = run(replace(PLAN, seconds=3.0), tmp_path, clock=count().__next__)
     assert ended.step == 3
