@@ -36,8 +36,9 @@ TYPES = {
 
 VARIANTS: dict[str, list[tuple[Any, str, Any]]] = {
     "as it is": [],
-    "tiles of 32 rows": [(blocks, "SMALL_MAP", 2**62)],
-    "tiles of 64 rows": [(blocks, "SMALL_MAP", 0)],
+    "tiles of 32 rows": [(blocks, "TILES", ((0, 32),))],
+    "tiles of 64 rows": [(blocks, "TILES", ((0, 64),))],
+    "tiles of 128 rows": [(blocks, "TILES", ((0, 128),))],
     "rows in Morton order": [(maps, "ORDERED_FROM", 2**62)],
     "rows by taps": [(maps, "ORDERED_FROM", 0)],
     "2 stages": [(convolution, "STAGES", 2), (gradient, "STAGES", 2)],

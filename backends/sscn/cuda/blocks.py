@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-SMALL_MAP = 16384
-"""Below this many rows a tile has half the rows, so that more multiprocessors have one."""
+TILES = ((16384, 64), (0, 32))
+"""Rows of a map from which on a tile has so many: many small tiles fill a GPU with few rows."""
 
 
 class Blocks(NamedTuple):
@@ -50,7 +50,7 @@ class ProductBlocks(NamedTuple):
 
 def tile_rows(rows: int) -> int:
     """Return the output rows that one program computes."""
-    return 32 if rows < SMALL_MAP else 64
+    return next(tile for least, tile in TILES if rows >= least)
 
 
 def dot_precision(dtype: torch.dtype) -> str:
