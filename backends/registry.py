@@ -32,6 +32,7 @@ BUILT_IN = {
     "minkowski": "backends.minkowski",
     "sparseconvnet": "backends.sparseconvnet",
     "torchsparse": "backends.torchsparse",
+    "spconv-triton": "backends.spconv_triton",
     "ocnn": "backends.ocnn",
 }
 

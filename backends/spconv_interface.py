@@ -1,0 +1,174 @@
+"""What spconv and the engines with its programming interface have in common.
+
+Nothing here imports an engine: an adapter hands its modules over.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backends.contract import Kind, Unsupported
+from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
+
+
+class Convolution(nn.Module):
+    """One of the engine's convolutions, its kernel map kept for later use of the same sites."""
+
+    def __init__(
+        self, native: Any, functions: ModuleType, kind: Kind, cast: torch.dtype | None
+    ) -> None:
+        super().__init__()
+        self.native = native
+        self.functions = functions
+        self.kind = kind
+        self.cast = cast
+
+    def forward(self, x: Any) -> Any:
+        """Convolve.
+
+        The engine's own layers refuse to reuse a strided map, so a known one goes to its function.
+        They copy their dictionary of maps; here all tensors of one network share one, which is
+        what makes a warm pass find the maps of the pass before.
+        """
+        known = self.native.indice_key in x.indice_dict
+        if self.cast is not None:
+            # Outside training the implicit GEMM ignores autocast: convert here for all.
+            x = x.replace_feature(x.features.to(self.cast))
+        if known and self.kind in (Kind.STRIDED, Kind.ORDINARY):
+            return self._strided(x)
+        if self.cast is None:
+            out = self.native(x)
+        else:
+            weights = {"weight": self.native.weight.to(self.cast)}
+            with torch.autocast("cuda", enabled=False):
+                out = torch.func.functional_call(self.native, weights, (x,))
+        x.indice_dict.update(out.indice_dict)
+        out.indice_dict = x.indice_dict
+        return out
+
+    def _strided(self, x: Any) -> Any:
+        weight = self.native.weight.to(x.features.dtype)
+        known = x.indice_dict[self.native.indice_key]
+        sites = len(known.out_indices)
+        with torch.autocast("cuda", enabled=False):
+            if self.native.algo.name == "Native":
+                rows = self.functions.indice_conv(
+                    x.features,
+                    weight,
+                    known.indice_pairs,
+                    known.indice_pair_num,
+                    sites,
+                    self.native.algo,
+                )
+            else:
+                rows = self.functions.implicit_gemm(
+                    x.features,
+                    weight,
+                    known.pair_fwd,
+                    known.pair_bwd,
+                    known.pair_mask_fwd_splits,
+                    known.pair_mask_bwd_splits,
+                    known.mask_argsort_fwd_splits,
+                    known.mask_argsort_bwd_splits,
+                    sites,
+                    known.masks,
+                    self.training,
+                    False,
+                )
+        out = x.replace_feature(rows)
+        out.indices = known.out_indices
+        out.spatial_shape = known.out_spatial_shape
+        return out
+
+
+class SpconvInterface(PointwiseByTorch):
+    """The contract in terms of spconv's programming interface; an adapter sets the attributes.
+
+    Attributes
+    ----------
+    dim : int
+        2 or 3.
+    layers, functions : module
+        ``spconv.pytorch`` and ``spconv.pytorch.functional``, or what stands in for them.
+    algorithm : enum
+        The member of ``ConvAlgo``.
+    cast : torch.dtype or None
+        The 16-bit type of a 16-bit policy.
+    """
+
+    dim: int
+    layers: ModuleType
+    functions: ModuleType
+    algorithm: Any
+    cast: torch.dtype | None
+
+    def tensor(self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int) -> Any:
+        """Make a tensor without maps; sites that are not contiguous would be misread."""
+        return self.layers.SparseConvTensor(
+            features.contiguous(), sites.contiguous(), [spatial_size] * self.dim, batch_size
+        )
+
+    def with_features(self, x: Any, features: Tensor) -> Any:
+        """Keep the maps."""
+        return x.replace_feature(features)
+
+    def features(self, x: Any) -> Tensor:
+        """Return the rows; inverse convolutions bring them back to input order."""
+        return x.features
+
+    def rows(self, x: Any) -> Tensor:
+        """Return the rows."""
+        return x.features
+
+    def replace(self, x: Any, rows: Tensor) -> Any:
+        """Keep the sites and their maps."""
+        return x.replace_feature(rows)
+
+    def convolution(
+        self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
+    ) -> nn.Module:
+        """Return a convolution of any kind."""
+        three, layers = self.dim == 3, self.layers
+        common: dict[str, Any] = {"bias": False, "algo": self.algorithm}
+        if kind in (Kind.STRIDED, Kind.INVERSE) and kernel_size != 2:
+            raise Unsupported("strided and inverse convolutions have kernel 2 and stride 2")
+        if kind is Kind.SUBMANIFOLD:
+            layer = layers.SubMConv3d if three else layers.SubMConv2d
+            key = f"submanifold-{level}-{kernel_size}"
+        elif kind is Kind.INVERSE:
+            layer = layers.SparseInverseConv3d if three else layers.SparseInverseConv2d
+            key = f"strided-{level}"
+        else:
+            layer = layers.SparseConv3d if three else layers.SparseConv2d
+            if kind is Kind.STRIDED:
+                common["stride"] = 2
+                key = f"strided-{level}"
+            else:
+                common["padding"] = kernel_size // 2
+                key = f"ordinary-{level}-{kernel_size}"
+        native = layer(in_channels, out_channels, kernel_size, indice_key=key, **common)
+        return Convolution(native, self.functions, kind, self.cast)
+
+    def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
+        """Name the layer's parameters canonically."""
+        if isinstance(layer, Convolution):
+            return {"weight": layer.native.weight}
+        assert isinstance(layer, Pointwise)
+        return pointwise_parameters(layer)
+
+    def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
+        """Turn (out, in, *k), or (in, out, *k) for the inverse, into (out, *k, in)."""
+        if kind is Kind.LINEAR:
+            return weight
+        return (weight.transpose(0, 1) if kind is Kind.INVERSE else weight).movedim(1, -1)
+
+    def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
+        """Turn (out, *k, in) into (out, in, *k), or (in, out, *k) for the inverse."""
+        if kind is Kind.LINEAR:
+            return weight
+        weight = weight.movedim(-1, 1)
+        return weight.transpose(0, 1) if kind is Kind.INVERSE else weight

@@ -1,0 +1,55 @@
+"""spconv-triton (Apache-2.0), spconv's operations in Triton, behind the contract; CUDA only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import spconv_triton.constants
+import spconv_triton.pytorch.functional
+import torch
+from spconv_triton.core import ConvAlgo
+
+from backends.arithmetic import readback, set_torch_knobs
+from backends.contract import Capabilities, Kind
+from backends.spconv_interface import SpconvInterface
+
+ALGORITHMS = ("MaskImplicitGemm", "MaskSplitImplicitGemm", "Native")
+
+
+def probe() -> Capabilities:
+    """Report what spconv-triton does here."""
+    on_cuda = torch.cuda.is_available()
+    return Capabilities(
+        version=spconv_triton.__version__,
+        devices=("cuda",) if on_cuda else (),
+        precisions={"cuda": ("fp32", "tf32", "fp16")} if on_cuda else {},
+        kinds=frozenset(Kind),
+        options={"algorithm": ALGORITHMS},
+        missing="" if on_cuda else "a CUDA device: it has no operation for the CPU",
+    )
+
+
+class Backend(SpconvInterface):
+    """spconv-triton for one precision and dimension."""
+
+    name = "spconv-triton"
+    layers = spconv_triton.pytorch
+    functions = spconv_triton.pytorch.functional
+
+    def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
+        self.dim = dim
+        self.device = device
+        self.precision = precision
+        self.algorithm = ConvAlgo[options["algorithm"]]
+        self.cast = torch.float16 if precision == "fp16" else None
+        set_torch_knobs(precision)
+        spconv_triton.constants.SPCONV_ALLOW_TF32 = precision == "tf32"
+
+    def precision_readback(self) -> dict[str, Any]:
+        """Read torch's and the engine's knobs back."""
+        return readback() | {
+            "spconv_triton.constants.SPCONV_ALLOW_TF32": (
+                spconv_triton.constants.SPCONV_ALLOW_TF32
+            ),
+            "spconv_triton.algorithm": self.algorithm.name,
+        }

@@ -1,0 +1,159 @@
+"""An engine for sscn-bench in one file: copy it, and replace what the comments point at.
+
+Announce the module in your package's metadata, and `python -m harness backends` lists it:
+
+    [project.entry-points."sscn_bench.backends"]
+    example = "example_engine"
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from backends.arithmetic import readback, set_torch_knobs
+from backends.contract import Capabilities, Kind, Unsupported, site_keys
+from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
+
+
+def probe():
+    """Say what your engine can do on this machine; raise whatever you like if it cannot run."""
+    return Capabilities(
+        version="0.1",
+        devices=("cpu",),
+        precisions={"cpu": ("fp32", "fp64")},
+        dims=(2, 3),
+        kinds=frozenset(Kind) - {Kind.ORDINARY},
+        options={},  # name: (default, other values)
+    )
+
+
+@dataclass
+class Maps:
+    """Whatever your engine keeps of the sites: levels, hash tables, kernel maps."""
+
+    sites: list  # (N, 1 + dim) int64 of each level
+    size: int
+    built: dict = field(default_factory=dict)
+
+    def pairs(self, kind, level, kernel_size):
+        """Return (rows in, rows out) of every tap; build them at first use, reuse them after."""
+        key = (kind if kind is Kind.SUBMANIFOLD else Kind.STRIDED, level, kernel_size)
+        if key not in self.built:
+            self.built[key] = self._build(*key)
+        found = self.built[key]
+        return [pair[::-1] for pair in found] if kind is Kind.INVERSE else found
+
+    def _build(self, kind, level, kernel_size):
+        fine = self.sites[level]
+        dim = fine.shape[1] - 1
+        taps = torch.cartesian_prod(*[torch.arange(kernel_size)] * dim)
+        if kind is Kind.SUBMANIFOLD:
+            coarse, taps, stride = fine, taps - kernel_size // 2, 1
+        else:
+            coarse, stride = fine.clone(), 2
+            coarse[:, 1:] //= 2
+            coarse = coarse.unique(dim=0)
+            self.sites.append(coarse)
+        # A key must not wrap where a tap leaves the volume: number the voxels of a wider one.
+        wide = self.size + 2 * kernel_size
+        shift = torch.tensor([0] + [kernel_size] * dim)
+        keys, order = site_keys(fine + shift, wide).sort()
+        pairs = []
+        for tap in taps:
+            wanted = coarse.clone()
+            wanted[:, 1:] = wanted[:, 1:] * stride + tap
+            wanted = site_keys(wanted + shift, wide)
+            place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+            rows_out = (keys[place] == wanted).nonzero().squeeze(1)
+            pairs.append((order[place[rows_out]], rows_out))
+        return pairs
+
+
+@dataclass
+class Tensor:
+    """Your engine's sparse tensor; the network only hands it from one layer to the next."""
+
+    values: torch.Tensor
+    maps: Maps
+    level: int
+
+
+class Convolution(nn.Module):
+    """One layer of your engine, with weights in its own layout."""
+
+    def __init__(self, kind, in_channels, out_channels, kernel_size, dim):
+        super().__init__()
+        self.kind, self.kernel_size = kind, kernel_size
+        self.weight = nn.Parameter(torch.zeros(kernel_size**dim, in_channels, out_channels))
+
+    def forward(self, x):
+        """Return your tensor on the output sites of this kind of layer."""
+        level = x.level - (self.kind is Kind.INVERSE)
+        pairs = x.maps.pairs(self.kind, level, self.kernel_size)
+        level += self.kind is Kind.STRIDED
+        out = x.values.new_zeros(len(x.maps.sites[level]), self.weight.shape[2])
+        for (rows_in, rows_out), matrix in zip(pairs, self.weight, strict=True):
+            out = out.index_add(0, rows_out, x.values[rows_in] @ matrix)
+        return Tensor(out, x.maps, level)
+
+
+class Backend(PointwiseByTorch):  # which leaves norms, ReLU, matrices, sums and joins to torch
+    """Your engine for one device, precision and dimension."""
+
+    name = "example"
+
+    def __init__(self, dim, device, precision, options):
+        self.dim, self.device, self.precision = dim, device, precision
+        set_torch_knobs(precision)  # and every arithmetic knob of your own
+
+    def precision_readback(self):
+        """Read every knob back, torch's and yours: it goes into the record."""
+        return readback()
+
+    def tensor(self, sites, features, spatial_size, batch_size):
+        """Make your tensor with nothing cached; sites are int32, the batch index first."""
+        return Tensor(features, Maps([sites.long()], spatial_size), 0)
+
+    def with_features(self, x, features):
+        """Put new features, in input order, on a tensor made by ``tensor``, and keep its maps."""
+        return replace(x, values=features)
+
+    def features(self, x):
+        """Return the features; at the input's level, rows in input order."""
+        return x.values
+
+    def rows(self, x):
+        """Return the features in your own order, for the layers of ``PointwiseByTorch``."""
+        return x.values
+
+    def replace(self, x, rows):
+        """Return the tensor with other features in your own order."""
+        return replace(x, values=rows)
+
+    def convolution(self, kind, in_channels, out_channels, kernel_size, level):
+        """Return a convolution without bias, or say which operation is missing."""
+        if kind is Kind.ORDINARY:
+            raise Unsupported("this engine has no ordinary convolution")
+        return Convolution(kind, in_channels, out_channels, kernel_size, self.dim)
+
+    def parameters(self, layer):
+        """Map canonical names to your layer's own parameters."""
+        if isinstance(layer, Pointwise):
+            return pointwise_parameters(layer)
+        return {"weight": layer.weight}
+
+    def to_native(self, kind, weight):
+        """Turn torch's layout, (out, in, *k) or (in, out, *k) for the inverse, into yours."""
+        if kind is Kind.LINEAR:
+            return weight
+        if kind is not Kind.INVERSE:
+            weight = weight.transpose(0, 1)
+        return weight.flatten(2).permute(2, 0, 1)
+
+    def from_native(self, kind, weight):
+        """Turn your layout into torch's."""
+        if kind is Kind.LINEAR:
+            return weight
+        order = (1, 2, 0) if kind is Kind.INVERSE else (2, 1, 0)
+        return weight.permute(*order)

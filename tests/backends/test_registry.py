@@ -1,0 +1,190 @@
+"""Engines are found by name, and a probe survives whatever an engine does."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from backends import registry
+from backends.capabilities import Capabilities, Kind, Unsupported
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATE = ROOT / "docs" / "engine_template.py"
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Register an engine whose adapter is the given text."""
+
+    def write(text, name="engine_under_test"):
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setitem(registry.BUILT_IN, "under-test", name)
+        registry._modules.cache_clear()
+        return "under-test"
+
+    yield write
+    registry._modules.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("raise ValueError('no licence\\nsecond line')", "ValueError: no licence"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("class Odd(BaseException): pass\nraise Odd('odd')", "Odd: odd"),
+        ("import not_there_at_all", "not installed: No module named 'not_there_at_all'"),
+        ("import os; os._exit(0)", "the probe died without an answer (exit code 0)"),
+        ("import os; os.kill(os.getpid(), 11)", "the probe died without an answer (SIGSEGV)"),
+        ("import torch; torch.zeros(1).cuda()", None),
+        ("def probe(): return 7", "AttributeError"),
+        ("x = 1", "AttributeError"),
+    ],
+)
+def test_a_probe_survives(module, text, reason):
+    found = registry.probe(module(text))
+    assert found.capabilities is None
+    assert found.reason if reason is None else found.reason.startswith(reason)
+    assert "\n" not in found.reason
+
+
+def test_a_probe_that_hangs_is_killed_with_its_children(module, tmp_path):
+    name = module(
+        f"""
+        import subprocess, time
+        child = subprocess.Popen(["sleep", "1000"])
+        open({str(tmp_path / "pid")!r}, "w").write(str(child.pid))
+        time.sleep(1000)
+        """
+    )
+    started = time.monotonic()
+    found = registry.probe(name, timeout=5)
+    assert time.monotonic() - started < 30
+    assert found.reason == "the probe gave no answer in 5 s"
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        state = Path(f"/proc/{pid}/stat")
+        if not state.exists() or state.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("the engine's own child is still alive")
+
+
+def test_a_probe_that_prints_answers_all_the_same(module, capfd):
+    name = module(
+        """
+        import os, sys
+        from backends.capabilities import Capabilities
+        print("banner"); os.write(1, b"more"); os.write(2, b"noise")
+        def probe():
+            print("probing")
+            return Capabilities("1.0", ("cpu",), {"cpu": ("fp32",)}, options={"a": ("b", "c")})
+        """
+    )
+    found = registry.probe(name)
+    expected = Capabilities("1.0", ("cpu",), {"cpu": ("fp32",)}, options={"a": ("b", "c")})
+    assert found == registry.Availability(name, expected)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_probes_run_side_by_side(module, monkeypatch):
+    module("import time; time.sleep(100)")
+    monkeypatch.setitem(registry.BUILT_IN, "second", "engine_under_test")
+    registry._modules.cache_clear()
+    started = time.monotonic()
+    found = list(registry.probe_all(["under-test", "second"], timeout=4, workers=2))
+    assert time.monotonic() - started < 8
+    assert {entry.name for entry in found} == {"under-test", "second"}
+
+
+def test_capabilities_survive_json():
+    given = Capabilities(
+        "2", ("cpu", "cuda"), {"cpu": ("fp32",), "cuda": ()}, (3,), frozenset(Kind), False,
+        {"algorithm": ("x", "y")}, "nothing", "other", "note",
+    )  # fmt: skip
+    assert Capabilities.from_json(json.loads(json.dumps(given.to_json()))) == given
+
+
+def test_unknown_engines_are_named():
+    with pytest.raises(registry.UnknownBackend, match=r"no engine called 'x'; choose one of sscn"):
+        registry.load("x", dim=3, device="cpu", precision="fp32")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"device": "tpu"}, "does not offer the device tpu here: it has cpu"),
+        ({"precision": "fp8"}, "does not offer the precision fp8 here: it has fp32"),
+        ({"dim": 4}, "does not offer the dimension 4 here: it has 2, 3"),
+        ({"options": {"speed": "more"}}, "does not offer the option speed here: it has none"),
+    ],
+)
+def test_what_an_engine_lacks_is_refused_in_a_sentence(changes, words):
+    wanted = {"dim": 3, "device": "cpu", "precision": "fp32"} | changes
+    with pytest.raises(Unsupported, match=words):
+        registry.load("dense", **wanted)
+
+
+def test_an_engine_may_have_its_own_interpreter(monkeypatch, tmp_path):
+    assert registry.interpreter("dense-study") == sys.executable
+    monkeypatch.setenv("SSCN_BENCH_PYTHON_DENSE_STUDY", str(tmp_path / "python"))
+    assert registry.interpreter("dense-study") == str(tmp_path / "python")
+    assert registry.probe("dense-study").reason.startswith("its interpreter does not start")
+
+
+@pytest.fixture(scope="session")
+def third_party(tmp_path_factory):
+    """Install a package with the documented template as its engine; return its folder."""
+    folder = tmp_path_factory.mktemp("third_party")
+    wheel = folder / "example_engine-0.1-py3-none-any.whl"
+    info = "example_engine-0.1.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("example_engine.py", TEMPLATE.read_text())
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: example-engine\n"
+                         "Version: 0.1\n")  # fmt: skip
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(
+            f"{info}/entry_points.txt", f"[{registry.GROUP}]\nexample = example_engine\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    site = folder / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    subprocess.run(
+        [*pip, "--disable-pip-version-check", "--target", site, wheel],
+        check=True,
+        capture_output=True,
+    )
+    return site
+
+
+def test_a_third_party_engine_is_installed_and_measured(third_party, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"{third_party}:{ROOT}")
+    shown = subprocess.run(
+        [sys.executable, "-c", "from backends import registry; print(registry.names()[-1], "
+         "registry.probe('example').capabilities.version)"],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert shown.stdout.split() == ["example", "0.1"]
+    out = tmp_path / "run.jsonl"
+    command = [sys.executable, "-m", "harness", "run", "demo", "--backend", "example"]
+    small = ["--size", "192", "--batch", "1", "--budget", "0.2", "--device", "cpu"]
+    ran = subprocess.run(
+        [*command, *small, "--out", out], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert ran.returncode == 0, ran.stderr + ran.stdout
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    cells = [record for record in records if record.get("cell")]
+    assert cells
+    for record in cells:
+        assert record["cell"]["backend"] == "example"
+        assert record["outcome"] == "ok", record["reason"]
+        assert record["error"]["rel_rmse"] < 1e-5
+        assert record["host_seconds"]
