@@ -216,7 +216,8 @@ def boundary(
             record = assemble(task, probe.entries, identity, 0)
             store.append(path, record)
             fits = "fits" if probe.fits else "does not fit"
-            console.print(f"{task.job.cell.title}: {fits}: {summary(record)}", highlight=False)
+            text = f"{task.job.cell.title}: {fits}: {summary(record)}"
+            console.print(text, highlight=False, soft_wrap=True)
 
         task = Task(Job(cell, events), 0, code, interpreter(cell.backend), timeout)
         batch = search.search(task, int(memory * 1e9), most, tried)

@@ -34,6 +34,7 @@ class RunProgress:
         self._total = total
         self._done = 0
         self._measured = 0
+        self._said: set[str] = set()
         self._console = console
         self._now = now
         self._start = now()
@@ -74,10 +75,19 @@ class RunProgress:
     def finished(self, record: Mapping[str, Any]) -> None:
         """A record is written."""
         self._done += 1
-        self._measured += record["outcome"] != "unavailable"
+        self._measured += 1
         title = Cell.from_json(record["cell"]).title
         width = len(str(self._total))
         self.say(f"[{self._done:>{width}}/{self._total}] {title}: {summary(record)}{self._left()}")
+        self._live.update(self._line, completed=self._done)
+
+    def left_out(self, record: Mapping[str, Any]) -> None:
+        """A record of a cell that cannot run here is written: one line says so of all alike."""
+        self._done += 1
+        text = f"{record['cell']['backend']} is left out: {record['reason']}"
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
         self._live.update(self._line, completed=self._done)
 
     def _left(self) -> str:

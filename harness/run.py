@@ -153,10 +153,10 @@ def run(
             if done:
                 progress.say(f"{len(done)} records are there already, {total} to go")
 
-            def write(task: Task, entries: Mapping[str, Any]) -> None:
+            def write(task: Task, entries: Mapping[str, Any]) -> dict[str, Any]:
                 record = assemble(task, entries, identity, seed)
                 store.append(outs[task.code], record)
-                progress.finished(record)
+                return record
 
             possible = []
             for group in todo:
@@ -164,13 +164,14 @@ def run(
                 for task in group:
                     reason = obstacle(task.job.cell, found[task.job.cell.backend])
                     if reason:
-                        write(task, {"outcome": "unavailable", "reason": reason})
+                        record = write(task, {"outcome": "unavailable", "reason": reason})
+                        progress.left_out(record)
                     else:
                         able.append(task)
                 if able:
                     possible.append(able)
             for task, entries in executor(possible, seed, progress):
-                write(task, entries)
+                progress.finished(write(task, entries))
     return [side.out for side in sides]
 
 

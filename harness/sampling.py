@@ -18,6 +18,9 @@ Item = TypeVar("Item")
 LEAST_SAMPLES = 3
 """Below this many nothing can be said about the spread, whatever the budget."""
 
+NEGLIGIBLE = 0.002
+"""A relative drift that no comparison could notice."""
+
 
 @dataclass(frozen=True)
 class StopRule:
@@ -74,7 +77,7 @@ def drifts(samples: Sequence[float]) -> bool:
     if len(early) < LEAST_SAMPLES:
         return False
     allowed = half_width(early) * median(early) + half_width(late) * median(late)
-    return abs(median(early) - median(late)) > max(allowed, 0.01 * median(samples))
+    return abs(median(early) - median(late)) > max(allowed, NEGLIGIBLE * median(samples))
 
 
 def stop(samples: Sequence[float], elapsed: float, rule: StopRule) -> Stop | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import gc
 import json
@@ -75,10 +77,11 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
             line = b"\n" + line
         try:
             if os.write(handle, line) != len(line):
-                raise OSError(28, os.strerror(28))  # a short write: the disk is full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a short write
             os.fsync(handle)
         except OSError as error:
-            os.ftruncate(handle, size)
+            with contextlib.suppress(OSError):  # a device has no length to restore
+                os.ftruncate(handle, size)
             raise BadInput(_unwritable(path, error)) from None
     finally:
         os.close(handle)
