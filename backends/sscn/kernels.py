@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from importlib.util import find_spec
 from typing import NamedTuple, Protocol
 
@@ -33,8 +34,9 @@ class KernelMap(NamedTuple):
     Attributes
     ----------
     tensors : tuple of Tensor
-        The set's own form. ``reference`` and ``cuda`` start with the table (rows, taps) int32 of
-        input rows, -1 where there is none; ``cpu`` keeps lists of pairs by block and tap.
+        The set's own form. ``reference`` has the table (rows, taps) int32 of input rows, -1 where
+        there is none; ``cpu`` keeps lists of pairs by block and tap; ``cuda`` the table with its
+        rows in the order of their taps, and lists of taps by tile.
         An empty tuple is the identity with a single tap, as linear layers have it.
     rows : int
         Number of output rows.
@@ -205,6 +207,8 @@ def choose(name: str, device: str, dtype: torch.dtype) -> str:
     if name == "auto":
         if device == "cpu" and (dtype != torch.float32 or find_spec(COMPILED) is None):
             return "reference"
+        if device == "cuda" and (dtype == torch.float64 or _without_triton()):
+            return "reference"
         return device
     if name == "cpu" and device != "cpu":
         raise ValueError("the cpu kernels run on the CPU alone; use kernels=auto on other devices")
@@ -212,7 +216,26 @@ def choose(name: str, device: str, dtype: torch.dtype) -> str:
         raise ValueError(
             "the cpu kernels compute in float32 alone; use kernels=reference otherwise"
         )
+    if name == "cuda" and dtype == torch.float64:
+        raise ValueError(
+            "the cuda kernels compute in 32 and 16 bits; use kernels=reference for float64"
+        )
+    if name == "cuda" and (reason := _without_triton(device)):
+        raise ValueError(f"the cuda kernels cannot run here: {reason}; use kernels=auto")
     return name
+
+
+def _without_triton(device: str = "cuda") -> str:
+    """Return why the Triton kernels cannot run on a device, empty if they can."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return ""
+    if device != "cuda" or not torch.cuda.is_available():
+        return "they need an NVIDIA GPU, or TRITON_INTERPRET=1 to run slowly on the CPU"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "they need a GPU of compute capability 8.0 or more"
+    return ""
 
 
 @functools.cache

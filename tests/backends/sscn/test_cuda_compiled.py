@@ -20,7 +20,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from backends.sscn import cuda  # noqa: E402
 from backends.sscn.cuda import blocks, maps, norm  # noqa: E402
-from backends.sscn.kernels import KernelMap, identity  # noqa: E402
+from backends.sscn.kernels import KernelMap, choose, identity  # noqa: E402
 
 # Triton 3.9 announces another default for contracted multiply-adds; either is right here.
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
@@ -245,3 +245,21 @@ def test_the_arithmetic_follows_the_switch_of_torch():
     torch.backends.cuda.matmul.allow_tf32 = False
     assert blocks.dot_precision(torch.float32) == "ieee"
     assert blocks.dot_precision(torch.bfloat16) == "ieee"
+
+
+def test_what_hinders_the_kernels_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="need an NVIDIA GPU, or TRITON_INTERPRET=1"):
+        choose("cuda", "cuda", torch.float32)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(ValueError, match=r"compute capability 8\.0 or more"):
+        choose("cuda", "cuda", torch.float32)
+    assert choose("auto", "cuda", torch.float32) == "reference"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert choose("auto", "cuda", torch.float32) == "cuda"
+    assert choose("auto", "cuda", torch.float64) == "reference"
+    with pytest.raises(ValueError, match="use kernels=reference for float64"):
+        choose("cuda", "cuda", torch.float64)
+    with pytest.raises(ValueError, match="need an NVIDIA GPU"):
+        choose("cuda", "cpu", torch.float32)
