@@ -1,9 +1,10 @@
-"""Training events are made once, half of them with many stopping muons, whatever interrupts."""
+"""Training events are made once, half of them rich in rare classes, whatever interrupts."""
 
 import numpy as np
 import pytest
 
-from harness.events import Event
+from harness.events import Event, Label, simulate
+from harness.events.statistics import summarise
 from harness.study import mixture
 from harness.study.views import View
 
@@ -35,11 +36,12 @@ def quiet(done, total):
 
 
 def test_presets_take_turns_and_every_file_has_a_seed_of_its_own(tmp_path):
-    mixture.make_mixture(tmp_path, 32, 20, 7, quiet)
+    mixture.make_mixture(tmp_path, 32, 36, 7, quiet)
     recipes = [recipe for recipe, _ in stand_in.calls]
-    assert [recipe.preset for recipe in recipes] == ["standard", "michel", "standard"]
-    assert [recipe.seed for recipe in recipes] == [7, 8, 9]
-    assert [count for _, count in stand_in.calls] == [8, 8, 4]
+    wanted = ["standard", "michel", "standard", "delta", "standard"]
+    assert [recipe.preset for recipe in recipes] == wanted
+    assert [recipe.seed for recipe in recipes] == [7, 8, 9, 10, 11]
+    assert [count for _, count in stand_in.calls] == [8, 8, 8, 8, 4]
 
 
 def test_events_that_are_nearly_empty_are_left_out(tmp_path):
@@ -69,3 +71,18 @@ def test_an_interrupted_file_is_made_anew_and_the_others_are_kept(tmp_path):
     assert len(View(str(tmp_path), 32).open()) == 3
     mixture.make_mixture(tmp_path, 32, 16, 7, quiet)
     assert len(View(str(tmp_path), 32).open()) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "label", "least"), [("michel", Label.MICHEL, 2.0), ("delta", Label.DELTA, 1.5)]
+)
+def test_the_presets_hold_more_of_the_rare_classes(preset, label, least):
+    pytest.importorskip("calzone")
+    pytest.importorskip("xraydb")
+
+    def share(name):
+        events = simulate.simulate(simulate.Recipe(192, 5, name), 96)
+        return summarise(events).classes[label]
+
+    assert share(preset) > least * share("standard")
