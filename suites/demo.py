@@ -2,13 +2,13 @@
 
 from harness.suite import ENGINES, Grid, Suite
 
-SPARSE = tuple(name for name in ENGINES if name != "dense")
+SPARSE = tuple(name for name in ENGINES if not name.startswith("dense"))
 
 SUITE = Suite(
     name="demo",
     question="Which engine should I look at first on this machine? (minutes, on two cores)",
     grids=(
-        Grid(sizes=(192,), batches=(1,), maps=("cold",)),
+        Grid(backends=("dense", *SPARSE), sizes=(192,), batches=(1,), maps=("cold",)),
         Grid(backends=SPARSE, sizes=(512, 768), batches=(1,), maps=("cold",)),
         Grid(backends=SPARSE, sizes=(192,), batches=(1,), maps=("warm",)),
         Grid(backends=SPARSE, sizes=(192,), batches=(1,), phases=("step",), maps=("cold",)),
