@@ -15,7 +15,7 @@ from torch import Tensor
 from backends.contract import InvalidBatch
 from backends.sscn import reference
 from backends.sscn.cpu import _kernels
-from backends.sscn.cpu._kernels import instruction_set, instruction_sets, use
+from backends.sscn.cpu._kernels import instruction_set, instruction_sets, peak, use
 from backends.sscn.kernels import Connection, KernelMap, axis_bits
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "instruction_set",
     "instruction_sets",
     "ordinary_map",
+    "peak",
     "sort_sites",
     "statistics_gradient",
     "strided_map",

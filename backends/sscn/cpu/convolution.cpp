@@ -580,6 +580,21 @@ void statistics_gradient(const float* grad, const float* out, const double* grad
   });
 }
 
+double peak(int64_t rounds, int threads) {
+  constexpr int kChains = 12;
+  parallel_for(threads, threads, [&](int64_t, int) {
+    Vector sum[kChains], factor = broadcast(0.999f), addend = broadcast(0.001f);
+    for (int i = 0; i < kChains; ++i) sum[i] = addend;
+    for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+      for (int i = 0; i < kChains; ++i) sum[i] = sum[i] * factor + addend;
+    }
+    volatile float kept = 0;
+    for (int i = 0; i < kChains; ++i) kept = kept + sum[i][0];
+  });
+  return 2.0 * kLanes * kChains * static_cast<double>(rounds) * threads;
+}
+
 }  // namespace sscn::SSCN_TARGET
 
 namespace sscn {
@@ -593,7 +608,7 @@ const Engine SSCN_JOIN(engine_, SSCN_TARGET) = {
     SSCN_TEXT(SSCN_TARGET),      SSCN_TARGET::sort_sites,     SSCN_TARGET::connect,
     SSCN_TARGET::coarsen,        SSCN_TARGET::connect_down,   SSCN_TARGET::connect_up,
     SSCN_TARGET::convolve,       SSCN_TARGET::input_gradient, SSCN_TARGET::weight_gradient,
-    SSCN_TARGET::statistics_gradient,
+    SSCN_TARGET::statistics_gradient, SSCN_TARGET::peak,
 };
 
 }  // namespace sscn
