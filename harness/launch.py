@@ -125,6 +125,11 @@ class LocalWorker:
         Starts the worker; the numbers of its two channels are added.
     threads : int
         Threads for OpenMP and BLAS, 0 for one a processor that this process may use.
+
+    Raises
+    ------
+    Failed
+        ``unavailable`` if the process does not start.
     """
 
     def __init__(self, command: list[str], threads: int = 0) -> None:
@@ -135,17 +140,23 @@ class LocalWorker:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         self._oom_kills = _oom_kills()
         self._unread = b""
-        self._process = subprocess.Popen(
-            [*command, str(orders), str(replies)],
-            env=os.environ | dict.fromkeys(names, count),
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            pass_fds=(orders, replies),
-            start_new_session=True,
-        )
-        os.close(orders)
-        os.close(replies)
+        self._closed = False
+        try:
+            self._process = subprocess.Popen(
+                [*command, str(orders), str(replies)],
+                env=os.environ | dict.fromkeys(names, count),
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=(orders, replies),
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._release()
+            raise Failed("unavailable", f"its interpreter does not start: {error}") from None
+        finally:
+            os.close(orders)
+            os.close(replies)
 
     @property
     def pid(self) -> int:
@@ -161,6 +172,8 @@ class LocalWorker:
             ``timeout`` if there is no answer in time, ``crashed`` if the worker died or answered
             something else, ``out-of-memory`` if it died of that.
         """
+        if self._closed:
+            raise Failed("crashed", "the worker was ended before")
         with contextlib.suppress(BrokenPipeError):  # its death is noticed when reading
             os.write(self._orders, json.dumps(command).encode() + b"\n")
         line = self._line(time.monotonic() + timeout)
@@ -211,19 +224,24 @@ class LocalWorker:
         return Failed(outcome, f"{how}: {last}" if last else how)
 
     def close(self) -> None:
-        """Ask the process group to end, and kill it after ``GRACE`` seconds."""
-        for number in (self._orders, self._replies):
-            with contextlib.suppress(OSError):
-                os.close(number)
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, sign)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(GRACE)
-                if sign is signal.SIGTERM:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(self._process.pid, signal.SIGKILL)  # what it left behind
-                break
+        """Ask the process group to end, and kill what is left of it after ``GRACE`` seconds."""
+        if self._closed:
+            return
+        self._release()
+        self._signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(GRACE)
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def _release(self) -> None:
+        self._closed = True
+        os.close(self._orders)
+        os.close(self._replies)
         self._log.close()
 
 
@@ -327,7 +345,10 @@ def measure(
 def _prepare(task: Task, start: Callable[[Task], Worker]) -> _Runner | dict[str, Any]:
     """Start a worker and prepare it; return the entries of a record if it comes to nothing."""
     task = replace(task, job=_bounded(task.job))
-    worker = start(task)
+    try:
+        worker = start(task)
+    except Failed as failed:
+        return {"outcome": failed.outcome, "reason": failed.reason}
     try:
         answer = worker.ask({"do": "prepare", "job": task.job.to_json()}, task.timeout)
     except Failed as failed:
