@@ -56,8 +56,7 @@ def browser():
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize(("width", "dim"), [(1280, 3), (400, 3), (400, 2)])
 def test_the_page_opens_without_network_or_error(tmp_path, browser, dim, width):
     from selenium.webdriver.support.ui import WebDriverWait
 
