@@ -12,6 +12,7 @@ kernels    maps and convolutions alone, against the machine's ceilings (kernels.
 network    the whole network: launched, and replayed as a CUDA graph (network.json)
 inference  the suite of that name (inference.jsonl)
 training   the suite of that name (training.jsonl)
+widths     only if asked for: our kernels in every width and type, which compiles for minutes
 
 ``--wheels DIR`` installs wheels of other engines beside the checkout first, for this run only.
 """
@@ -31,6 +32,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ("facts", "build", "tests", "kernels", "network", "inference", "training")
+MORE_STEPS = ("widths",)
 GRACE = 5.0
 """Seconds that a step gets to write down what it has before it is killed."""
 
@@ -53,6 +55,7 @@ def commands(options: argparse.Namespace, python: str) -> list[Command]:
         for value in getattr(options, name):
             run += [f"--{name}", str(value)]
     build = str(ROOT / "build" / "device")
+    tests = (python, "-m", "pytest", "-q", "-W", "default", "--continue-on-collection-errors")
     listed = [
         Command("facts", ("nvidia-smi",), 0.05),
         Command("facts", (python, "-c", "import torch, triton; print(torch.__version__, "
@@ -62,8 +65,8 @@ def commands(options: argparse.Namespace, python: str) -> list[Command]:
                           f"-DPython_EXECUTABLE={python}"), 0.2),
         Command("build", ("cmake", "--build", build), 0.4),
         Command("build", ("cmake", "--install", build, "--prefix", str(ROOT)), 0.2),
-        Command("tests", (python, "-m", "pytest", "-q", "-m", "cuda",
-                          "--continue-on-collection-errors", "tests/backends"), 0.5),
+        Command("tests", (*tests, "-m", "cuda and not slow", "tests/backends"), 0.5),
+        Command("widths", (*tests, "-m", "cuda and slow", "tests/backends/sscn"), 0.8),
         Command("kernels", (python, str(Path(__file__).with_name("kernels.py")),
                             str(out / "kernels.json")), 0.5),
         Command("network", (python, str(Path(__file__).with_name("network.py")),
@@ -147,9 +150,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--budget", type=float, default=2.0, help="seconds of sampling a cell")
     options = parser.parse_args(arguments)
-    unknown = set(options.steps) - set(STEPS)
+    known = STEPS + MORE_STEPS
+    unknown = set(options.steps) - set(known)
     if unknown:
-        parser.error(f"there is no step {sorted(unknown)[0]!r}; choose from {', '.join(STEPS)}")
+        parser.error(f"there is no step {sorted(unknown)[0]!r}; choose from {', '.join(known)}")
     options.backend = options.backend or ["sscn"]
     options.size = options.size or [192]
     options.batch = options.batch or [4]

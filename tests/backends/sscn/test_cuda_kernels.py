@@ -498,6 +498,21 @@ def test_a_norm_folded_at_once_is_torchs_norm():
         assert_close(value, exact.double(), BOUNDS["fp32"])
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["strided", "linear"])
+def test_the_operator_is_sound_for_torch(kind):
+    import backends.sscn.convolution  # noqa: F401 (registers the operator)
+
+    layer = Layer(kind, "fp32", (4, 3, 5), count=12)
+    forward, backward, mirrored = layer.tested
+    differentiable = (layer.x, layer.skip, layer.weight, layer.scale, layer.shift, layer.residual)
+    for each in differentiable:
+        each.requires_grad_()
+    rest = (forward.tensors, backward.tensors, forward.rows, mirrored, True, "cuda")
+    torch.library.opcheck(torch.ops.sscn.convolve.default, (*differentiable, *rest))
+
+
 def test_float64_rows_are_refused():
     rows = torch.zeros((1, 4), dtype=torch.float64, device=DEVICE)
     weight = torch.zeros((1, 4, 4), dtype=torch.float64, device=DEVICE)
