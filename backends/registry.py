@@ -33,6 +33,9 @@ BUILT_IN = {
     "sparseconvnet": "backends.sparseconvnet",
     "torchsparse": "backends.torchsparse",
     "spconv-triton": "backends.spconv_triton",
+    "warpconvnet": "backends.warpconvnet",
+    "fvdb": "backends.fvdb",
+    "torch-lattice": "backends.torch_lattice",
     "ocnn": "backends.ocnn",
 }
 

@@ -65,6 +65,7 @@ def read(path: Path, layout: str = CANONICAL) -> Weights:
     if layout == STUDY:
         return from_study(state)
     if layout != CANONICAL:
+        registry.module_name(layout)
         return _from_engine(state, layout)
     network_size(state)
     return state

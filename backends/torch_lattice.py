@@ -1,0 +1,106 @@
+"""torch-lattice 0.5 (MIT), a fork of torchsparse, behind the contract; CUDA only.
+
+Written from the source of its wheel, and not run yet: it needs Python 3.14 and torch 2.11 for
+CUDA 12.8. The float64 check before every time holds for it as for all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch_lattice
+import torch_lattice.nn
+from torch import Tensor, nn
+
+from backends.arithmetic import readback, set_torch_knobs
+from backends.contract import Capabilities, Kind, Unsupported
+from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
+
+
+def probe() -> Capabilities:
+    """Report what torch-lattice does here."""
+    on_cuda = torch.cuda.is_available()
+    return Capabilities(
+        version=torch_lattice.__version__,
+        devices=("cuda",) if on_cuda else (),
+        precisions={"cuda": ("fp32", "tf32")} if on_cuda else {},
+        dims=(3,),
+        missing="" if on_cuda else "a CUDA device: it has no operation for the CPU",
+    )
+
+
+class Backend(PointwiseByTorch):
+    """torch-lattice for one precision."""
+
+    name = "torch-lattice"
+
+    def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
+        self.dim = dim
+        self.device = device
+        self.precision = precision
+        set_torch_knobs(precision)
+        torch_lattice.backends.allow_tf32 = precision == "tf32"
+
+    def precision_readback(self) -> dict[str, Any]:
+        """Read torch's and the engine's knobs back."""
+        return readback() | {
+            "torch_lattice.backends.allow_tf32": torch_lattice.backends.allow_tf32,
+            "torch_lattice.backends.allow_fp16": torch_lattice.backends.allow_fp16,
+        }
+
+    def tensor(self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int) -> Any:
+        """Make a tensor with a coordinate manager of its own."""
+        volume = (batch_size, *[spatial_size] * self.dim)
+        return torch_lattice.SparseTensor(
+            features.contiguous(), sites.contiguous(), spatial_range=volume
+        )
+
+    def with_features(self, x: Any, features: Tensor) -> Any:
+        """Keep the coordinate manager, which holds the maps."""
+        return x.replace(feats=features)
+
+    def features(self, x: Any) -> Tensor:
+        """Return the rows; transposed convolutions go back to known coordinates."""
+        return x.feats
+
+    def rows(self, x: Any) -> Tensor:
+        """Return the rows."""
+        return x.feats
+
+    def replace(self, x: Any, rows: Tensor) -> Any:
+        """Keep sites and maps."""
+        return x.replace(feats=rows)
+
+    def convolution(
+        self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
+    ) -> nn.Module:
+        """Return a convolution; the engine knows levels by their stride."""
+        if kind is Kind.SUBMANIFOLD:
+            return torch_lattice.nn.SubmConv3d(in_channels, out_channels, kernel_size)
+        if kind not in (Kind.STRIDED, Kind.INVERSE) or kernel_size != 2:
+            raise Unsupported(f"torch-lattice is used for no {kind} convolution of {kernel_size}")
+        layer = (
+            torch_lattice.nn.Conv3d if kind is Kind.STRIDED else torch_lattice.nn.ConvTranspose3d
+        )
+        return layer(in_channels, out_channels, 2, stride=2)
+
+    def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
+        """Name the layer's parameters canonically."""
+        if isinstance(layer, Pointwise):
+            return pointwise_parameters(layer)
+        return {"weight": layer.weight}  # type: ignore[dict-item]
+
+    def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
+        """Turn (out, in, *k), or (in, out, *k) for the inverse, into (K, in, out)."""
+        if kind is Kind.LINEAR:
+            return weight
+        if kind is not Kind.INVERSE:
+            weight = weight.transpose(0, 1)
+        return weight.flatten(2).permute(2, 0, 1)
+
+    def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
+        """Turn (K, in, out) into (out, in, K), or (in, out, K) for the inverse."""
+        if kind is Kind.LINEAR:
+            return weight
+        return weight.permute(1, 2, 0) if kind is Kind.INVERSE else weight.permute(2, 1, 0)

@@ -1,0 +1,145 @@
+"""WarpConvNet 1.8 (Apache-2.0) behind the contract; CUDA only.
+
+Written from its source distribution, and not run yet. The float64 check before every time holds
+for it as for all.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from warpconvnet.geometry.types.voxels import Voxels
+from warpconvnet.nn.modules.sparse_conv import SpatiallySparseConv
+
+from backends.arithmetic import readback, set_torch_knobs
+from backends.contract import Capabilities, Kind, Unsupported
+from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
+
+
+def probe() -> Capabilities:
+    """Report what WarpConvNet does here."""
+    on_cuda = torch.cuda.is_available()
+    return Capabilities(
+        version=importlib.metadata.version("warpconvnet"),
+        devices=("cuda",) if on_cuda else (),
+        precisions={"cuda": ("fp32", "fp16", "bf16")} if on_cuda else {},
+        missing="" if on_cuda else "a CUDA device: it has no operation for the CPU",
+        note="orders rows by event; keeps the offsets of events on the CPU",
+    )
+
+
+@dataclass(frozen=True)
+class VoxelTensor:
+    """Voxels of one level, those of the finer levels to return to, and the input's order."""
+
+    voxels: Any
+    finer: tuple[Any, ...]
+    input_of_row: Tensor  # (N,) input row of each row of the finest level
+    row_of_input: Tensor
+
+
+class Convolution(nn.Module):
+    """One of WarpConvNet's convolutions; a transposed one is told where it goes."""
+
+    def __init__(self, native: nn.Module, kind: Kind) -> None:
+        super().__init__()
+        self.native = native
+        self.kind = kind
+
+    def forward(self, x: VoxelTensor) -> VoxelTensor:
+        """Convolve on the sites that the kind of layer keeps."""
+        if self.kind is Kind.STRIDED:
+            return replace(x, voxels=self.native(x.voxels), finer=(*x.finer, x.voxels))
+        if self.kind is Kind.INVERSE:
+            voxels = self.native(x.voxels, x.finer[-1])
+            return replace(x, voxels=voxels, finer=x.finer[:-1])
+        return replace(x, voxels=self.native(x.voxels))
+
+
+class Backend(PointwiseByTorch):
+    """WarpConvNet for one precision and dimension."""
+
+    name = "warpconvnet"
+
+    def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
+        self.dim = dim
+        self.device = device
+        self.precision = precision
+        set_torch_knobs(precision)
+
+    def precision_readback(self) -> dict[str, Any]:
+        """Read torch's knobs; the engine's convolutions follow autocast."""
+        return readback()
+
+    def tensor(
+        self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int
+    ) -> VoxelTensor:
+        """Make voxels without maps; the engine wants the rows of an event to be neighbours."""
+        input_of_row = sites[:, 0].argsort(stable=True)
+        row_of_input = torch.empty_like(input_of_row)
+        row_of_input[input_of_row] = torch.arange(len(sites), device=sites.device)
+        counts = torch.bincount(sites[:, 0].long(), minlength=batch_size)
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).cpu()
+        coordinates = sites[input_of_row, 1:].contiguous()
+        voxels = Voxels(coordinates, features[input_of_row], offsets=offsets)
+        return VoxelTensor(voxels, (), input_of_row, row_of_input)
+
+    def with_features(self, x: VoxelTensor, features: Tensor) -> VoxelTensor:
+        """Keep the voxels' cache, which holds the maps."""
+        return self.replace(x, features[x.input_of_row])
+
+    def features(self, x: VoxelTensor) -> Tensor:
+        """Bring the rows back to input order, at the finest level."""
+        rows = self.rows(x)
+        return rows if x.finer else rows[x.row_of_input]
+
+    def rows(self, x: VoxelTensor) -> Tensor:
+        """Return the rows, ordered by event."""
+        return x.voxels.feature_tensor
+
+    def replace(self, x: VoxelTensor, rows: Tensor) -> VoxelTensor:
+        """Keep the sites and their cache."""
+        return replace(x, voxels=x.voxels.replace(batched_features=rows))
+
+    def convolution(
+        self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
+    ) -> nn.Module:
+        """Return a convolution."""
+        expected = 3 if kind is Kind.SUBMANIFOLD else 2
+        if kind is Kind.ORDINARY or kernel_size != expected:
+            raise Unsupported(f"WarpConvNet is used for no {kind} convolution of {kernel_size}")
+        native = SpatiallySparseConv(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=1 if kind is Kind.SUBMANIFOLD else 2,
+            bias=False,
+            transposed=kind is Kind.INVERSE,
+            num_spatial_dims=self.dim,
+        )
+        return Convolution(native, kind)
+
+    def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
+        """Name the layer's parameters canonically."""
+        if isinstance(layer, Convolution):
+            return {"weight": layer.native.weight}  # type: ignore[dict-item]
+        assert isinstance(layer, Pointwise)
+        return pointwise_parameters(layer)
+
+    def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
+        """Turn (out, in, *k), or (in, out, *k) for the inverse, into (K, in, out)."""
+        if kind is Kind.LINEAR:
+            return weight
+        if kind is not Kind.INVERSE:
+            weight = weight.transpose(0, 1)
+        return weight.flatten(2).permute(2, 0, 1)
+
+    def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
+        """Turn (K, in, out) into (out, in, K), or (in, out, K) for the inverse."""
+        if kind is Kind.LINEAR:
+            return weight
+        return weight.permute(1, 2, 0) if kind is Kind.INVERSE else weight.permute(2, 1, 0)
