@@ -30,7 +30,10 @@ from backends.sscn.norm import NormReLU  # noqa: E402
 from backends.uresnet import UResNetConfig  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
-pytestmark = [] if INTERPRETED else [pytest.mark.cuda]
+# Triton 3.9 announces another default for contracted multiply-adds; either is right here.
+pytestmark = [pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")]
+if not INTERPRETED:
+    pytestmark.append(pytest.mark.cuda)
 
 BOUNDS = {"fp32": 2e-6, "tf32": 3e-3, "fp16": 2e-3, "bf16": 1.5e-2}
 """Relative error of a result of about unit size; the interpreter cuts bf16 instead of rounding."""
