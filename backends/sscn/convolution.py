@@ -170,12 +170,15 @@ def _backward(
         x, skip, weight, scale, shift, maps[: ctx.maps], maps[ctx.maps :], ctx.mirrored,
         to_input, needs_weight, ctx.kernel_set,
     )  # fmt: skip
+    to_scale = to_shift = None
+    if needs_scale or needs_shift:
+        to_scale, to_shift = norm.to(scale.dtype).unbind(0)
     return (
         to_x if needs_x else None,
         to_skip if needs_skip else None,
         weights if needs_weight else None,
-        norm[0].to(scale.dtype) if needs_scale else None,
-        norm[1].to(shift.dtype) if needs_shift else None,
+        to_scale if needs_scale else None,
+        to_shift if needs_shift else None,
         (total if grad_sums is not None else grad) if needs_residual else None,
         *(None,) * 6,
     )
@@ -184,8 +187,11 @@ def _backward(
 class _Convolve(torch.autograd.Function):
     """The eager way to the kernels."""
 
-    forward = staticmethod(_forward)
-    setup_context = staticmethod(_save)
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        output = _forward(*arguments)
+        _save(ctx, arguments, output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +46,7 @@ class _Fold(torch.autograd.Function):
 
 
 class _FoldOnce(torch.autograd.Function):
-    """As ``_Fold``, with the running statistics, in one launch on a GPU."""
+    """As ``_Fold``, with the running statistics, in one call of a kernel set that offers it."""
 
     @staticmethod
     def forward(
@@ -55,23 +58,27 @@ class _FoldOnce(torch.autograd.Function):
         running_var: Tensor,
         rows: int,
         eps: float,
+        kernel_set: str,
     ) -> tuple[Tensor, Tensor]:
-        from backends.sscn.cuda.norm import fold
-
-        scale, shift, moments = fold(
+        scale, shift, moments = _folding(kernel_set).fold(
             sums, weight, bias, running_mean, running_var, rows, eps, NORM_MOMENTUM
         )
         ctx.save_for_backward(weight, moments)
-        ctx.rows = rows
+        ctx.rows, ctx.kernel_set = rows, kernel_set
         return scale, shift
 
     @staticmethod
     def backward(ctx: Any, to_scale: Tensor, to_shift: Tensor) -> tuple[Any, ...]:
-        from backends.sscn.cuda.norm import fold_gradient
-
         weight, moments = ctx.saved_tensors
-        to_sums, to_weight = fold_gradient(to_scale, to_shift, weight, moments, ctx.rows)
-        return to_sums, to_weight, to_shift, None, None, None, None
+        to_sums, to_weight = _folding(ctx.kernel_set).fold_gradient(
+            to_scale, to_shift, weight, moments, ctx.rows
+        )
+        return to_sums, to_weight, to_shift, *(None,) * 5
+
+
+@functools.cache
+def _folding(kernel_set: str) -> ModuleType:
+    return importlib.import_module(f"backends.sscn.{kernel_set}.norm")
 
 
 class _Folded(NamedTuple):
@@ -115,9 +122,9 @@ class NormReLU(nn.Module):
             raise ValueError("batch normalisation in training needs at least 2 sites")
         norm = self.norm
         _, _, running_mean, running_var = self._parts()
-        if kernel_set == "cuda" and norm.weight.dtype == torch.float32:
+        if kernel_set != "reference" and norm.weight.dtype == torch.float32:
             return _FoldOnce.apply(
-                sums, norm.weight, norm.bias, running_mean, running_var, rows, norm.eps
+                sums, norm.weight, norm.bias, running_mean, running_var, rows, norm.eps, kernel_set
             )
         scale, shift, mean, variance = _Fold.apply(sums, norm.weight, norm.bias, rows, norm.eps)
         with torch.no_grad():

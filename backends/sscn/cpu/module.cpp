@@ -3,6 +3,7 @@
 // Arrays come as addresses of contiguous memory, checked by the Python side: converting torch
 // tensors one by one costs more than many of the layers here.
 #include "engine.hpp"
+#include "norm.hpp"
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
@@ -140,5 +141,19 @@ NB_MODULE(_kernels, m) {
                                   int channels, Address result, int threads) {
     engine->statistics_gradient(at<float>(grad), at<float>(out), at<double>(grad_sums), rows,
                                 channels, at<float>(result), threads);
+  });
+
+  m.def("fold", [](Address sums, Address weight, Address bias, Address running_mean,
+                   Address running_var, int64_t rows, int channels, double eps, double momentum,
+                   Address scale, Address shift, Address moments) {
+    fold(at<double>(sums), at<float>(weight), at<float>(bias), at<float>(running_mean),
+         at<float>(running_var), rows, channels, eps, momentum, at<float>(scale), at<float>(shift),
+         at<double>(moments));
+  });
+
+  m.def("fold_gradient", [](Address to_scale, Address to_shift, Address weight, Address moments,
+                            int64_t rows, int channels, Address to_sums, Address to_weight) {
+    fold_gradient(at<float>(to_scale), at<float>(to_shift), at<float>(weight),
+                  at<double>(moments), rows, channels, at<double>(to_sums), at<float>(to_weight));
   });
 }

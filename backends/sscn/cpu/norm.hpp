@@ -1,0 +1,46 @@
+// Batch normalisation folded from sums; a few channels in double, not worth an instruction set.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+namespace sscn {
+
+// Turn sums (2, channels) over rows into scale and shift, keep mean and inverse deviation as
+// moments (2, channels), and move the running statistics.
+inline void fold(const double* sums, const float* weight, const float* bias, float* running_mean,
+                 float* running_var, int64_t rows, int channels, double eps, double momentum,
+                 float* scale, float* shift, double* moments) {
+  const auto number = static_cast<double>(rows);
+  for (int c = 0; c < channels; ++c) {
+    const double mean = sums[c] / number;
+    const double spread = sums[channels + c] / number - mean * mean;
+    const double variance = spread > 0 ? spread : 0;
+    const double inverse = 1 / std::sqrt(variance + eps);
+    scale[c] = static_cast<float>(weight[c] * inverse);
+    shift[c] = static_cast<float>(bias[c] - mean * weight[c] * inverse);
+    moments[c] = mean;
+    moments[channels + c] = inverse;
+    const double unbiased = variance * number / (number - 1);
+    running_mean[c] += static_cast<float>(momentum * (mean - running_mean[c]));
+    running_var[c] += static_cast<float>(momentum * (unbiased - running_var[c]));
+  }
+}
+
+// Propagate the gradients of scale and shift to the sums and to the weight.
+inline void fold_gradient(const float* to_scale, const float* to_shift, const float* weight,
+                          const double* moments, int64_t rows, int channels, double* to_sums,
+                          float* to_weight) {
+  const auto number = static_cast<double>(rows);
+  for (int c = 0; c < channels; ++c) {
+    const double mean = moments[c], inverse = moments[channels + c];
+    const double by_weight = (to_scale[c] - to_shift[c] * mean) * inverse;
+    // The variance enters through inverse = (variance + eps)^(-1/2).
+    const double by_square = by_weight * weight[c] * inverse * inverse * -0.5 / number;
+    to_sums[c] = -to_shift[c] * weight[c] * inverse / number - 2 * mean * by_square;
+    to_sums[channels + c] = by_square;
+    to_weight[c] = static_cast<float>(by_weight);
+  }
+}
+
+}  // namespace sscn

@@ -1,0 +1,66 @@
+"""Batch normalisation folded from sums in one call, where torch would take twenty small ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from backends.sscn.cpu import _kernels
+
+
+def fold(
+    sums: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    rows: int,
+    eps: float,
+    momentum: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fold the statistics of a batch into scale and shift, and move the running ones in place.
+
+    Parameters
+    ----------
+    sums : Tensor
+        (2, C) float64, sums of the features and of their squares.
+    weight, bias, running_mean, running_var : Tensor
+        (C,) float32.
+    rows : int
+        Number of sites, at least 2.
+    eps, momentum : float
+        As torch's batch normalisation has them.
+
+    Returns
+    -------
+    scale, shift : Tensor
+        (C,) float32.
+    moments : Tensor
+        (2, C) float64: mean and inverse standard deviation, for the gradient.
+    """
+    channels = len(weight)
+    if sums.shape != (2, channels):
+        raise ValueError(f"the norm has {channels} channels, the sums {tuple(sums.shape)}")
+    sums = sums.contiguous()
+    scale, shift, moments = torch.empty_like(weight), torch.empty_like(bias), torch.empty_like(sums)
+    _kernels.fold(
+        sums.data_ptr(), weight.data_ptr(), bias.data_ptr(), running_mean.data_ptr(),
+        running_var.data_ptr(), rows, channels, eps, momentum, scale.data_ptr(), shift.data_ptr(),
+        moments.data_ptr(),
+    )  # fmt: skip
+    for changed in (running_mean, running_var):  # behind torch's back
+        torch.autograd.graph.increment_version(changed)
+    return scale, shift, moments
+
+
+def fold_gradient(
+    to_scale: Tensor, to_shift: Tensor, weight: Tensor, moments: Tensor, rows: int
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the sums and of the weight; that of the bias is ``to_shift``."""
+    to_sums, to_weight = torch.empty_like(moments), torch.empty_like(weight)
+    to_scale, to_shift = to_scale.contiguous(), to_shift.contiguous()
+    _kernels.fold_gradient(
+        to_scale.data_ptr(), to_shift.data_ptr(), weight.data_ptr(), moments.data_ptr(), rows,
+        len(weight), to_sums.data_ptr(), to_weight.data_ptr(),
+    )  # fmt: skip
+    return to_sums, to_weight
