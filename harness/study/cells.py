@@ -129,7 +129,13 @@ class _Cells:
                         events=events.spec,
                     )
                     checked = batch <= self.costs.checked_events
-                    yield Job(cell, events.path, self.costs.rule, check=checked)
+                    yield Job(
+                        cell,
+                        events.path,
+                        self.costs.rule,
+                        warm_up=self.costs.warm_up,
+                        check=checked,
+                    )
 
 
 def _sample(size: int) -> Source:

@@ -156,6 +156,7 @@ def draw_sweep(axes: Sequence[Axes], sweep: Sweep, looks: Looks) -> None:
         _draw_quantity(panel, sweep, looks, quantity)
         panel.set_xscale("log")
         panel.set_yscale("log")
+        _plain_ticks(panel, sweep.table["x"])
         panel.set_xlabel(sweep.along)
         panel.set_title("time a call" if quantity == "seconds" else "peak memory")
         _units(panel, unit)
@@ -200,7 +201,17 @@ def _draw_quantity(axes: Axes, sweep: Sweep, looks: Looks, quantity: str) -> Non
             axes.plot(x, y, _LINES[phase], color=color, lw=1.2, label=label)
 
 
+def _plain_ticks(axes: Axes, values: pd.Series) -> None:
+    """Mark the measured values themselves: powers of ten leave an axis nearly bare."""
+    places = sorted(set(values))
+    axes.set_xticks(places, [f"{v / 1000:.3g}k" if v >= 1000 else f"{v:g}" for v in places])
+    axes.xaxis.set_minor_formatter(lambda *_: "")
+
+
 def _units(axes: Axes, unit: str) -> None:
+    from matplotlib.ticker import LogLocator
+
+    axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(lambda value, _: format_value(value, unit))
     axes.yaxis.set_minor_formatter(lambda *_: "")
 

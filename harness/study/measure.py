@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -54,10 +55,8 @@ def measure(
         together: dict[str, list[Task]] = defaultdict(list)
         with RunProgress(len(todo), console) as progress:
             for job in todo:
-                kept = Job(
-                    cell=job.cell, events=job.events, rule=job.rule, truth=truths, check=job.check
-                )
-                task = Task(kept, 0, code, interpreter(job.cell.backend), timeout)
+                job = replace(job, truth=truths)
+                task = Task(job, 0, code, interpreter(job.cell.backend), timeout)
                 reason = obstacle(job.cell, found[job.cell.backend])
                 if reason:
                     record = assemble(task, {"outcome": "unavailable", "reason": reason}, run, seed)

@@ -25,7 +25,7 @@ from harness.study.conduct import Study
 from harness.study.dilation import dilation_table
 from harness.study.figures import Figure, publish
 from harness.study.predictions import Predicted
-from harness.study.results import Curve, Evaluated, Results, Sweep
+from harness.study.results import Curve, Evaluated, Overtaking, Results, Sweep
 from harness.study.scales import DENSE as DENSE_ROLE
 from harness.study.scales import SPARSE
 
@@ -125,7 +125,9 @@ def share(value: float) -> str:
 
 def times(value: float | None) -> str:
     """Write a factor."""
-    return "–" if value is None or value != value else f"{value:.3g}×"
+    if value is None or value != value:
+        return "–"
+    return f"{value:,.0f}×" if value >= 1000 else f"{value:.3g}×"
 
 
 def write_page(study: Study) -> Path:
@@ -414,8 +416,8 @@ def _with_units(frame: pd.DataFrame, column: str) -> list[str]:
 
 def _in_units(factors: pd.DataFrame) -> pd.DataFrame:
     """Write times and memories of a table of factors with their units."""
-    written = factors.copy()
-    for name in factors.columns:
+    written = factors.drop(columns="dim")
+    for name in written.columns:
         for mark, unit in ((" [s]", "s"), (" [bytes]", "bytes")):
             if str(name).endswith(mark):
                 written[name] = [format_value(value, unit) for value in factors[name]]
@@ -425,22 +427,29 @@ def _in_units(factors: pd.DataFrame) -> pd.DataFrame:
 def factor_sentence(factors: pd.DataFrame, dim: int) -> str:
     """Say what the published factors are here, for the same configuration if it was measured."""
     known = published.FACTORS[dim]
+    setting = (
+        "on a V100, 192 px, batch 4, with a dense network 18 times as large"
+        if dim == 3
+        else "its abstract does not say for which size and batch"
+    )
     tests = factors[factors["pass"] == "test"].dropna(subset=["time factor"])
     said = (
-        f"The study's abstract says {known['memory']:g}× memory and {known['time']:g}× time for "
-        f"inference in {dim}D (192 px, batch 4, one V100, a dense network 18 times as large)."
+        f"The study found {known['memory']:g}× memory and {known['time']:g}× time for inference "
+        f"in {dim}D ({setting})."
     )
     if tests.empty:
         return f"{said} Here no dense configuration gave a time."
     same = tests[(tests["size [px]"] == 192) & (tests["batch"] == 4)]
-    if len(same):
-        said += " Here, for the same configuration:"
+    if dim == 3 and len(same):
+        said += " Here, for the same size and batch:"
     else:
         volume = tests["size [px]"] ** dim * tests["batch"]
         same = tests[volume == volume.max()]
+        largest = f"{same.iloc[0]['size [px]']} px, batch {same.iloc[0]['batch']}"
         said += (
-            f" That configuration gave no dense time here; for the largest that did "
-            f"({same.iloc[0]['size [px]']} px, batch {same.iloc[0]['batch']}):"
+            f" That size and batch gave no dense time here; for the largest that did ({largest}):"
+            if dim == 3
+            else f" Here, for the largest that was measured ({largest}):"
         )
     parts = [
         f"{row['dense engine']} {times(row['memory factor'])} memory, {times(row['time factor'])} "
@@ -491,19 +500,27 @@ def _law_sentence(sweep: Sweep, engine: str) -> str:
     return f"With {engine}, {' and '.join(parts)} of {sweep.along}." if parts else ""
 
 
+def overtaking_sentence(found: Overtaking | None, word: str, sparse: str) -> str:
+    """Say where dense overtakes; empty where that was not measured."""
+    if found is None:
+        return ""
+    if found.at is None:
+        return f"in {word} dense never overtakes {sparse}, not even in the fullest cube measured"
+    if found.from_the_start:
+        return f"in {word} dense is the quicker one already at {100 * found.at:.2g} % active voxels"
+    return f"in {word} dense overtakes {sparse} at {100 * found.at:.2g} % active voxels"
+
+
 def _occupancy_figure(w: _Writer, sweep: Sweep) -> Figure:
-    parts = []
-    for phase, word in (("forward", "inference"), ("step", "training")):
-        at = results.overtaking(sweep, w.sparse, "dense", phase)
-        parts.append(
-            f"in {word} dense overtakes {w.sparse} at {100 * at:.2g} % active voxels"
-            if at
-            else f"in {word} dense never overtakes {w.sparse} within the range"
-        )
+    parts = [
+        overtaking_sentence(results.overtaking(sweep, w.sparse, "dense", phase), word, w.sparse)
+        for phase, word in (("forward", "inference"), ("step", "training"))
+    ]
     return w.figure(
         sweep.name,
         "Where dense overtakes sparse",
-        f"In {sweep.held}, {'; '.join(parts)}. Detector events have hundredths of a per cent.",
+        f"In {sweep.held}, {'; '.join(filter(None, parts))}. Detector events have hundredths of a "
+        "per cent.",
         sweep.table,
         partial(figures.draw_times, sweep=sweep, looks=w.looks),
         size=(6.2, 3.6),

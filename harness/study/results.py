@@ -13,7 +13,7 @@ from harness import store
 from harness.measured import Measured, pool
 from harness.study import accuracy, fits, michel, predictions, published
 from harness.study.accuracy import Accuracy
-from harness.study.cells import BATCHES, FILLED, OVERLAYS, VOLUMES
+from harness.study.cells import BATCHES, FILLED, OVERLAYS, TABLE, VOLUMES
 from harness.study.conduct import Study, predictions_name
 from harness.study.fits import PowerLaw
 from harness.study.michel import EventMichels, MichelSummary
@@ -357,7 +357,14 @@ def sweeps(results: Results) -> list[Sweep]:
             "time-and-memory-against-batch",
             "events a batch",
             f"{costs.batch_size} px",
-            _points(results.of(BATCHES), lambda m: m.cell["batch"]),
+            _points(
+                [
+                    m
+                    for m in (*results.of(BATCHES), *results.of(TABLE))
+                    if m.cell["size"] == costs.batch_size
+                ],
+                lambda m: m.cell["batch"],
+            ),
         ),
         Sweep(
             "time-and-memory-against-volume",
@@ -398,15 +405,42 @@ def _points(cells: Sequence[Measured], along: Callable[[Measured], float]) -> pd
     return pd.DataFrame(rows, columns=columns).sort_values(["engine", "phase", "x"])
 
 
-def overtaking(sweep: Sweep, sparse: str, dense: str, phase: str) -> float | None:
-    """Return the active fraction at which dense becomes the quicker one; None if it does not."""
+@dataclass(frozen=True)
+class Overtaking:
+    """Where dense becomes quicker than sparse.
+
+    Attributes
+    ----------
+    at : float or None
+        Active fraction; None if sparse stays the quicker one.
+    from_the_start : bool
+        Whether dense is the quicker one already there, at the least fraction measured.
+    """
+
+    at: float | None
+    from_the_start: bool = False
+
+
+def overtaking(sweep: Sweep, sparse: str, dense: str, phase: str) -> Overtaking | None:
+    """Find the active fraction at which dense becomes the quicker one.
+
+    Returns
+    -------
+    Overtaking or None
+        None where one of the two was not measured.
+    """
     both = sweep.table[sweep.table["phase"] == phase].pivot_table(
         index="x", columns="engine", values="seconds"
     )
     if not {sparse, dense} <= set(both.columns):
         return None
     both = both.dropna(subset=[sparse, dense]).sort_index()
-    return fits.crossing(both.index.tolist(), both[sparse].tolist(), both[dense].tolist())
+    if both.empty:
+        return None
+    x, slow, quick = both.index.tolist(), both[sparse].tolist(), both[dense].tolist()
+    if slow[0] > quick[0]:
+        return Overtaking(x[0], True)
+    return Overtaking(fits.crossing(x, slow, quick))
 
 
 def reached(curve: Curve, seconds: float) -> pd.Series | None:

@@ -78,7 +78,7 @@ class Costs:
     planes : tuple of (size, batch)
         The same in two dimensions.
     batches : tuple of int
-        Events a batch at `batch_size` px.
+        Events a batch at `batch_size` px, beside those of the table.
     batch_size : int
         Voxels a side for `batches`.
     volumes : tuple of int
@@ -95,6 +95,8 @@ class Costs:
         What is timed, except in `dense`.
     rule : StopRule
         When there are enough samples of a cell.
+    warm_up : float
+        Seconds after which a warm-up ends although it has not settled.
     timeout : float
         Seconds that a worker may take for one answer; a cell beyond it is recorded as such.
     checked_events : int
@@ -113,7 +115,8 @@ class Costs:
     overlay_size: int = 512
     filled_side: int = 32
     phases: tuple[str, ...] = BOTH
-    rule: StopRule = field(default_factory=lambda: StopRule(0.02, 3, 20, 4.0))
+    rule: StopRule = field(default_factory=lambda: StopRule(0.03, 3, 20, 2.0))
+    warm_up: float = 2.0
     timeout: float = 150.0
     checked_events: int = 4
 
@@ -224,7 +227,7 @@ SMOKE = Scale(
         table=((192, 4),),
         dense=((16, 4, FORWARD), (32, 4, FORWARD)),
         planes=((192, 1),),
-        batches=(1, 2),
+        batches=(1,),
         volumes=(192, 512),
         overlays=(1, 2),
         occupancies=(0.001, 0.3),
@@ -251,7 +254,7 @@ LAPTOP = Scale(
             192,
             4,
             200_000,
-            seconds=1440.0,
+            seconds=1320.0,
             evaluate_every=500,
             held_out_events=128,
             tests=(*_ALL_TESTS, HeldOut(192, 512, michel=True)),
@@ -274,11 +277,11 @@ LAPTOP = Scale(
     costs=Costs(
         table=_PAPER_TABLE,
         dense=((32, 4, BOTH), (64, 4, BOTH), (192, 1, FORWARD)),
-        planes=((192, 4), (512, 4)),
-        batches=(1, 2, 4, 8, 16, 32),
-        volumes=(192, 256, 384, 512, 768),
+        planes=((192, 4),),
+        batches=(1, 8, 32),
+        volumes=(192, 256, 384, 768),
         overlays=(1, 2, 4, 8, 16),
-        occupancies=(0.001, 0.01, 0.03, 0.1, 0.3, 1.0),
+        occupancies=(0.001, 0.01, 0.05, 0.2, 1.0),
     ),
 )
 
@@ -289,7 +292,7 @@ _GPU_COSTS = Costs(
         for side, batch in ((32, 4), (64, 4), (96, 4), (128, 4), (192, 1), (192, 4))
     ),
     planes=((192, 4), (512, 4)),
-    batches=(1, 2, 4, 8, 16, 32, 64),
+    batches=(1, 2, 8, 16, 32),
     volumes=(192, 256, 384, 512, 768),
     overlays=(1, 2, 4, 8, 16, 32),
     occupancies=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),

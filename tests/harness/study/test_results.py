@@ -94,7 +94,7 @@ def test_factors_compare_dense_and_sparse_on_the_same_configuration(tmp_path):
     assert np.isnan(table.loc[192, "time factor"])
     said = page.factor_sentence(table.reset_index(), 3)
     assert "364×" in said and "33×" in said
-    assert "gave no dense time here; for the largest that did (64 px, batch 4)" in said
+    assert "gave no dense time here; for the largest that did (64 px, batch 4):" in said
     assert "dense 150× memory, 60× time" in said
 
 
@@ -105,7 +105,7 @@ def test_factors_for_the_same_configuration_are_called_that(tmp_path):
         (DENSE, "dense", 192, 4, "forward", 5.0, 300 * MB),
     )
     said = page.factor_sentence(results.factor_table(cells, "sscn"), 3)
-    assert "for the same configuration: dense 10× memory, 10× time" in said
+    assert "for the same size and batch: dense 10× memory, 10× time" in said
 
 
 def sweep(**columns):
@@ -126,16 +126,48 @@ def test_a_sweep_knows_its_exponents():
     assert found.fit("sscn", "forward", "seconds") is None
 
 
-def test_dense_overtakes_where_the_curves_cross():
+def occupancies(sparse, dense):
     x = [0.001, 0.01, 0.1, 1.0]
-    found = sweep(
+    return sweep(
         x=x * 2,
         engine=["sscn"] * 4 + ["dense"] * 4,
         phase="forward",
-        seconds=[10 * v for v in x] + [1.0] * 4,
+        seconds=[sparse * v for v in x] + [dense] * 4,
     )
-    assert results.overtaking(found, "sscn", "dense", "forward") == pytest.approx(0.1, rel=1e-6)
-    assert results.overtaking(found, "sscn", "dense", "step") is None
+
+
+def test_dense_overtakes_where_the_curves_cross():
+    found = results.overtaking(occupancies(10, 1), "sscn", "dense", "forward")
+    assert found is not None
+    assert found.at == pytest.approx(0.1, rel=1e-6)
+    assert "overtakes sscn at 10 %" in page.overtaking_sentence(found, "inference", "sscn")
+
+
+def test_dense_may_never_overtake_or_be_the_quicker_one_from_the_start():
+    never = results.overtaking(occupancies(1, 2), "sscn", "dense", "forward")
+    assert never == results.Overtaking(None)
+    assert "never" in page.overtaking_sentence(never, "inference", "sscn")
+    always = results.overtaking(occupancies(1e6, 2), "sscn", "dense", "forward")
+    assert always == results.Overtaking(0.001, True)
+    assert "already at 0.1 %" in page.overtaking_sentence(always, "inference", "sscn")
+
+
+def test_what_was_not_measured_overtakes_nothing():
+    found = results.overtaking(occupancies(1, 2), "sscn", "dense", "step")
+    assert found is None
+    assert page.overtaking_sentence(found, "training", "sscn") == ""
+
+
+def test_the_published_factors_in_2d_are_not_given_a_configuration_they_do_not_have(tmp_path):
+    table = pd.DataFrame(
+        [["dense", 2, 192, 4, "test", 3.0, 9.0]],
+        columns=["dense engine", "dim", "size [px]", "batch", "pass"]
+        + ["time factor", "memory factor"],
+    )
+    said = page.factor_sentence(table, 2)
+    assert "93× memory and 3.1× time" in said
+    assert "same size" not in said
+    assert "the largest that was measured (192 px, batch 4): dense 9× memory, 3× time" in said
 
 
 TRAINING = Training("sparse 192 px", SPARSE, 192, 4, 10)
