@@ -321,8 +321,12 @@ def check_weight(weight: Tensor, kernel_map: KernelMap, dtype: torch.dtype) -> N
 
 
 def arithmetic(x: Tensor, precision: str) -> dict[str, Any]:
-    """Return the constants that say how a kernel multiplies."""
-    return {"PRECISION": precision, "UPCAST": INTERPRETED and x.dtype == torch.bfloat16}
+    """Return the constants and compiler options that say how a kernel multiplies."""
+    return {
+        "PRECISION": precision,
+        "UPCAST": INTERPRETED and x.dtype == torch.bfloat16,
+        "enable_fp_fusion": True,  # or an IEEE product takes two instructions instead of one
+    }
 
 
 def map_tensors(kernel_map: KernelMap, absent: Tensor) -> tuple[Tensor, ...]:

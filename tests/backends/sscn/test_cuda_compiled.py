@@ -64,7 +64,7 @@ def _keep_tf32_switch():
 def compile_launch(launch, capability):
     """Compile a recorded launch with the specialisations that the launcher would choose."""
     kernel, arguments, constants = launch
-    options = {key: constants[key] for key in ("num_warps", "num_stages") if key in constants}
+    options = {key: value for key, value in constants.items() if key not in kernel.arg_names}
     values = {**dict(zip(kernel.arg_names, arguments, strict=False)), **constants}
     signature, known, facts = {}, {}, {}
     for place, parameter in enumerate(kernel.params):
