@@ -161,8 +161,15 @@ def test_what_was_not_measured_overtakes_nothing():
 def test_the_published_factors_in_2d_are_not_given_a_configuration_they_do_not_have(tmp_path):
     table = pd.DataFrame(
         [["dense", 2, 192, 4, "test", 3.0, 9.0]],
-        columns=["dense engine", "dim", "size [px]", "batch", "pass"]
-        + ["time factor", "memory factor"],
+        columns=[
+            "dense engine",
+            "dim",
+            "size [px]",
+            "batch",
+            "pass",
+            "time factor",
+            "memory factor",
+        ],
     )
     said = page.factor_sentence(table, 2)
     assert "93× memory and 3.1× time" in said
