@@ -16,6 +16,7 @@ from harness.comparison import (
     Standing,
     changes,
     common_drift,
+    failures,
     finding,
     standings,
     tally,
@@ -49,7 +50,7 @@ def standing_table(ranked: Sequence[Standing]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("note", overflow="fold")
     question = None
-    for s in ranked[:LINES_ON_A_SCREEN]:
+    for s in [s for s in ranked if s.measured.tried][:LINES_ON_A_SCREEN]:
         m = s.measured
         if m.question != question:
             if question is not None:
@@ -214,7 +215,10 @@ def _print_tables(
         said = finding(cells)
         for sentence in (f"[bold]{said.claim}[/bold]", *said.sentences):
             console.print(sentence)
-        _print_left_out(console, len(ranked))
+        for f in failures(cells.values()):
+            if f.outcome == "unavailable":
+                console.print(f"{f.engine} is not available here: {f.reason}", style="dim")
+        _print_left_out(console, sum(s.measured.tried for s in ranked))
         return
     moved = sum(c.judgement.verdict is not Verdict.SAME for c in found)
     if moved:

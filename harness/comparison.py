@@ -95,7 +95,11 @@ def changes(before: Mapping[str, Measured], after: Mapping[str, Measured]) -> li
     list[Change]
         Time, memory and error of each cell, sorted by consequence and then by size of the change.
     """
-    names = [*before, *(name for name in after if name not in before)]
+    names = [
+        name
+        for name in dict.fromkeys([*before, *after])
+        if any(name in run and run[name].tried for run in (before, after))
+    ]
     pairs = []
     for name in names:
         old, new = before.get(name), after.get(name)
@@ -155,7 +159,8 @@ def finding(cells: Mapping[str, Measured]) -> Finding:
     """
     questions: dict[tuple[Any, ...], list[Measured]] = defaultdict(list)
     for measured in cells.values():
-        questions[measured.question].append(measured)
+        if measured.tried:
+            questions[measured.question].append(measured)
     contests = [sorted(r, key=_seconds) for r in questions.values()]
     contests = [r for r in contests if len(_rivals(r)) > 1]
     if not contests:
@@ -253,6 +258,33 @@ def _lead(first: Measured, second: Measured) -> str:
     if found.verdict is Verdict.SLOWER:
         return f"{ratio:.3g}x as long ({interval})"
     return f"{ratio:.3g}x as long, too close to call ({interval})"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Cells of one engine that gave no time for the same reason."""
+
+    engine: str
+    outcome: str
+    reason: str
+    cells: list[Measured]
+
+    @property
+    def where(self) -> str:
+        """Which cells; what could not even be tried is not worth a list."""
+        if self.outcome == "unavailable":
+            return "everywhere" if len(self.cells) > 1 else self.cells[0].where
+        return "; ".join(m.where for m in self.cells)
+
+
+def failures(cells: Iterable[Measured]) -> list[Failure]:
+    """Group what gave no time by engine, outcome and reason; what is not installed comes last."""
+    groups: dict[tuple[str, str, str], list[Measured]] = defaultdict(list)
+    for m in cells:
+        if not m.ok:
+            groups[m.engine, m.side.outcome, m.side.reason].append(m)
+    found = [Failure(*key, members) for key, members in groups.items()]
+    return sorted(found, key=lambda f: f.outcome == "unavailable")
 
 
 def tally(found: Iterable[Change]) -> str:

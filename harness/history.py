@@ -202,6 +202,7 @@ def tell_all(series: Mapping[Key, Sequence[Point]]) -> list[Told]:
             -max(t.severity, 0.0),
             not t.events,
             t.severity,
+            t.key.metric is not TIME,
             t.key.engine,
             t.key.size,
             t.key.where,

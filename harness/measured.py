@@ -52,6 +52,11 @@ class Measured:
         return self.side.outcome == "ok"
 
     @property
+    def tried(self) -> bool:
+        """Whether the engine could run here at all."""
+        return self.side.outcome != "unavailable"
+
+    @property
     def engine(self) -> str:
         """The engine with its options: what competes with others on the same question."""
         options = json.loads(self.cell["options"])

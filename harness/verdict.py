@@ -276,6 +276,8 @@ def _judge_outcome(pair: Pair) -> Judgement | None:
     """Judge what needs no clock; None where both sides have times to compare."""
     before, after = pair.before, pair.after
     if after is None:
+        if before is not None and before.outcome != "ok":
+            return Judgement(Verdict.SAME, f"no time before ({before.outcome}), not tried after")
         return Judgement(Verdict.MISSING, "measured before, not measured after")
     if after.outcome == "wrong":
         return Judgement(Verdict.WRONG, _because("wrong results", after.reason))

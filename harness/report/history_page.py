@@ -105,7 +105,7 @@ def figure(told: Told, looks: Looks) -> str:
         for i, p in enumerate(told.points):
             if p.low is not None and p.high is not None:
                 axes.plot([i, i], [p.low, p.high], color=color, alpha=0.35, lw=1)
-        axes.plot(places, values, ".", color=color, ms=5, alpha=0.8)
+        axes.plot(places, values, ".", color=color, ms=6.5, alpha=0.8)
         for event in told.course.steps:
             left, right = places[event.first - 1], places[event.last]
             axes.axvspan(left, right, color=FAINT, lw=0)

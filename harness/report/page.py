@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.comparison import Change, Finding, Standing, common_drift, finding, tally
+from harness.comparison import Change, Finding, Standing, common_drift, failures, finding, tally
 from harness.errors import BadInput
 from harness.measured import Measured
 from harness.metrics import format_value
@@ -98,6 +98,7 @@ def render(
 
     measured = list(cells.values())
     looks = Looks(m.engine for m in measured)
+    shown = [s for s in ranked if s.measured.tried]
     timed = [m for m in measured if m.ok]
     said = finding(cells)
     event = event_of(max(measured, key=_for_show))
@@ -108,6 +109,7 @@ def render(
         .get_template("page.html.j2")
         .render(
             looks=looks,
+            legend=[e for e in looks.engines if any(m.engine == e and m.tried for m in measured)],
             shapes=SHAPES,
             said=said,
             glance=glance(said),
@@ -117,9 +119,9 @@ def render(
             tally=tally(found),
             drift=common_drift(found),
             change_figure=change_figure(found),
-            ranked=ranked[:ROWS_SHOWN],
-            ranked_count=len(ranked),
-            failures=[m for m in measured if not m.ok],
+            ranked=shown[:ROWS_SHOWN],
+            ranked_count=len(shown),
+            failures=failures(measured),
             figures=figures(measured, looks) if timed else [],
             event=event,
             facts=facts(frame),

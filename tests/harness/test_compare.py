@@ -164,6 +164,18 @@ def test_one_run_prints_engines_outcomes_and_reasons(write_records, run_records)
         assert word in result.output
 
 
+def test_what_is_not_installed_is_told_once(write_records, run_records, make_record):
+    missing = [
+        make_record(backend="torchsparse", size=s, outcome="unavailable", reason="not installed")
+        for s in (192, 512, 768)
+    ]
+    before = write_records(run_records() + missing, "a.jsonl")
+    assert run(before).output.count("torchsparse is not available here: not installed") == 1
+    assert run(before).output.count("torchsparse") == 1
+    after = write_records(run_records() + missing[:1], "b.jsonl")
+    assert "torchsparse" not in run(before, after, "--format", "csv").output
+
+
 def test_two_runs_print_what_changed_and_count_the_rest(write_records, run_records):
     before = write_records(run_records(rounds=12), "a.jsonl")
     after = write_records(run_records(rounds=12, factor=1.1), "b.jsonl")

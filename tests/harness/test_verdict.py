@@ -178,6 +178,7 @@ def test_many_cells_raise_the_bar_for_each():
     ("before", "after", "wanted", "words"),
     [
         (Side({0: [1.0] * 5}), None, Verdict.MISSING, "not measured after"),
+        (Side(outcome="unavailable"), None, Verdict.SAME, "no time before (unavailable)"),
         (None, Side({0: [1.0] * 5}), Verdict.NEW, "not measured before"),
         (
             Side({0: [1.0] * 5}),
