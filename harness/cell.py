@@ -171,10 +171,9 @@ class Cell:
         model = "" if self.model == ModelSpec() else f" {tuple(asdict(self.model).values())}"
         flat = "" if self.dim == 3 else f" {self.dim}D"
         events = "" if self.events.set == "sample" else f" {self.events.set}"
-        seed = f" seed {self.events.seed}" if self.events.seed else ""
         return (
             f"{self.size} px{flat} x{self.batch} {self.phase} {self.map} {self.precision} "
-            f"{self.device}{model}{events}{seed}"
+            f"{self.device}{model}{events}"
         )
 
     @property

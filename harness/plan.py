@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.cell import Cell
+from harness.cell import Cell, EventSpec
 from harness.errors import BadInput
 from harness.events import open_events
 
@@ -69,7 +69,7 @@ def with_events(cells: Sequence[Cell], source: str) -> list[Cell]:
         apart = filled if cell.batch == 1 and filled else [None]
         for index in apart:
             which = name if index is None else f"{name}[{index}]"
-            spec = replace(cell.events, set=which, sha256=events.sha256)
+            spec = EventSpec(which, events.sha256)
             found.append(replace(cell, events=spec))
     return found
 
@@ -111,7 +111,7 @@ def groups(cells: Sequence[Cell], seed: int, number: int) -> list[list[Cell]]:
     """
     together: Mapping[str, list[Cell]] = defaultdict(list)
     for cell in cells:
-        together[cell.question].append(cell)
+        together[f"{cell.question} {cell.events.seed}"].append(cell)
     order = list(together)
     random.Random(f"{seed} {number // 2}").shuffle(order)
     if number % 2:

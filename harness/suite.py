@@ -9,11 +9,16 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from backends.registry import BUILT_IN
-from harness.cell import SIZES, Cell, ModelSpec
+from harness.cell import SIZES, Cell, EventSpec, ModelSpec
 from harness.errors import BadInput
 
 ENGINES = tuple(BUILT_IN)
 """Every engine that the project knows, installed or not: what is missing gets a record too."""
+
+TYPICAL_SEED = 4
+"""Draws typical events: at every size, for batch 1 and 4, the sites of a batch are within 30 % of
+what the mean of the packed sample would give. Most seeds draw an event of half or twice the mean.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Grid:
     maps: tuple[str, ...] = ("cold", "warm")
     dim: int = 3
     model: ModelSpec = field(default_factory=ModelSpec)
+    seed: int = TYPICAL_SEED
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ class Suite:
                     phase=phase,
                     map=state,
                     model=grid.model,
+                    events=EventSpec(seed=grid.seed),
                 )
                 found[cell] = None
         return list(found)

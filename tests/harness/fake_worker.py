@@ -72,9 +72,19 @@ class Scripted:
         if deed == "garbage":
             os.write(int(sys.argv[2]), b"<html>not found</html>\n")
             time.sleep(600)
-        if deed == "once" and not Path(os.environ["FAKE_WORKER_FLAG"]).exists():
-            Path(os.environ["FAKE_WORKER_FLAG"]).touch()
+        if deed == "once" and first_time():
             raise MemoryError("others hold it")
+        if deed == "murders" or (deed == "murders-once" and first_time()):
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(600)
+
+
+def first_time():
+    flag = Path(os.environ["FAKE_WORKER_FLAG"])
+    if flag.exists():
+        return False
+    flag.touch()
+    return True
 
 
 if __name__ == "__main__":
