@@ -172,9 +172,9 @@ def conduct(study: Study, console: Console) -> Path:
     from harness.study.page import write_page
 
     scale = study.plan_of_work
-    begin(study)
     console.print(scale.describe(), highlight=False, soft_wrap=True)
     found = _probe(study)
+    begin(study)
     make_events(study, scale, console)
     for training in scale.trainings:
         learn(study, training, found, console)

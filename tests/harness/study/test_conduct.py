@@ -3,11 +3,16 @@
 import subprocess
 import sys
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from backends.capabilities import Capabilities
+from backends.registry import Availability
 from harness.errors import BadInput
+from harness.study import conduct
 from harness.study.cells import Engines, cost_jobs
 from harness.study.conduct import Study, begin, read
 from harness.study.scales import AS_PUBLISHED, DENSE, SCALES, SMOKE
@@ -63,11 +68,23 @@ def test_the_cells_of_a_scale_are_distinct_and_share_their_questions(tmp_path):
     assert all(job.cell.events.sha256 for job in jobs)
 
 
+def test_a_scale_for_a_gpu_is_refused_where_there_is_none(tmp_path, monkeypatch):
+    here = {
+        name: Availability(name, Capabilities("1", ("cpu",), {"cpu": ("fp32",)}))
+        for name in ("sscn", DENSE, AS_PUBLISHED)
+    }
+    monkeypatch.setattr(conduct, "probe_all", lambda names: [here[name] for name in names])
+    with pytest.raises(BadInput, match="the scale gpu needs cuda, where sscn does not run here"):
+        conduct.conduct(Study(tmp_path / "x", "gpu"), Console(file=StringIO()))
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--scale", "smoke"], "say where the study goes: --out DIR"),
         (["--out", "x", "--scale", "huge"], "there is no scale 'huge'"),
+        (["--out", "x", "--scale", "smoke", "--backend", "none"], "no engine called 'none'"),
         (["page", "nowhere"], "holds no study"),
         (["train", "nowhere"], "holds no plan.json"),
     ],

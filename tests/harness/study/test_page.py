@@ -1,0 +1,107 @@
+"""Sections of the page from curves and events made by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness import store
+from harness.events import Event, Label
+from harness.study import displays, michel, page
+from harness.study.conduct import Study
+from harness.study.predictions import Predicted
+from harness.study.results import Curve, Results
+from harness.study.scales import DENSE, SPARSE, Training
+
+
+def curve(role, joules):
+    steps = np.arange(1, 41)
+    table = pd.DataFrame(
+        {
+            "step": steps,
+            "events": 4 * steps,
+            "sites": 1000,
+            "loss": 6 / steps,
+            "accuracy": 1 - 1 / (1 + steps),
+            "step_seconds": 0.5,
+            "seconds": 0.5 * steps,
+            "joules": 3.0 * steps if joules else np.nan,
+        }
+    )
+    held_out = table.iloc[[19, 39]].rename(columns={"events": "all"}).assign(events=8, spread=0.1)
+    training = Training(f"{role} 32 px", role, 192, 4, 40, crop=32)
+    return Curve(training, {SPARSE: "sscn"}.get(role, role), table, held_out)
+
+
+def section(tmp_path, curves):
+    nothing = store.read([])
+    found = Results(Study(tmp_path, "laptop"), curves, [], [], nothing)
+    return page.learning_section(page._Writer(found))
+
+
+def test_trainings_are_drawn_against_iterations_time_and_energy(tmp_path):
+    made = section(tmp_path, [curve(SPARSE, True), curve(DENSE, True)])
+    names = [item.name for item in made.items]
+    assert names == [
+        "accuracy-against-step-crops",
+        "loss-against-step-crops",
+        "accuracy-against-seconds-crops",
+        "accuracy-against-joules-crops",
+    ]
+    for name in names:
+        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 1000
+        table = pd.read_csv(tmp_path / "figures" / f"{name}.csv")
+        assert table["training"].value_counts().to_dict() == {"sparse 32 px": 40, "dense 32 px": 40}
+    assert "sparse 32 px 0.12 kJ" in made.items[3].sentence
+    assert "sparse 32 px 500 ms" in made.items[2].sentence
+    assert all(item.image.startswith("<svg") for item in made.items)
+
+
+def test_without_an_energy_counter_the_page_says_so(tmp_path):
+    made = section(tmp_path, [curve(SPARSE, False)])
+    assert not any("joules" in item.name for item in made.items)
+    assert any("no energy counter" in paragraph for paragraph in made.paragraphs)
+
+
+def event(truth, predicted):
+    voxels = np.argwhere(np.ones((len(truth), 1, 1))).astype(np.int32)
+    ones = np.ones(len(truth), np.float32)
+    return Predicted(
+        Event(voxels, ones, np.array(truth, np.uint8), 64, "by hand"), np.array(predicted)
+    )
+
+
+def test_mistakes_are_the_events_with_lost_or_invented_michels_the_worst_first():
+    right = event([Label.MICHEL] * 3, [Label.MICHEL] * 3)
+    lost = event([Label.MICHEL] * 9, [Label.SHOWER] * 9)
+    invented = event([Label.SHOWER] * 5, [Label.MICHEL] * 5)
+    found = [
+        michel.EventMichels(1, 1, ()),
+        michel.EventMichels(1, 0, ()),
+        michel.EventMichels(0, 0, (michel.Candidate(5, 5.0, -1, 0, 0, 0.0),)),
+    ]
+    assert displays.mistakes([right, lost, invented], found) == [1, 2]
+    assert displays.mistakes([right, lost, invented], found, 1) == [1]
+    assert displays.mistakes([right], found[:1]) == []
+
+
+def test_a_turned_event_marks_what_differs():
+    element = displays.turned(event([0, 1, 2], [0, 1, 1]), "an-id")
+    assert 'id="an-id"' in element
+    assert "truth differs" in element
+    assert "truth differs" not in displays.turned(event([0, 1], [0, 1]), "another")
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (True, "yes"),
+        (12345, "12,345"),
+        (0.12345, "0.123"),
+        (3107.2, "3,107"),
+        ("ok", "ok"),
+    ],
+)
+def test_values_of_a_table_are_written_for_people(value, written):
+    assert page.plain(value) == written
