@@ -1,0 +1,31 @@
+"""The page on engines says what the tests and the registry say."""
+
+import tomllib
+from pathlib import Path
+
+from backends import registry
+
+HERE = Path(__file__).parent
+PAGE = (HERE.parents[1] / "docs" / "engines.md").read_text()
+
+
+def test_every_engine_has_a_row():
+    for name in registry.BUILT_IN:
+        assert f"| `{name}` |" in PAGE
+
+
+def test_every_defect_is_told():
+    for known in tomllib.loads((HERE / "expected_failures.toml").read_text())["failure"]:
+        assert known["symptom"] in PAGE
+        assert known.get("handled", "an expected failure of the agreement tests") in PAGE
+        assert known["engine"] in registry.BUILT_IN
+
+
+def test_determinism_is_told():
+    known = tomllib.loads((HERE / "determinism.toml").read_text())
+    sentence = next(
+        line for line in PAGE.splitlines() if "the same bits for the same input" in line
+    )
+    for phase in known.values():
+        assert all(phase.values())
+        assert all(f"`{engine}`" in sentence for engine in phase)
