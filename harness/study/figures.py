@@ -170,6 +170,8 @@ def draw_times(axes: Axes, sweep: Sweep, looks: Looks) -> None:
             own = sweep.table[
                 (sweep.table["engine"] == engine) & (sweep.table["phase"] == phase)
             ].dropna(subset=["seconds"])
+            if own.empty:
+                continue
             axes.plot(
                 own["x"],
                 own["seconds"],
@@ -192,6 +194,8 @@ def _draw_quantity(axes: Axes, sweep: Sweep, looks: Looks, quantity: str) -> Non
             own = sweep.table[
                 (sweep.table["engine"] == engine) & (sweep.table["phase"] == phase)
             ].dropna(subset=[quantity])
+            if own.empty:
+                continue
             law = sweep.fit(engine, phase, quantity)
             label = f"{engine}, {_PHASES[phase]}" + (f": {law}" if law else "")
             color = looks.color(engine)
@@ -209,9 +213,13 @@ def _plain_ticks(axes: Axes, values: pd.Series) -> None:
 
 
 def _units(axes: Axes, unit: str) -> None:
-    from matplotlib.ticker import LogLocator
+    """Write the ticks of a logarithmic axis with their unit; even steps where it is short."""
+    from matplotlib.ticker import AutoLocator, LogLocator
 
-    axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(
+        AutoLocator() if high < 5 * low else LogLocator(10, subs=(1.0, 2.0, 5.0))
+    )
     axes.yaxis.set_major_formatter(lambda value, _: format_value(value, unit))
     axes.yaxis.set_minor_formatter(lambda *_: "")
 

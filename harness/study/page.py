@@ -107,7 +107,7 @@ class _Writer:
 
 def plain(value: Any) -> str:
     """Write a value of a table: an en dash for what is not known, numbers to three digits."""
-    if value is None or (isinstance(value, float) and value != value):
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -384,9 +384,10 @@ def cost_section(w: _Writer) -> Section:
                 "table-2",
                 "Table II",
                 f"Published on {machine} in 2018 beside this machine; a ratio above 1 is in favour "
-                f"of this machine. Memory is {held}, as the study logged it. Rows that are not "
-                "checked were timed without the float64 truth, which takes too much memory for "
-                "large batches; the same engine is checked on small ones.",
+                f"of this machine. Memory is {held}, as the study logged it. Batches of more than "
+                f"{w.found.scale.costs.checked_events} events are timed without the comparison "
+                "with the float64 truth, which takes too long or too much memory there; the same "
+                "engine is checked on smaller batches.",
                 frame.assign(
                     published=_with_units(frame, "published"),
                     measured=_with_units(frame, "measured"),

@@ -235,7 +235,7 @@ SMOKE = Scale(
         filled_side=16,
         rule=StopRule(0.2, 3, 3, 0.2),
         timeout=60.0,
-        checked_events=0,
+        checked_events=1,
         phases=FORWARD,
     ),
     model=ModelSpec(filters=4, depth=3),

@@ -96,6 +96,7 @@ def test_a_turned_event_marks_what_differs():
     [
         (None, "–"),
         (float("nan"), "–"),
+        (float("inf"), "–"),
         (True, "yes"),
         (12345, "12,345"),
         (0.12345, "0.123"),
