@@ -42,6 +42,7 @@ GATES = {
 def standing_table(ranked: Sequence[Standing]) -> Table:
     """The engines side by side, for a terminal."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
@@ -68,7 +69,7 @@ def standing_table(ranked: Sequence[Standing]) -> Table:
             "–" if m.error is None else f"{m.error:.1e}",
             times(s.over_dense),
             times(s.over_best),
-            m.side.reason,
+            escape(m.side.reason),
             style=style,
         )
     return table
@@ -92,6 +93,7 @@ STYLES = {
 def change_table(found: Sequence[Change]) -> Table:
     """What changed, for a terminal; what stayed the same is only counted, in `tally`."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -111,7 +113,7 @@ def change_table(found: Sequence[Change]) -> Table:
             format_value(c.before, c.metric.unit),
             format_value(c.after, c.metric.unit),
             percent(ratio) if math.isfinite(ratio) else "–",
-            c.judgement.reason,
+            escape(c.judgement.reason),
         )
     return table
 
@@ -207,17 +209,19 @@ def _print_tables(
     two_runs: bool,
 ) -> None:
     from rich.console import Console
+    from rich.markup import escape
 
     # A pipe has no width of its own: give the table the room that keeps its rows on one line.
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     if not two_runs:
         console.print(standing_table(ranked))
         said = finding(cells)
-        for sentence in (f"[bold]{said.claim}[/bold]", *said.sentences):
-            console.print(sentence)
+        console.print(said.claim, style="bold")
+        for sentence in said.sentences:
+            console.print(sentence, markup=False)
         for f in failures(cells.values()):
             if f.outcome == "unavailable":
-                console.print(f"{f.engine} is not available here: {f.reason}", style="dim")
+                console.print(f"{f.engine} is not available here: {escape(f.reason)}", style="dim")
         _print_left_out(console, sum(s.measured.tried for s in ranked))
         return
     moved = sum(c.judgement.verdict is not Verdict.SAME for c in found)

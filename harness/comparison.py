@@ -170,8 +170,11 @@ def finding(cells: Mapping[str, Measured]) -> Finding:
     own = [rivals for rivals in contests if rivals[0].cell["backend"] == best]
     quoted = max(own, key=_weight)
     leads = sorted(_seconds(_rivals(r)[1]) / _seconds(r[0]) for r in own)
+    sure = _race(*_rivals(quoted)[:2]).verdict is Verdict.SLOWER
     return Finding(
-        f"{best} is the fastest engine here",
+        f"{best} is the fastest engine here"
+        if sure
+        else f"{best} looks fastest here, but the race is too close to call",
         [_record(best, won, len(contests), leads, wins), *_quote(quoted), *_lost(quoted, contests)],
         quoted,
     )
@@ -250,14 +253,19 @@ def _lost(quoted: Sequence[Measured], contests: Sequence[Sequence[Measured]]) ->
 
 def _lead(first: Measured, second: Measured) -> str:
     """How much longer the second takes, and whether that is sure."""
-    found = judge([Pair(first.side, second.side, took_turns=True)])[0]
+    found = _race(first, second)
     ratio = _seconds(second) / _seconds(first)
     if math.isnan(found.low):
         return f"{ratio:.3g}x as long ({found.reason})"
     interval = f"95 % interval {found.low:.3g}x to {found.high:.3g}x"
     if found.verdict is Verdict.SLOWER:
         return f"{ratio:.3g}x as long ({interval})"
-    return f"{ratio:.3g}x as long, too close to call ({interval})"
+    return f"{ratio:.3g}x as long, which is not sure ({interval}; more `--repeats` narrow it)"
+
+
+def _race(first: Measured, second: Measured) -> Judgement:
+    """Judge two engines of one run, which took turns, as if they were before and after."""
+    return judge([Pair(first.side, second.side, took_turns=True)])[0]
 
 
 @dataclass(frozen=True)

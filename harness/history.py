@@ -257,6 +257,7 @@ def history(
 def _print(told: Sequence[Told]) -> None:
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
@@ -271,7 +272,7 @@ def _print(told: Sequence[Told]) -> None:
             t.key.where,
             t.key.metric.name,
             format_value(latest, t.key.metric.unit),
-            event.words,
+            escape(event.words),
         )
     if eventful:
         console.print(table)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.cell import EventSpec, ModelSpec
 from harness.metrics import GRAD_REL_RMSE, NVML_PEAK, PEAK_RSS, REL_RMSE, Metric
 from harness.store import CELL_COLUMNS
 from harness.verdict import Side, median, worst_outcome
@@ -71,11 +72,12 @@ class Measured:
     def where(self) -> str:
         """The question in words."""
         c = self.cell
-        seed = f", event {c['events.seed']}" if c["events.seed"] else ""
+        spec = {name: c[f"model.{name}"] for name in ("filters", "depth", "reps", "classes")}
+        network = "" if spec == asdict(ModelSpec()) else f", network {tuple(spec.values())}"
+        events = "" if c["events.set"] == SAMPLE else f", {c['events.set']}"
         return (
             f"{c['size']} px{', 2D' if c['dim'] == 2 else ''}, batch {c['batch']}, "
-            f"{c['phase']}, {c['map']} map, "
-            f"{c['precision']} on {c['device']}{seed}"
+            f"{c['phase']}, {c['map']} map, {c['precision']} on {c['device']}{network}{events}"
         )
 
     @property
@@ -88,6 +90,8 @@ class Measured:
         """The metric that `error` is: gradients tell more than logits where there are any."""
         return GRAD_REL_RMSE if self.cell["phase"] == "step" else REL_RMSE
 
+
+SAMPLE = EventSpec().set
 
 ENGINE_KEYS = ("suite", "backend", "options")
 

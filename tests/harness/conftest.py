@@ -12,7 +12,7 @@ import pytest
 MACHINE = {"name": "bench", "processor": "Example CPU", "threads": 2, "gpu": None}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_record():
     """Build one record; keywords named like a cell's fields go into the cell."""
 
@@ -63,20 +63,23 @@ def make_record():
     return make
 
 
+def write_lines(path, records) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
 @pytest.fixture
 def write_records(tmp_path):
     """Write records to a file of JSON lines and return its path."""
 
     def write(records, name="run.jsonl") -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(record) + "\n" for record in records))
-        return path
+        return write_lines(tmp_path / name, records)
 
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_records(make_record):
     """A small run: three engines, three sizes, outcomes of every kind."""
 

@@ -89,7 +89,7 @@ def test_the_finding_names_the_fastest_its_lead_and_the_smallest(write_records, 
     assert re.search(r"wins all 6 comparisons, by 1\.(59|6)\d*x to 1\.6\d*x over", text)
     assert "At 768 px, batch 4" in text
     assert re.search(r"spconv takes 1\.(59|6)", text)
-    assert "too close" not in text
+    assert "not sure" not in text
     assert "The smallest there is sscn" in text
     assert "dense gave no time there: out-of-memory; at 192 px" in text
     assert float(re.search(r"it takes ([\d.]+)x as long as sscn", text)[1]) == pytest.approx(
@@ -100,7 +100,9 @@ def test_the_finding_names_the_fastest_its_lead_and_the_smallest(write_records, 
 
 def test_the_finding_does_not_call_a_close_race(write_records, make_record):
     records = [make_record(1.0), make_record(1.03, backend="spconv")]
-    assert "too close to call" in " ".join(finding(pooled(write_records, records)).sentences)
+    said = finding(pooled(write_records, records))
+    assert "looks fastest here, but the race is too close to call" in said.claim
+    assert "not sure" in " ".join(said.sentences)
 
 
 def test_one_engine_alone_is_not_ranked(write_records, make_record):
@@ -174,6 +176,11 @@ def test_what_is_not_installed_is_told_once(write_records, run_records, make_rec
     assert run(before).output.count("torchsparse") == 1
     after = write_records(run_records() + missing[:1], "b.jsonl")
     assert "torchsparse" not in run(before, after, "--format", "csv").output
+
+
+def test_brackets_in_a_reason_are_printed_as_they_are(write_records, make_record):
+    path = write_records([make_record(outcome="crashed", reason="[enforce fail at x:1] err")])
+    assert "[enforce fail at x:1] err" in run(path).output
 
 
 def test_two_runs_print_what_changed_and_count_the_rest(write_records, run_records):

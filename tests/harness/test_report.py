@@ -1,5 +1,6 @@
 """The page of a comparison: what it says, and that it looks right in a browser."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -40,22 +41,29 @@ def words(html):
     return re.sub(r"\s+", " ", " ".join(parser.words))
 
 
-@pytest.fixture
-def one_run(write_records, run_records):
-    frame = read(write_records(run_records(rounds=3)))
+def parsed(folder, name, records):
+    path = folder / name
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return read(path)
+
+
+@pytest.fixture(scope="module")
+def one_run(tmp_path_factory, run_records):
+    frame = parsed(tmp_path_factory.mktemp("one"), "run.jsonl", run_records(rounds=3))
     cells = pool(frame)
     return frame, cells, standings(cells.values()), []
 
 
-@pytest.fixture
-def two_runs(write_records, run_records):
-    before = read(write_records(run_records(rounds=12), "before.jsonl"))
-    after = read(write_records(run_records(rounds=12, factor=1.2, commit="b" * 40), "after.jsonl"))
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory, run_records):
+    folder = tmp_path_factory.mktemp("two")
+    before = parsed(folder, "before.jsonl", run_records(rounds=12))
+    after = parsed(folder, "after.jsonl", run_records(rounds=12, factor=1.2, commit="b" * 40))
     cells = pool(after)
     return after, cells, standings(cells.values()), changes(pool(before), cells), before
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(one_run):
     return render(*one_run)
 
