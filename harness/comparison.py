@@ -260,7 +260,7 @@ def _lead(first: Measured, second: Measured) -> str:
     interval = f"95 % interval {found.low:.3g}x to {found.high:.3g}x"
     if found.verdict is Verdict.SLOWER:
         return f"{ratio:.3g}x as long ({interval})"
-    return f"{ratio:.3g}x as long, which is not sure ({interval}; more `--repeats` narrow it)"
+    return f"{ratio:.3g}x as long, which is not sure ({interval}; more repeats narrow it)"
 
 
 def _race(first: Measured, second: Measured) -> Judgement:

@@ -55,7 +55,8 @@ def against_size(
     """
     panels: dict[str, list[Measured]] = defaultdict(list)
     for m in cells:
-        panels[f"{_setting(m)}, batch {m.cell['batch']}"].append(m)
+        if m.tried:
+            panels[f"{_setting(m)}, batch {m.cell['batch']}"].append(m)
     limits = _limits(cells, quantity)
     return [
         _size_panel(title, found, looks, quantity, unit, label, limits)
@@ -144,7 +145,7 @@ def _change_ticks(low: float, high: float) -> list[float]:
 def _setting(m: Measured) -> str:
     """What a panel holds fixed besides the batch."""
     c = m.cell
-    name = {"forward": "forward", "step": "optimisation step"}[c["phase"]]
+    name = {"step": "optimisation step"}.get(c["phase"], c["phase"])
     plane = ", 2D" if c["dim"] == 2 else ""
     return f"{name}, {c['map']} map{plane}, {c['precision']} on {c['device']}"
 
@@ -182,7 +183,7 @@ def _size_panel(
             )
             _bars(axes, points, looks, engine, line=True)
             for m in own:
-                if not m.ok and m.side.outcome != "unavailable":
+                if not m.ok:
                     failures[sizes.index(m.cell["size"])].append((engine, m.side.outcome))
         for place, lost in failures.items():
             for k, (engine, outcome) in enumerate(lost):
