@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -211,8 +212,33 @@ def tell_all(series: Mapping[Key, Sequence[Point]]) -> list[Told]:
     )
 
 
+def upgrades(told: Sequence[Told]) -> dict[tuple[str, str], int]:
+    """New versions of engines and of torch: what and in which commits, with how many series."""
+    found: Counter[tuple[str, str]] = Counter()
+    for t in told:
+        found.update((change, _range(t.points, i - 1, i)) for i, change in t.upgrades)
+    return dict(found)
+
+
 def event_rows(told: Sequence[Told]) -> list[dict[str, Any]]:
-    """Flatten the events for a spreadsheet or a program."""
+    """Flatten the events for a spreadsheet or a program; an upgrade is an event of its series."""
+    marks = [
+        {
+            "verdict": "UPGRADED",
+            "metric": t.key.metric.name,
+            "better": t.key.metric.better,
+            "engine": t.key.engine,
+            "where": t.key.where,
+            "machine": t.key.machine,
+            "commits": _range(t.points, i - 1, i),
+            "ratio": None,
+            "gradual": False,
+            "confidence": None,
+            "note": change,
+        }
+        for t in told
+        for i, change in t.upgrades
+    ]
     return [
         {
             "verdict": str(event.verdict),
@@ -229,7 +255,7 @@ def event_rows(told: Sequence[Told]) -> list[dict[str, Any]]:
         }
         for t in told
         for event in t.events
-    ]
+    ] + marks
 
 
 def history(
@@ -278,6 +304,8 @@ def _print(told: Sequence[Told]) -> None:
         console.print(table)
     if len(eventful) > LINES_ON_A_SCREEN:
         console.print(f"{len(eventful) - LINES_ON_A_SCREEN} more: see --format csv.")
+    for (change, commits), count in upgrades(told).items():
+        console.print(f"new version: {change} in {commits} ({count} series)", markup=False)
     console.print(summary(told))
 
 

@@ -227,13 +227,16 @@ def test_the_command_prints_what_happened(measured, capsys):
     assert ended.value.code == 0
     out = capsys.readouterr().out
     assert "SLOWER" in out
+    assert "new version: spconv 2.3.6 to 2.3.8 in" in out
     assert "6 series over 20 commits on 1 machine: 1 event." in out
 
 
 def test_the_command_gives_its_events_to_programs(measured, capsys, tmp_path):
     measured()
     history(format=Format.json)
-    assert json.loads(capsys.readouterr().out) == event_rows(told(tmp_path))
+    rows = json.loads(capsys.readouterr().out)
+    assert rows == event_rows(told(tmp_path))
+    assert [r["verdict"] for r in rows] == ["SLOWER", "UPGRADED", "UPGRADED", "UPGRADED"]
 
 
 def test_nothing_stored_says_how_to_begin(tmp_path, monkeypatch):

@@ -37,6 +37,15 @@ def test_a_step_is_found_with_its_place_its_size_and_its_confidence(ratio):
     assert false <= 2
 
 
+@pytest.mark.parametrize("ratio", [1.05, 1 / 1.05])
+def test_most_steps_of_five_per_cent_are_found_in_three_per_cent_of_noise(ratio):
+    found = sum(
+        any(s.first <= 90 <= s.last for s in find(history(seed, [(90, ratio)])).steps)
+        for seed in range(40)
+    )
+    assert found >= 32
+
+
 def test_noise_alone_has_no_steps():
     assert not [s for seed in range(60) for s in find(history(seed)).steps]
 
