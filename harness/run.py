@@ -140,6 +140,8 @@ def run(
     if against is not None:
         sides.append(Side(against, beside(settings.out)))
     identity, seed, done = _begin(sides, settings)
+    for side in sides:
+        store.check_writable(side.out)
     with tempfile.TemporaryDirectory(prefix="sscn-bench-") as truths:
         todo = _tasks(cells, sides, settings, found, truths, seed, python)
         todo = [

@@ -87,6 +87,21 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
         os.close(handle)
 
 
+def check_writable(path: Path) -> None:
+    """Make sure that records can go to a file, before hours are spent on them.
+
+    Raises
+    ------
+    BadInput
+        If the file cannot be opened for writing.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644))
+    except OSError as error:
+        raise BadInput(_unwritable(path, error)) from None
+
+
 def _unwritable(path: Path, error: OSError) -> str:
     return f"cannot write results to {path} ({error.strerror}); give another file with --out"
 

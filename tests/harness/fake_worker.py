@@ -89,6 +89,7 @@ def first_time():
 
 if __name__ == "__main__":
     worker.Session = Scripted
+    worker.die_with_parent()
     private_output().close()
     with os.fdopen(int(sys.argv[1])) as given, os.fdopen(int(sys.argv[2]), "w") as channel:
         serve(given, channel)

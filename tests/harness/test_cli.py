@@ -1,0 +1,143 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import __main__ as cli
+from harness import store
+from harness.cell import Cell
+
+ROOT = Path(__file__).resolve().parents[2]
+FIXTURE = ROOT.parent / "shared" / "data" / "larcv2_pilarnet_event48.root"
+needs_fixture = pytest.mark.skipif(not FIXTURE.exists(), reason="the larcv2 fixture is not here")
+
+
+@pytest.fixture(autouse=True)
+def _own_device_lock(tmp_path, monkeypatch):
+    """Do not wait for another run on this machine: these tests report no times."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
+def harness(*words, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "harness", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+def test_the_harness_needs_no_torch():
+    code = (
+        "import sys, harness.__main__, harness.run, harness.store, harness.cluster, suites.demo\n"
+    )
+    code += "assert not {'torch', 'pynvml', 'pandas', 'distributed'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_help_names_every_command():
+    text = harness("--help").stdout
+    here = ("backends", "suites", "run", "worker", "boundary")
+    for name in (*here, *cli.ELSEWHERE):
+        assert f" {name} " in text
+
+
+def one_sentence(done):
+    """Whether a command refused its input as it should; return the sentence."""
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["run", "nothing"], "there is no suite 'nothing'; choose one of"),
+        (["run", "demo", "--backend", "nonesuch"], "there is no engine called 'nonesuch'"),
+        (["run", "demo", "--backend", "sscn", "--size", "100"], "no images of 100 px; choose"),
+        (["run", "demo", "--backend", "sscn", "--events", "missing.root"], "missing.root"),
+        (["run", "demo", "--backend", "sscn", "--batch", "0"], "batch must be a whole number"),
+        (["run", "demo", "--backend", "sscn", "--device", "tpu"], "device must be one of"),
+        (["run", "demo", "--backend", "sscn", "--against", "nocommit"], "is no commit of"),
+        (["run", "demo", "--backend", "sscn", "--dask", "local:0"], "write local:2"),
+        (["worker", "missing.json"], "cannot read the cell missing.json"),
+        (["worker", "LICENSE"], "LICENSE is not JSON"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(words, sentence):
+    assert sentence in one_sentence(harness(*words))
+
+
+def test_an_unwritable_place_is_one_sentence_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").touch()
+    done = harness(
+        "run", "demo", "--backend", "sscn", "--out", tmp_path / "file" / "run.jsonl", timeout=300
+    )
+    assert "cannot write results to" in one_sentence(done)
+
+
+@needs_fixture
+def test_a_truncated_root_file_is_one_sentence(tmp_path):
+    path = tmp_path / "truncated.root"
+    path.write_bytes(FIXTURE.read_bytes()[:40_000])
+    done = harness("run", "inference", "--backend", "sscn", "--events", path)
+    assert "truncated.root" in one_sentence(done)
+
+
+def test_the_suites_are_listed():
+    text = harness("suites").stdout
+    for name in ("demo", "inference", "training"):
+        assert name in text
+
+
+def test_the_engines_are_listed_with_the_reason_where_absent():
+    done = harness("backends", "--timeout", "300")
+    assert done.returncode == 0
+    assert "sscn" in done.stdout
+    assert "dense" in done.stdout
+    for name in ("sparseconvnet", "torchsparse"):
+        try:
+            __import__(name)
+        except ImportError:
+            assert "not installed" in done.stdout
+
+
+def test_warnings_about_records_are_one_line(capsys):
+    cli._one_line("run.jsonl:3: not a record; left out", store.BadRecord)
+    cli._one_line("something internal", DeprecationWarning)
+    assert capsys.readouterr().err == "warning: run.jsonl:3: not a record; left out\n"
+
+
+@needs_fixture
+@pytest.mark.slow
+def test_a_physicists_own_file_is_measured_event_by_event(tmp_path):
+    out = tmp_path / "run.jsonl"
+    done = harness(
+        *("run", "inference", "--backend", "sscn", "--events", FIXTURE),
+        *("--budget", "0.1", "--out", out),
+    )
+    assert done.returncode == 0, done.stderr
+    found = list(store.records([out]))
+    assert {r["outcome"] for r in found} == {"ok"}
+    assert {r["skipped_empty"] for r in found} == {1}
+    single = [r for r in found if r["cell"]["batch"] == 1]
+    assert sorted(r["sites"] for r in single) == [100, 100, 1000, 1000, 5180, 5180]
+    for record in found:
+        assert record["sites"] == sum(record["event_sites"])
+        assert set(record["event_sites"]) <= {5180, 100, 1000}
+
+
+@pytest.mark.slow
+def test_a_run_on_two_dask_workers_measures_real_engines(tmp_path):
+    pytest.importorskip("distributed")
+    out = tmp_path / "run.jsonl"
+    done = harness(
+        *("run", "demo", "--backend", "sscn", "--size", "192", "--dask", "local:1"),
+        *("--budget", "0.1", "--out", out),
+    )
+    assert done.returncode == 0, done.stderr
+    found = list(store.records([out]))
+    assert [r["outcome"] for r in found] == ["ok"] * 3
+    assert len({Cell.from_json(r["cell"]).name for r in found}) == 3
