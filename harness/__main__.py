@@ -103,7 +103,7 @@ def run(
         Path | None, typer.Option(help="File of records; a new one under results/runs.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with --out, or with the latest run.")
+        bool, typer.Option("--resume", help="Go on with --out, or with the suite's latest run.")
     ] = False,
     events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
     against: Annotated[
@@ -121,7 +121,7 @@ def run(
     """Measure a suite, and write a record for each cell."""
     from backends.registry import module_name, probe_all
     from harness.plan import with_events
-    from harness.run import Settings, default_out, in_turn
+    from harness.run import Settings, default_out, in_turn, latest_out
     from harness.run import run as measure
     from harness.sampling import StopRule
     from harness.suite import ENGINES, find_suite, parse_engine
@@ -144,7 +144,7 @@ def run(
     if not cells:
         raise BadInput(f"the suite {suite} has no cell for these options; choose others")
     settings = Settings(
-        out=out or (store.resolve("latest")[0] if resume else default_out(suite)),
+        out=out or (latest_out(suite) if resume else default_out(suite)),
         events=events,
         repeats=repeats,
         rule=replace(StopRule(), budget=chosen.budget if budget is None else budget),

@@ -187,6 +187,20 @@ def default_out(suite: str, results: Path = store.RESULTS) -> Path:
     return results / "runs" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{suite}.jsonl"
 
 
+def latest_out(suite: str, results: Path = store.RESULTS) -> Path:
+    """Return the newest file of a suite under ``results/runs``.
+
+    Raises
+    ------
+    BadInput
+        If the suite was never run.
+    """
+    own = [path for path in store.stored(results) if path.name.endswith(f"-{suite}.jsonl")]
+    if not own:
+        raise BadInput(f"there is no run of {suite} to go on with; start without --resume")
+    return own[-1]
+
+
 def _begin(
     sides: Sequence[Side], settings: Settings
 ) -> tuple[str, int, set[tuple[Code, str, int]]]:

@@ -2,6 +2,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,7 @@ def everything_runs(listed):
 
 
 @pytest.fixture(autouse=True)
-def fake_workers(monkeypatch):
+def fake_workers(monkeypatch, tmp_path):
     def start(task):
         return LocalWorker(FAKE)
 
@@ -40,6 +41,7 @@ def fake_workers(monkeypatch):
 
     whole = launch.measure
     monkeypatch.setattr(launch, "measure", measure)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # do not wait for other runs
 
 
 def records(path):
@@ -245,3 +247,16 @@ def test_records_hold_the_run(tmp_path):
     assert record["cell"] == listed[0].to_json()
     assert record["stop"] == "spread"
     assert record["device_seconds"] is None
+
+
+def test_the_latest_run_of_a_suite_is_found_by_its_name(tmp_path):
+    with pytest.raises(BadInput, match="no run of demo"):
+        run.latest_out("demo", tmp_path)
+    (tmp_path / "runs").mkdir()
+    names = ("20260101T000000-demo", "20260102T000000-demo", "20260103T000000-training")
+    for name in (*names, "20260104T000000-demo.against"):
+        (tmp_path / "runs" / f"{name}.jsonl").touch()
+    assert run.latest_out("demo", tmp_path).stem == names[1]
+    new = run.default_out("demo", tmp_path)
+    assert new.parent == tmp_path / "runs"
+    assert new.stem > names[2]
