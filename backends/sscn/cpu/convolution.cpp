@@ -209,11 +209,13 @@ inline void for_each_tap(const Pairs& pairs, int64_t block, int first_tap, int l
       visit(tap, in + span[tap], out + span[tap], number);
 }
 
-// Convolve rows of x and hand each block's columns to
+// Convolve rows of x, and of a second source if there is one, and hand each block's columns to
 // finish(block, first row, rows, first column, vectors, accumulators).
 template <class Finish>
-void convolve_blocks(const float* x, int channels, const float* weight, int weight_stride,
-                     const Pairs& pairs, int threads, Finish&& finish) {
+void convolve_blocks(const float* x, int x_channels, const float* skip, int skip_channels,
+                     const float* weight, int weight_stride, const Pairs& pairs, int threads,
+                     Finish&& finish) {
+  const int channels = x_channels + skip_channels;
   const int vectors = weight_stride / kLanes;
   const int groups = (vectors + kWidest - 1) / kWidest;
   const int64_t blocks = pairs.blocks();
@@ -233,8 +235,12 @@ void convolve_blocks(const float* x, int channels, const float* weight, int weig
     for_each_tap(pairs, block, 0, pairs.taps,
                  [&](int tap, const int32_t* in, const uint8_t* out, int number) {
                    const float* w = weight + static_cast<int64_t>(tap) * channels * weight_stride;
-                   multiply(x, channels, in, out, number, w + from * kLanes, weight_stride, sum,
+                   multiply(x, x_channels, in, out, number, w + from * kLanes, weight_stride, sum,
                             stride);
+                   if (skip)
+                     multiply(skip, skip_channels, in, out, number,
+                              w + x_channels * weight_stride + from * kLanes, weight_stride, sum,
+                              stride);
                  });
     finish(block, first, rows, from * kLanes, width, sum);
   });
@@ -293,6 +299,32 @@ const float* widened(const float* from, int64_t rows, int channels, Scratch& scr
   return to;
 }
 
+// Transpose kLanes x kLanes values in registers: interleaving rows that lie half the tile apart,
+// as often as there are bits in kLanes.
+inline void transpose_tile(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+  typedef int Index __attribute__((vector_size(kLanes * sizeof(int))));
+  Index low, high;
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i / 2 + i % 2 * kLanes;
+    high[i] = low[i] + kLanes / 2;
+  }
+  Vector rows[kLanes], mixed[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) rows[i] = load(from + i * from_stride);
+#pragma GCC unroll 4
+  for (int step = 1; step < kLanes; step *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      mixed[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
+      mixed[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = mixed[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) store(to + i * to_stride, rows[i]);
+}
+
 // Return the weights (taps, in, out) as (taps, out, in padded), taps in reverse if mirrored.
 const float* transposed(const float* weight, int taps, int in_channels, int out_channels,
                         bool mirrored, int threads) {
@@ -304,13 +336,16 @@ const float* transposed(const float* weight, int taps, int in_channels, int out_
     const float* from = weight + source * in_channels * out_channels;
     float* target = to + static_cast<size_t>(tap) * size;
     if (wide != in_channels) std::memset(target, 0, size * sizeof(float));
-    constexpr int kTile = 16;
-    for (int o0 = 0; o0 < out_channels; o0 += kTile)
-      for (int i0 = 0; i0 < in_channels; i0 += kTile) {
-        const int o1 = o0 + kTile < out_channels ? o0 + kTile : out_channels;
-        const int i1 = i0 + kTile < in_channels ? i0 + kTile : in_channels;
-        for (int o = o0; o < o1; ++o)
-          for (int i = i0; i < i1; ++i) target[o * wide + i] = from[i * out_channels + o];
+    for (int o = 0; o < out_channels; o += kLanes)
+      for (int i = 0; i < in_channels; i += kLanes) {
+        const float* tile = from + static_cast<int64_t>(i) * out_channels + o;
+        if (o + kLanes <= out_channels && i + kLanes <= in_channels) {
+          transpose_tile(tile, out_channels, target + o * wide + i, wide);
+          continue;
+        }
+        for (int a = 0; a < kLanes && o + a < out_channels; ++a)
+          for (int b = 0; b < kLanes && i + b < in_channels; ++b)
+            target[(o + a) * wide + i + b] = tile[b * out_channels + a];
       }
   });
   return to;
@@ -348,14 +383,16 @@ struct ColumnSums {
 void convolve(Source source, const float* weight, int out_channels, Pairs pairs,
               const float* residual, float* out, double* sums, int threads) {
   const int channels = source.channels();
-  const float* x = gathered(source, threads);
+  const bool apart = source.skip && !source.scale;  // two sources that can be read where they are
+  const float* x = apart ? source.x : gathered(source, threads);
   const float* w = widened(weight, static_cast<int64_t>(pairs.taps) * channels, out_channels,
                            workspace().weights, threads);
   double* partial = nullptr;
   if (sums)
     partial = workspace().sums.get<double>(static_cast<size_t>(pairs.blocks()) * 2 * out_channels);
   convolve_blocks(
-      x, channels, w, padded(out_channels), pairs, threads,
+      x, apart ? source.x_channels : channels, apart ? source.skip : nullptr,
+      apart ? source.skip_channels : 0, w, padded(out_channels), pairs, threads,
       [&](int64_t block, int64_t first, int rows, int from, int width, const float* acc) {
         ColumnSums block_sums;
         for (int i = 0; i < rows; ++i) {
@@ -393,7 +430,7 @@ void input_gradient(const float* grad, int64_t, int grad_channels, const float* 
   if (sums)
     partial = workspace().sums.get<double>(static_cast<size_t>(back.blocks()) * 2 * channels);
   convolve_blocks(
-      grad, grad_channels, w, padded(channels), back, threads,
+      grad, grad_channels, nullptr, 0, w, padded(channels), back, threads,
       [&](int64_t block, int64_t first, int rows, int from, int width, const float* acc) {
         ColumnSums block_sums;
         for (int j = 0; j < width; ++j) {
@@ -513,8 +550,8 @@ void weight_gradient(Source source, const float* grad, int grad_channels, Pairs 
   const int vectors = stride / kLanes, parts = (vectors + kWidest - 1) / kWidest;
   const float* x = gathered(source, threads);
   const float* g = widened(grad, pairs.rows, grad_channels, workspace().gradient, threads);
-  // Rows are cut into few groups, by their number alone; each sums up on its own, its rows of x
-  // and of the gradient staying in the second-level cache over the taps.
+  // Rows are cut into few groups, by their number alone; each sums up on its own, block by block,
+  // whose rows of x and of the gradient stay in the first-level cache over the taps.
   constexpr int64_t kGroupRows = 2048, kMostGroups = 16;
   const int64_t blocks = pairs.blocks();
   const int64_t wanted = (pairs.rows + kGroupRows - 1) / kGroupRows;
@@ -522,7 +559,6 @@ void weight_gradient(Source source, const float* grad, int grad_channels, Pairs 
   const auto tap_size = static_cast<size_t>(channels) * stride;
   const bool direct = groups == 1 && stride == grad_channels;
   float* partial = direct ? out : workspace().partial.get<float>(groups * taps * tap_size);
-  const int64_t chunk = kGroupRows / pairs.block;
   // A task is some taps of a group; the fewer the groups, the fewer taps a task.
   const int64_t sets = groups >= 8 && taps >= 3 ? 3 : taps;
   parallel_for(threads, groups * sets, [&](int64_t task, int) {
@@ -532,19 +568,17 @@ void weight_gradient(Source source, const float* grad, int grad_channels, Pairs 
     float* mine = partial + group * taps * tap_size;
     std::memset(mine + first_tap * tap_size, 0, (last_tap - first_tap) * tap_size * sizeof(float));
     const int64_t begin = blocks * group / groups, end = blocks * (group + 1) / groups;
-    for (int64_t b0 = begin; b0 < end; b0 += chunk)
-      for (int tap = first_tap; tap < last_tap; ++tap)
-        for (int64_t b = b0; b < end && b < b0 + chunk; ++b)
-          for_each_tap(pairs, b, tap, tap + 1,
-                       [&](int, const int32_t* in, const uint8_t* rows, int number) {
-                         for (int part = 0; part < parts; ++part) {
-                           const int from = vectors * part / parts;
-                           const int width = vectors * (part + 1) / parts - from;
-                           outer_function(width, std::make_integer_sequence<int, kWidest>{})(
-                               x, channels, in, g + b * pairs.block * stride + from * kLanes,
-                               stride, rows, number, mine + tap * tap_size + from * kLanes, stride);
-                         }
-                       });
+    for (int64_t b = begin; b < end; ++b)
+      for_each_tap(pairs, b, first_tap, last_tap,
+                   [&](int tap, const int32_t* in, const uint8_t* rows, int number) {
+                     for (int part = 0; part < parts; ++part) {
+                       const int from = vectors * part / parts;
+                       const int width = vectors * (part + 1) / parts - from;
+                       outer_function(width, std::make_integer_sequence<int, kWidest>{})(
+                           x, channels, in, g + b * pairs.block * stride + from * kLanes, stride,
+                           rows, number, mine + tap * tap_size + from * kLanes, stride);
+                     }
+                   });
   });
   if (direct) return;
   parallel_for(threads, taps, [&](int64_t tap, int) {

@@ -78,7 +78,8 @@ def values(*shape: int, seed: int = 0) -> Tensor:
 
 
 def assert_near(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found.double(), expected.double(), rtol=2e-5, atol=2e-5)
+    scale = expected.abs().max().clamp(min=1) if expected.numel() else 1
+    torch.testing.assert_close(found.double() / scale, expected / scale, rtol=0, atol=5e-6)
 
 
 @given(site_sets(), st.sampled_from([1, 3, 5]), st.sampled_from([(1, 5), (16, 16), (20, 33)]))
