@@ -225,7 +225,7 @@ SMOKE = Scale(
     ),
     costs=Costs(
         table=((192, 4),),
-        dense=((16, 4, FORWARD), (32, 4, FORWARD)),
+        dense=((16, 4, FORWARD),),
         planes=((192, 1),),
         batches=(1,),
         volumes=(192, 512),

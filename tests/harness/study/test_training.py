@@ -70,18 +70,20 @@ def steps_of(folder):
     return pd.read_csv(folder / "steps.csv").drop(columns=["step_seconds", "seconds"])
 
 
-def test_a_killed_training_goes_on_with_identical_bits(tmp_path):
-    whole = run(PLAN, tmp_path / "whole")
+@pytest.mark.parametrize("backend", ["dense", "sscn"])
+def test_a_killed_training_goes_on_with_identical_bits(backend, tmp_path):
+    plan = replace(PLAN, backend=backend)
+    whole = run(plan, tmp_path / "whole")
     killed = tmp_path / "killed"
     child = subprocess.run(
-        [sys.executable, "-c", DYING, json.dumps(PLAN.to_json()), str(killed)],
+        [sys.executable, "-c", DYING, json.dumps(plan.to_json()), str(killed)],
         cwd=ROOT,
         check=False,
     )
     assert child.returncode == -signal.SIGKILL
     left = load(killed / "checkpoint.pt")
     assert left is not None and left.step == 5
-    resumed = run(PLAN, killed)
+    resumed = run(plan, killed)
     assert resumed.step == whole.step == 12
     for name, tensor in whole.network.items():
         assert torch.equal(tensor, resumed.network[name]), name
