@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from backends import weights
 from backends.contract import Backend
+from backends.stack import Stack
 from backends.uresnet import UResNet, UResNetConfig
 
 
@@ -23,14 +24,14 @@ def build(backend: Backend, config: UResNetConfig) -> Any:
     return UResNet(backend, config) if own is None else own(config)
 
 
-def is_uresnet(network: nn.Module) -> bool:
-    """Tell whether a network computes the function that the truth is known of."""
-    return isinstance(network, UResNet)
+def has_truth(network: nn.Module) -> bool:
+    """Tell whether a network computes a function that the truth is known of."""
+    return isinstance(network, (UResNet, Stack))
 
 
 def reset(network: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Put the canonical weights into a network, or draw torch's defaults for one of its own."""
-    if isinstance(network, UResNet):
+    if isinstance(network, (UResNet, Stack)):
         weights.load(network, values)
         return
     with torch.random.fork_rng():

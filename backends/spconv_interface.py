@@ -5,6 +5,7 @@ Nothing here imports an engine: an adapter hands its modules over.
 
 from __future__ import annotations
 
+import itertools
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from backends.contract import Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
+
+_NUMBER = itertools.count()
 
 
 class Convolution(nn.Module):
@@ -149,7 +152,7 @@ class SpconvInterface(PointwiseByTorch):
                 key = f"strided-{level}"
             else:
                 common["padding"] = kernel_size // 2
-                key = f"ordinary-{level}-{kernel_size}"
+                key = f"ordinary-{next(_NUMBER)}"  # every layer has other sites
         native = layer(in_channels, out_channels, kernel_size, indice_key=key, **common)
         return Convolution(native, self.functions, kind, self.cast)
 

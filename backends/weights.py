@@ -7,13 +7,13 @@ as in ConvTranspose (in, out, kx, ky, kz), linear layers (out, in).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from backends.contract import Kind
+from backends.contract import Backend, Kind
 from backends.uresnet import Layer, UResNet, UResNetConfig
 
 Weights = dict[str, Tensor]
@@ -133,7 +133,17 @@ def initial(config: UResNetConfig, dim: int, seed: int = 0) -> Weights:
     return weights
 
 
-def load(network: UResNet, weights: Mapping[str, Tensor]) -> None:
+class Network(Protocol):
+    """What weights are exchanged with: an engine, and layers with canonical names."""
+
+    backend: Backend
+
+    def layers(self) -> Iterator[tuple[str, Layer]]:
+        """Yield the canonical name of each layer that owns weights, and the layer."""
+        ...
+
+
+def load(network: Network, weights: Mapping[str, Tensor]) -> None:
     """Copy canonical weights into an engine's network, in place.
 
     Raises
@@ -164,12 +174,12 @@ def load(network: UResNet, weights: Mapping[str, Tensor]) -> None:
         raise ValueError(f"this network has no {min(unused)}: the weights belong to another one")
 
 
-def dump(network: UResNet) -> Weights:
+def dump(network: Network) -> Weights:
     """Return the network's weights and running statistics, canonical, on the CPU."""
     return _collect(network, gradients=False)
 
 
-def gradients(network: UResNet) -> Weights:
+def gradients(network: Network) -> Weights:
     """Return the gradients of all parameters, canonical, on the CPU.
 
     Raises
@@ -180,7 +190,7 @@ def gradients(network: UResNet) -> Weights:
     return _collect(network, gradients=True)
 
 
-def _collect(network: UResNet, *, gradients: bool) -> Weights:
+def _collect(network: Network, *, gradients: bool) -> Weights:
     backend = network.backend
     collected: Weights = {}
     for name, layer in network.layers():

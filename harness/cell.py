@@ -12,7 +12,10 @@ from harness.errors import BadInput
 
 DEVICES = ("cpu", "cuda")
 PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16")
-PHASES = ("forward", "step")
+STACKS = ("submanifold", "ordinary")
+"""Forward passes through ``model.depth`` convolutions of one kind instead of the UResNet."""
+
+PHASES = ("forward", "step", *STACKS)
 MAPS = ("first", "cold", "warm")
 SIZES = (192, 512, 768)
 
@@ -80,7 +83,8 @@ class Cell:
     batch : int
         Events a call.
     phase : str
-        ``forward`` (inference) or ``step`` (one optimisation step).
+        ``forward`` (inference) or ``step`` (one optimisation step) of the UResNet; ``submanifold``
+        or ``ordinary``: a forward pass through ``model.depth`` convolutions of that kind.
     map : str
         State of the kernel map: ``first`` call of the process, ``cold`` (new coordinates, built
         inside the timed region) or ``warm`` (reused).

@@ -51,14 +51,17 @@ def truth_of(job: Job) -> Truth:
 
 
 def _compute(job: Job) -> Truth:
-    from backends import weights
+    from backends import stack, weights
     from backends.truth import truth
-    from backends.uresnet import UResNetConfig
-    from harness.subject import load_batch
+    from harness.cell import STACKS
+    from harness.subject import load_batch, stack_config, uresnet_config
 
-    cell, model = job.cell, job.cell.model
-    config = UResNetConfig(model.filters, model.depth, model.reps, model.classes)
+    cell = job.cell
     batch, _ = load_batch(cell, job.events)
+    if cell.phase in STACKS:
+        small = stack_config(cell)
+        return stack.truth(small, stack.initial(small, cell.dim), batch)
+    config = uresnet_config(cell)
     return truth(config, weights.initial(config, cell.dim), batch, step=cell.phase == "step")
 
 

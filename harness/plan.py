@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.cell import Cell, EventSpec
+from harness.cell import STACKS, Cell, EventSpec
 from harness.errors import BadInput
 from harness.events import open_events
 
@@ -95,6 +95,8 @@ def obstacle(cell: Cell, found: Availability) -> str:
         return f"{cell.backend} has no {cell.precision} on {cell.device}"
     if cell.dim not in can.dims:
         return f"{cell.backend} has no {cell.dim}D"
+    if cell.phase in STACKS and cell.phase not in can.kinds:
+        return f"{cell.backend} has no {cell.phase} convolution"
     if cell.phase == "step" and not can.training:
         return f"{cell.backend} does not train"
     for option, value in cell.options.items():

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends import network, registry, weights
+from backends import network, registry, stack, weights
 from backends.agreement import TOLERANCE, Agreement, compare, finite, rel_rmse
 from backends.arithmetic import autocast
-from backends.contract import SparseBatch, master_dtype
+from backends.contract import Kind, SparseBatch, master_dtype
 from backends.loss import event_cross_entropy
 from backends.truth import Truth, statistics
 from backends.uresnet import UResNetConfig
-from harness.cell import Cell
+from harness.cell import STACKS, Cell
 from harness.errors import BadInput
 from harness.events import benchmark_batch, open_events
 
@@ -100,11 +100,15 @@ class Subject:
             options=dict(cell.options),
         )
         self.version = import_module(registry.module_name(cell.backend)).probe().version
-        model = cell.model
-        self.config = UResNetConfig(model.filters, model.depth, model.reps, model.classes)
-        self.weights = weights.initial(self.config, cell.dim)
         dtype = master_dtype(cell.precision)
-        self.network = network.build(self.backend, self.config).to(cell.device, dtype)
+        if cell.phase in STACKS:
+            self.weights = stack.initial(stack_config(cell), cell.dim)
+            built: Any = stack.Stack(self.backend, stack_config(cell))
+        else:
+            config = uresnet_config(cell)
+            self.weights = weights.initial(config, cell.dim)
+            built = network.build(self.backend, config)
+        self.network = built.to(cell.device, dtype)
         self.batch = batch.to(cell.device)
         self.features = self.batch.features.to(dtype)
         self._kept: Any = None
@@ -133,7 +137,7 @@ class Subject:
     @property
     def has_truth(self) -> bool:
         """Whether the network computes the function that the truth is known of."""
-        return network.is_uresnet(self.network)
+        return network.has_truth(self.network)
 
     def check(self, truth: Truth | None) -> tuple[Agreement, float | None]:
         """Compare what the last call returned and left behind with the truth.
@@ -153,6 +157,8 @@ class Subject:
             Relative error of the loss of a step.
         """
         logits, loss = self._last
+        if self.cell.phase in STACKS:
+            logits = stack.in_order(logits)
         if truth is None:
             found = [p.grad for p in self.network.parameters() if p.grad is not None]
             return finite(logits, found), None
@@ -166,6 +172,12 @@ class Subject:
             statistics=statistics(self.network),
         )
         return agreement, rel_rmse(loss, truth.loss)
+
+    def results(self) -> dict[str, Any]:
+        """Return what a record says of the last call's result besides its errors."""
+        if self.cell.phase not in STACKS:
+            return {}
+        return {"active_sites": len(self._last[0])}
 
     def loss_tolerance(self) -> float:
         """Largest relative error of the loss that passes."""
@@ -200,6 +212,17 @@ class Subject:
         self.optimizer.step()
         self._last = (logits.detach(), loss.detach())
         return logits
+
+
+def uresnet_config(cell: Cell) -> UResNetConfig:
+    """Return the size of a cell's UResNet."""
+    model = cell.model
+    return UResNetConfig(model.filters, model.depth, model.reps, model.classes)
+
+
+def stack_config(cell: Cell) -> stack.StackConfig:
+    """Return the size of a cell's stack of convolutions."""
+    return stack.StackConfig(Kind(cell.phase), cell.model.depth, cell.model.filters)
 
 
 def event_sites(batch: SparseBatch) -> list[int]:

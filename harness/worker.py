@@ -177,6 +177,7 @@ class Session:
 
     def _confine(self) -> None:
         """Keep to the processors and the memory that the job allows."""
+        self.record["memory"] = {"limit_bytes": self.job.memory_bytes or None}
         if self.job.processors:
             os.sched_setaffinity(0, self.job.processors)
         if self.job.memory_bytes:
@@ -264,9 +265,7 @@ class Session:
             else:
                 self._awaited()
 
-        self.record["memory"] = ResidentMemory().watch(whole) | {
-            "limit_bytes": self.job.memory_bytes or None
-        }
+        self.record["memory"] |= ResidentMemory().watch(whole)
 
     def _measure_memory(self) -> None:
         """Watch one more call with each instrument of the device."""
@@ -288,6 +287,7 @@ class Session:
         allowed = self._subject.loss_tolerance()
         if not reason and loss_error is not None and not loss_error <= allowed:
             reason = f"relative error of the loss is {loss_error:.1e}, {allowed:.0e} is allowed"
+        self.record |= self._subject.results()
         self._subject.reset()
         if reason:
             raise Failed("wrong", reason)
@@ -325,7 +325,11 @@ def answers(commands: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     except (Exception, SystemExit) as error:
         failed = classify(error)
         record = {} if session is None else session.record
-        yield {"outcome": failed.outcome, "reason": failed.reason, "record": record}
+        reason = failed.reason
+        limit = record.get("memory", {}).get("limit_bytes")
+        if failed.outcome == "out-of-memory" and limit:
+            reason += f" (the worker's data was bound to {limit / 1e9:.3g} GB)"
+        yield {"outcome": failed.outcome, "reason": reason, "record": record}
 
 
 def in_one_go(job: Job) -> dict[str, Any]:

@@ -1,0 +1,29 @@
+"""Dilation: what ordinary convolutions do to sparse events, and submanifold ones do not."""
+
+from harness.cell import STACKS, ModelSpec
+from harness.suite import Grid, Suite
+
+ENGINES = ("sscn", "dense", "spconv", "minkowski", "spconv-triton")
+"""Those that have both kinds of convolution."""
+
+SUITE = Suite(
+    name="dilation",
+    question=(
+        "How many sites are active after 1 to 5 convolutions, ordinary against submanifold, and "
+        "what do they cost?"
+    ),
+    grids=tuple(
+        Grid(
+            backends=ENGINES,
+            sizes=(192,),
+            batches=(1,),
+            phases=STACKS,
+            maps=("cold",),
+            dim=dim,
+            model=ModelSpec(depth=count),
+        )
+        for dim in (2, 3)
+        for count in range(1, 6)
+    ),
+    budget=1.0,
+)
