@@ -353,7 +353,8 @@ def _prepare(task: Task, start: Callable[[Task], Worker]) -> _Runner | dict[str,
         answer = worker.ask({"do": "prepare", "job": task.job.to_json()}, task.timeout)
     except Failed as failed:
         worker.close()
-        return {"outcome": failed.outcome, "reason": failed.reason}
+        limit = {"limit_bytes": task.job.memory_bytes or None}
+        return {"outcome": failed.outcome, "reason": failed.reason, "memory": limit}
     except BaseException:
         worker.close()
         raise

@@ -168,6 +168,8 @@ def test_the_memory_of_a_worker_is_bounded_and_the_record_says_so():
     ((_, found),) = measure([task], 0, Silent())
     assert found["outcome"] == "out-of-memory"
     assert "allocate" in found["reason"]
+    assert "bound to 2 GB" in found["reason"]
+    assert found["memory"]["limit_bytes"] == 2_000_000_000
 
 
 class Silent:
