@@ -237,3 +237,22 @@ def test_throttled_samples_are_flagged(monkeypatch):
     for _ in range(3):
         session.sample(0.0)
     assert session._throttled == [1, 2]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("phase", ["forward", "step"])
+def test_a_real_gpu_is_measured_with_all_instruments(phase, truths):
+    job = make_job("dense", phase, truth=truths, device="cuda")
+    task = Task(job, 0, Code(ROOT, "", True))
+    ((_, found),) = measure([task], 0, Silent())
+    assert (found["outcome"], found["reason"]) == ("ok", "")
+    assert len(found["device_seconds"]) == len(found["host_seconds"])
+    assert all(d <= h for d, h in zip(found["device_seconds"], found["host_seconds"], strict=True))
+    memory = found["memory"]
+    assert 0 < memory["torch_allocated_bytes"] <= memory["torch_reserved_bytes"]
+    assert memory["nvml_peak_bytes"] - memory["nvml_baseline_bytes"] > 0
+    assert memory["outside_torch_bytes"] > 0  # the CUDA context at least
+    assert found["machine"]["gpu_uuid"]
+    assert found["conditions"]["after"]["sm_clock_mhz"] > 0
+    assert found["energy_joules"] is None or found["energy_joules"] > 0
