@@ -51,22 +51,10 @@ def backends(
 ) -> None:
     """Show what can run here, on which device, with what precision; the reason where not."""
     from backends.registry import names, probe_all
+    from backends.table import engines_table
 
-    console = _console()
-    table = Table("engine", "version", "devices and precisions", "note")
     answers = {found.name: found for found in probe_all(timeout=timeout)}
-    for name in names():
-        can, reason = answers[name].capabilities, answers[name].reason
-        if can is None:
-            table.add_row(name, "–", "–", f"[yellow]{reason}[/yellow]")
-            continue
-        where = "\n".join(
-            f"{device}: {', '.join(can.precisions.get(device, ()))}" for device in can.devices
-        )
-        notes = [f"lacks {can.missing}" if can.missing else "", can.note]
-        notes += [f"{option}: {', '.join(values)}" for option, values in can.options.items()]
-        table.add_row(name, can.version, where, "\n".join(filter(None, notes)))
-    console.print(table)
+    _console().print(engines_table(answers[name] for name in names()))
 
 
 @app.command()

@@ -111,6 +111,17 @@ def test_capabilities_survive_json():
     assert Capabilities.from_json(json.loads(json.dumps(given.to_json()))) == given
 
 
+@pytest.mark.parametrize("name", registry.BUILT_IN)
+def test_every_engine_is_here_or_says_why(name):
+    found = registry.probe(name)
+    if found.capabilities is None:
+        assert found.reason
+        pytest.skip(found.reason)
+    can = found.capabilities
+    assert can.version
+    assert can.missing or all(can.precisions[device] for device in can.devices)
+
+
 def test_unknown_engines_are_named():
     with pytest.raises(registry.UnknownBackend, match=r"no engine called 'x'; choose one of sscn"):
         registry.load("x", dim=3, device="cpu", precision="fp32")
