@@ -7,7 +7,7 @@ code on both sides (any SLOWER or FASTER is false), and the slowed code against 
 but SLOWER is a miss). Rounds are gathered in as many sittings as one likes::
 
     python benchmarks/verdicts.py gather --seconds 300
-    python benchmarks/verdicts.py judge
+    python benchmarks/verdicts.py judge --rounds 12
 
 A comparison takes rounds of one cell at random without putting back; comparisons share rounds when
 there are fewer rounds than 200 comparisons need, and the output says how many there are.
@@ -36,7 +36,7 @@ from harness.sampling import StopRule
 from harness.verdict import Pair, Side, Verdict, judge, median
 
 OUT = Path("results/verdicts/rounds.jsonl")
-ENGINES = ("sscn", "spconv", "dense")
+ENGINES = ("sscn", "minkowski")
 SLOWDOWN = 0.05
 SIDES = ("one", "other", "slowed")
 
@@ -79,7 +79,7 @@ def start(task: Task) -> Worker:
 
 
 def cell(engine: str) -> Cell:
-    """The cell that is measured of each engine: the study's network where even dense is quick."""
+    """The cell that is measured of each engine: the study's network on the smallest events."""
     return Cell("verdicts", engine, size=192, batch=1, phase="forward", map="cold")
 
 
