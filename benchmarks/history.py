@@ -76,7 +76,7 @@ def by_potts() -> Detector:
 
 
 def by_pelt() -> Detector:
-    """ruptures' exact segmentation by least squares, penalised by three times the logarithm of the length."""
+    """ruptures' segmentation by least squares, with the penalty that `harness.steps` has."""
     import ruptures
 
     def detect(y: np.ndarray) -> list[int]:
