@@ -148,7 +148,9 @@ class Backend(Protocol):
     An engine's module defines ``probe() -> Capabilities`` and ``class Backend`` with the
     constructor ``Backend(dim, device, precision, options)``, which sets every arithmetic knob of
     the engine. The engine's own sparse tensor is opaque: the network only hands it from one
-    layer to the next.
+    layer to the next. A ``cold`` pass times ``tensor``, all layers and ``features``; a ``warm``
+    one ``with_features`` instead of ``tensor``. An engine that computes another function says so
+    in ``Capabilities.network`` and has a method ``network(config)`` that returns it.
     """
 
     name: str
