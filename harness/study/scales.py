@@ -166,7 +166,7 @@ class Scale:
         for training in self.trainings:
             limit = f"{training.steps:,} steps"
             if training.seconds:
-                limit += f" or {training.seconds / 60:g} minutes"
+                limit = f"{training.seconds / 60:g} minutes, at most {limit},"
             cut = f" cut to {training.crop} px" if training.crop else ""
             plane = " in 2D" if training.dim == 2 else ""
             lines.append(

@@ -30,7 +30,9 @@ def test_every_training_of_a_scale_has_a_plan_and_says_its_size_first(scale, tmp
         plan = study.plan(training)
         assert plan.model.classes == training.classes
         assert training.size in sizes
-        assert f"trains {training.name}: {training.steps:,} steps" in said
+        (line,) = (line for line in said.splitlines() if f"trains {training.name}:" in line)
+        assert f"{training.steps:,} steps" in line
+        assert (f"{training.seconds / 60:g} minutes" in line) == bool(training.seconds)
     names = [training.name for training in scale.trainings]
     assert len(set(names)) == len(names)
 
