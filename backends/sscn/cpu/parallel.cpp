@@ -2,7 +2,6 @@
 // would bring a second team of spinning threads.
 #include "parallel.hpp"
 
-#include <algorithm>
 #include <atomic>
 #include <thread>
 #include <vector>
@@ -46,9 +45,9 @@ Fork find_fork() {
 void run_tasks(int threads, int64_t tasks, Task task, void* context) {
   static const Fork fork = find_fork();
   Work work{task, context, tasks};
-  const auto team = static_cast<unsigned>(std::min<int64_t>(std::max(threads, 1), tasks));
-  if (team > 1)
-    fork(drain, &work, team, 0);
+  // The whole team or one thread: a runtime rebuilds its team whenever the size changes.
+  if (threads > 1 && tasks > 1)
+    fork(drain, &work, static_cast<unsigned>(threads), 0);
   else
     drain(&work);
 }
