@@ -3,9 +3,14 @@
 import functools
 from dataclasses import dataclass
 
+import hypothesis
 import pytest
 
 from backends import registry
+
+# A busy machine must not fail a test: examples are not timed.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @dataclass(frozen=True)
