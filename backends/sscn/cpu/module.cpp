@@ -12,6 +12,10 @@
 #include <string>
 #include <vector>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 namespace nb = nanobind;
 using namespace sscn;
 
@@ -55,6 +59,12 @@ Source source(Address x, Address skip, int64_t rows, int x_channels, int skip_ch
 }  // namespace
 
 NB_MODULE(_kernels, m) {
+#if defined(__GLIBC__)
+  // Freed rows stay with the process for the next layer or step: to return their pages to the
+  // kernel and fault them in again takes a quarter of a training step.
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
   m.doc() = "Sparse convolutions in C++; see backends.sscn.cpu for the checked interface.";
 
   m.def("instruction_sets", [] {
