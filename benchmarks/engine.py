@@ -9,6 +9,7 @@ Engines take turns in one run on the packaged events, so that drift of the machi
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import statistics
 import subprocess
@@ -297,6 +298,7 @@ def peak_of(name: str, phase: str, events: Events) -> int:
         torch.ones(4, 1), torch.zeros(4, dtype=torch.int64), 32, 1,
     )  # fmt: skip
     contender.cold(small)  # libraries load what they load lazily
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what comes
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = resident("VmRSS")
     getattr(contender, phase)(events)
