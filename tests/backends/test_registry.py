@@ -178,6 +178,7 @@ def third_party(tmp_path_factory):
 
 def test_a_third_party_engine_is_installed_and_measured(third_party, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{third_party}:{ROOT}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # its own lock: other runs are none of its business
     shown = subprocess.run(
         [sys.executable, "-c", "from backends import registry; print(registry.names()[-1], "
          "registry.probe('example').capabilities.version)"],

@@ -109,6 +109,9 @@ def test_an_engine_s_own_state_dict_is_read_and_written(engine, tmp_path):
     built.load_state_dict(state)
     assert same(weights.dump(built), values)
     assert same(weight_files.read(path, engine.name), values)
+    checkpoint = tmp_path / "checkpoint.pt"
+    torch.save({"step": 3, "network": state, "random": {}}, checkpoint)
+    assert same(weight_files.read(checkpoint, engine.name), values)
 
 
 def study_state(values, config, dim):
