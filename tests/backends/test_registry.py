@@ -176,6 +176,7 @@ def third_party(tmp_path_factory):
     return site
 
 
+@pytest.mark.slow
 def test_a_third_party_engine_is_installed_and_measured(third_party, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{third_party}:{ROOT}")
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # its own lock: other runs are none of its business
