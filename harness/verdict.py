@@ -448,8 +448,9 @@ def _signed_rank_tail(n: int) -> Array:
     """P(W <= w) for w = 0 … n (n + 1) / 2: each rank is in the sum or not, with equal chance."""
     counts = np.ones(1)
     for rank in range(1, n + 1):
-        counts = np.pad(counts, (0, rank)) + np.pad(counts, (rank, 0))
-    return np.cumsum(counts) / 2.0**n
+        # Halved at every rank: the number of ways overflows beyond a thousand rounds.
+        counts = (np.pad(counts, (0, rank)) + np.pad(counts, (rank, 0))) / 2
+    return np.cumsum(counts)
 
 
 @lru_cache

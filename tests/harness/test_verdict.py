@@ -279,3 +279,8 @@ def test_swapping_the_sides_turns_the_verdict_round(pairs, took_turns):
     assert other.verdict is mirror.get(one.verdict, one.verdict)
     assert one.ratio * other.ratio == pytest.approx(1)
     assert one.low <= one.ratio <= one.high
+
+
+def test_thousands_of_rounds_do_not_overflow():
+    x = np.random.default_rng(0).normal(0.05, 1, (1, 1200))
+    assert signed_rank_p(x) == pytest.approx(stats.wilcoxon(x, axis=1).pvalue, rel=0.05)
