@@ -13,7 +13,7 @@ How a time is judged
     Sides of two separate runs get the Mann-Whitney test over rounds, and must pass the next test as
     well, because the machine may have changed between the runs. Where there are too few rounds for
     a permutation test to reach the level at all, a moderated t-test decides: the spread between
-    rounds is estimated from the rounds at hand, shrunk towards the spread that process starts are
+    rounds is estimated from the rounds at hand, raised towards the spread that process starts are
     known to have (Smyth 2004, doi:10.2202/1544-6115.1027, eq. 3 with the prior in `Rule`). With one
     round a side the prior is all there is, so only gross differences are named.
 
@@ -357,9 +357,15 @@ def _mean_variance_inside(rounds: Sequence[Sequence[float]]) -> float:
 
 def _moderated(
     variance: Array, freedom: int, prior: Array | float, weight: float
-) -> tuple[Array, float]:
-    """Shrink observed variances towards the prior (Smyth 2004, eq. 3): value and its freedom."""
-    return (weight * prior + freedom * variance) / (weight + freedom), weight + freedom
+) -> tuple[Array, Array]:
+    """Shrink observed variances towards the prior (Smyth 2004, eq. 3): value and its freedom.
+
+    Only upwards: where the rounds spread more than the prior expects, the machine is noisier than
+    usual, and they are taken at their word.
+    """
+    noisy = variance > prior
+    shrunk = (weight * prior + freedom * variance) / (weight + freedom)
+    return np.where(noisy, variance, shrunk), np.where(noisy, freedom, freedom + weight)
 
 
 def _weigh_turns(d: Array, inside: Array, rule: Rule, by_rank: bool) -> dict[str, Any]:
@@ -378,7 +384,8 @@ def _weigh_turns(d: Array, inside: Array, rule: Rule, by_rank: bool) -> dict[str
     prior = 2 * (rule.between_rounds**2 + inside)
     spread = d.var(axis=1, ddof=1) if n > 1 else np.zeros(len(d))
     variance, freedom = _moderated(spread, n - 1, prior, rule.prior_weight)
-    return _t_columns(np.median(d, axis=1), np.sqrt(variance / n), freedom)
+    effect = np.median((d[:, :, None] + d[:, None, :])[:, *np.triu_indices(n)] / 2, axis=1)
+    return _t_columns(effect, np.sqrt(variance / n), freedom)
 
 
 def _weigh_apart(x: Array, y: Array, inside: Array, rule: Rule, cells: int) -> dict[str, Any]:
@@ -398,7 +405,7 @@ def _weigh_apart(x: Array, y: Array, inside: Array, rule: Rule, cells: int) -> d
     return columns
 
 
-def _t_columns(effect: Array, error: Array, freedom: float) -> dict[str, Any]:
+def _t_columns(effect: Array, error: Array, freedom: Array) -> dict[str, Any]:
     """Interval and p-value of an effect with a standard error, by Student's t."""
     from scipy import special  # not scipy.stats, whose import takes longer than all of the above
 
