@@ -25,26 +25,30 @@ INSTALL = {
 
 
 def engines_table(answers: Iterable[Availability]) -> Table:
-    """Lay out the answers of all probes, in their order."""
-    table = Table(
-        "engine", "version", "devices and precisions", "dims", "does", "options and notes"
-    )
+    """Lay out what the engines that are here can do, in their order."""
+    table = Table("engine", "devices and precisions", "does", "options and notes")
     for found in answers:
         can = found.capabilities
         if can is None:
-            how = INSTALL.get(found.name)
-            words = f"[yellow]{escape(found.reason)}[/yellow]" + (f"\n{escape(how)}" if how else "")
-            table.add_row(found.name, "–", "–", "–", "–", words)
             continue
+        dims = ", ".join(f"{dim}D" for dim in can.dims)
         table.add_row(
-            found.name,
-            can.version,
+            f"{found.name}\n{can.version}",
             "\n".join(_where(can)) or "–",
-            ", ".join(f"{dim}D" for dim in can.dims),
-            "inference\ntraining" if can.training else "inference",
+            f"{dims}\n" + ("inference\ntraining" if can.training else "inference"),
             escape("\n".join(_notes(can))),
         )
     return table
+
+
+def absences(answers: Iterable[Availability]) -> list[str]:
+    """Say in a line each why the other engines cannot run here, and how they get here."""
+    lines = []
+    for found in answers:
+        if found.capabilities is None:
+            how = INSTALL.get(found.name)
+            lines.append(f"{found.name}: {found.reason}" + (f" ({how})" if how else ""))
+    return lines
 
 
 def _where(can: Capabilities) -> list[str]:

@@ -51,10 +51,13 @@ def backends(
 ) -> None:
     """Show what can run here, on which device, with what precision; the reason where not."""
     from backends.registry import names, probe_all
-    from backends.table import engines_table
+    from backends.table import absences, engines_table
 
     answers = {found.name: found for found in probe_all(timeout=timeout)}
-    _console().print(engines_table(answers[name] for name in names()))
+    ordered = [answers[name] for name in names()]
+    console = _console()
+    console.print(engines_table(ordered))
+    console.print("not here:", *absences(ordered), sep="\n  ", markup=False, soft_wrap=True)
 
 
 @app.command()

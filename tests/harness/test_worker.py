@@ -50,7 +50,8 @@ def test_a_cell_is_checked_and_timed(phase, state, truths):
     assert (found["outcome"], found["reason"]) == ("ok", "")
     assert found["sites"] == sum(found["event_sites"]) > 100
     assert all(seconds > 0 for seconds in found["host_seconds"])
-    assert len(found["host_seconds"]) == (1 if state == "first" else pytest.approx(3, abs=1))
+    # A quick engine fills its turn with samples; the first call happens once.
+    assert len(found["host_seconds"]) == 1 if state == "first" else len(found["host_seconds"]) >= 2
     assert found["memory"]["peak_rss_bytes"] >= found["memory"]["baseline_bytes"] > 0
     assert found["error"]["rel_rmse"] < 1e-5
     assert found["error"]["argmax_agreement"] == 1
