@@ -6,7 +6,7 @@ from rich.console import Console
 
 from backends import registry
 from backends.capabilities import Capabilities
-from backends.table import INSTALL, engines_table
+from backends.table import INSTALL, absences, engines_table
 
 
 def text_of(*answers):
@@ -28,10 +28,17 @@ def test_a_present_engine_shows_all_it_can():
     assert "training" not in shown
 
 
-def test_an_absent_engine_shows_why_and_how_it_gets_here():
-    shown = text_of(registry.Availability("fvdb", None, "not installed: No module [fvdb]"))
-    assert "not installed: No module [fvdb]" in shown
-    assert "source distribution" in shown
+def test_an_absent_engine_says_why_and_how_it_gets_here():
+    [line] = absences([registry.Availability("fvdb", None, "not installed: No module [fvdb]")])
+    assert line.startswith("fvdb: not installed: No module [fvdb]")
+    assert "source distribution" in line
+
+
+def test_an_engine_is_in_the_table_or_among_the_absent():
+    here = registry.Availability("here", Capabilities("1", ("cpu",), {"cpu": ("fp32",)}))
+    away = registry.Availability("away", None, "not installed")
+    assert "away" not in text_of(here, away)
+    assert [line.partition(":")[0] for line in absences([here, away])] == ["away"]
 
 
 def test_an_engine_without_its_device_says_what_it_lacks():
