@@ -25,8 +25,8 @@ class ResidentMemory:
 
     The kernel keeps the peak itself (VmHWM), so that nothing is missed between samples and
     nothing slows the call down. Memory that the allocator keeps from earlier calls is given back
-    first: it would hide what the call takes. Writing 5 to ``clear_refs`` resets it; without that right the
-    peak of the whole process so far stands, and ``rss_peak_reset`` says so.
+    first: it would hide what the call takes. Writing 5 to ``clear_refs`` resets the peak; without
+    that right the peak of the whole process so far stands, and ``rss_peak_reset`` says so.
 
     Parameters
     ----------
