@@ -1,0 +1,1 @@
+"""Where a cell's time and memory go, layer by layer."""
