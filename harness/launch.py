@@ -7,6 +7,7 @@ turns, so that drift of the machine hits all alike. Only one of them computes at
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import select
@@ -55,6 +56,20 @@ class Code:
     def here(cls) -> Code:
         """Return the code that is running."""
         return cls(machine.ROOT, *machine.commit())
+
+    @classmethod
+    def imported(cls) -> Code:
+        """Return the code whose engines this process imports.
+
+        Inside an environment of asv that is the package ``backends`` of the commit that asv has
+        installed there, and names in ``ASV_COMMIT``.
+        """
+        found = importlib.util.find_spec("backends")
+        assert found is not None and found.origin is not None
+        root = Path(found.origin).resolve().parent.parent
+        if root == machine.ROOT:
+            return cls.here()
+        return cls(root, os.environ.get("ASV_COMMIT", ""), dirty=False)
 
     def command(self, python: str) -> list[str]:
         """Return the start of a worker's command line.

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from harness.cell import Cell
-from harness.launch import Task
+from harness.launch import Code, Task
 from harness.metrics import format_value, lookup, memory_metric
 from harness.sampling import half_width
 
@@ -28,10 +28,19 @@ class RunProgress:
         Where to; whether it is a terminal decides what is shown.
     now : callable
         Seconds since any moment.
+    other : Code, optional
+        Code that is measured in turns with this one: its cells are told apart by their commit.
     """
 
-    def __init__(self, total: int, console: Console, now: Any = time.monotonic) -> None:
+    def __init__(
+        self,
+        total: int,
+        console: Console,
+        now: Any = time.monotonic,
+        other: Code | None = None,
+    ) -> None:
         self._total = total
+        self._other = other
         self._done = 0
         self._measured = 0
         self._said: set[str] = set()
@@ -69,14 +78,14 @@ class RunProgress:
 
     def sampled(self, task: Task, samples: Sequence[float]) -> None:
         """More samples of a cell have come in."""
-        text = f"{task.job.cell.title}: {times(samples)}"
+        text = f"{self._title(task.job.cell, task.code)}: {times(samples)}"
         self._live.update(self._line, description=escape(f"{text}{self._left()}"))
 
-    def finished(self, record: Mapping[str, Any]) -> None:
-        """A record is written."""
+    def finished(self, record: Mapping[str, Any], code: Code | None = None) -> None:
+        """A record is written, of the given code."""
         self._done += 1
         self._measured += 1
-        title = Cell.from_json(record["cell"]).title
+        title = self._title(Cell.from_json(record["cell"]), code)
         width = len(str(self._total))
         self.say(f"[{self._done:>{width}}/{self._total}] {title}: {summary(record)}{self._left()}")
         self._live.update(self._line, completed=self._done)
@@ -89,6 +98,12 @@ class RunProgress:
             self._said.add(text)
             self.say(text)
         self._live.update(self._line, completed=self._done)
+
+    def _title(self, cell: Cell, code: Code | None) -> str:
+        """Name a cell, and the other code's commit where two are measured in turns."""
+        if self._other is None or code != self._other:
+            return cell.title
+        return f"{cell.title} at {self._other.commit[:12]}"
 
     def _left(self) -> str:
         """Estimate the time left from the cells that took any."""

@@ -108,6 +108,7 @@ def run(
     found: Mapping[str, Availability],
     console: Console,
     *,
+    code: Code | None = None,
     against: Code | None = None,
     executor: Executor = in_turn,  # type: ignore[assignment]
     python: Callable[[str], str] = interpreter,
@@ -124,6 +125,8 @@ def run(
         What the probe found, by engine.
     console : Console
         Shows how it goes.
+    code : Code, optional
+        The engines to measure; those beside this harness by default.
     against : Code, optional
         Other code that is measured in turns with this one; its records go to a file beside.
     executor : callable
@@ -136,7 +139,7 @@ def run(
     list of Path
         The files of records.
     """
-    sides = [Side(Code.here(), settings.out)]
+    sides = [Side(code or Code.here(), settings.out)]
     if against is not None:
         sides.append(Side(against, beside(settings.out)))
     identity, seed, done = _begin(sides, settings)
@@ -151,7 +154,7 @@ def run(
         todo = [group for group in todo if group]
         total = sum(map(len, todo))
         outs = {side.code: side.out for side in sides}
-        with RunProgress(total, console) as progress:
+        with RunProgress(total, console, other=against) as progress:
             if done:
                 progress.say(f"{len(done)} records are there already, {total} to go")
 
@@ -173,7 +176,7 @@ def run(
                 if able:
                     possible.append(able)
             for task, entries in executor(possible, seed, progress):
-                progress.finished(write(task, entries))
+                progress.finished(write(task, entries), task.code)
     return [side.out for side in sides]
 
 

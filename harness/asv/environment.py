@@ -1,13 +1,16 @@
-"""An asv environment that builds each commit but borrows torch and the engines from this one.
+"""An asv environment that builds each commit's engines and borrows everything else from this one.
 
 asv's own environments install every dependency anew; with torch and half a dozen engines that is
 gigabytes and many minutes. Here each environment is an empty virtual environment whose path file
 points at the packages of the interpreter that runs asv; only the commit's own wheel is installed.
+Of that wheel the package ``backends`` stays. The harness and the suites are those that run asv, so
+that a history tells what became of the engines, all measured in the same way.
 """
 
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -15,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from asv import environment
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class SharedEnvironment(environment.Environment):
@@ -44,22 +49,33 @@ class SharedEnvironment(environment.Environment):
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", self._path], check=True)
         borrowed_file(Path(self._path)).write_text(borrowed_paths())
 
+    def _install_project(self, repo: Any, commit_hash: str, build_dir: str) -> None:
+        super()._install_project(repo, commit_hash, build_dir)
+        for name in ("harness", "suites"):
+            shutil.rmtree(packages(Path(self._path)) / name, ignore_errors=True)
+
     def run(self, args: list[str], **kwargs: Any) -> Any:
         """Run Python of the environment."""
         return self.run_executable("python", args, **kwargs)
 
 
+def packages(environment_folder: Path) -> Path:
+    """Return the folder of an environment's packages."""
+    scheme = {"base": str(environment_folder), "platbase": str(environment_folder)}
+    return Path(sysconfig.get_path("purelib", "venv", scheme))
+
+
 def borrowed_file(environment_folder: Path) -> Path:
     """Return the path file of an environment."""
-    scheme = {"base": str(environment_folder), "platbase": str(environment_folder)}
-    return Path(sysconfig.get_path("purelib", "venv", scheme), "borrowed.pth")
+    return packages(environment_folder) / "borrowed.pth"
 
 
 def borrowed_paths() -> str:
-    """Return the lines of the path file: the folders of this interpreter's packages.
+    """Return the lines of the path file: this interpreter's packages, then this harness.
 
-    Path files inside those folders are not followed, so an editable installation of this project
-    stays out of sight and the commit's own wheel is what gets measured.
+    The environment's own packages come before them, so ``backends`` is the commit's. Path files
+    inside the folders are not followed: an editable installation of this project stays out of
+    sight.
     """
-    folders = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
-    return "".join(f"{folder}\n" for folder in folders)
+    folders = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
+    return "".join(f"{folder}\n" for folder in dict.fromkeys([*folders, str(ROOT)]))

@@ -35,6 +35,9 @@ ONLY = "SSCN_BENCH_ONLY"
 BUDGET = "SSCN_BENCH_BUDGET"
 """Environment variable: seconds of sampling for a cell in a round."""
 
+RECORDS = "SSCN_BENCH_RECORDS"
+"""Environment variable: a folder that keeps the records behind asv's numbers."""
+
 ROUNDS = 2
 
 
@@ -140,6 +143,7 @@ def measure(
 
     from backends.registry import probe_all
     from harness import store
+    from harness.launch import Code
     from harness.plan import with_events
     from harness.run import Settings, run
     from harness.sampling import StopRule
@@ -156,14 +160,16 @@ def measure(
     ]
     found = {answer.name: answer for answer in probe_all(engines)}
     budget = float(os.environ.get(BUDGET, StopRule().budget))
+    code = Code.imported()
     with tempfile.TemporaryDirectory(prefix="sscn-bench-asv-") as folder:
+        kept = os.environ.get(RECORDS, folder)
         settings = Settings(
-            out=Path(folder, "run.jsonl"),
+            out=Path(kept, f"{code.commit[:12] or 'here'}-{suite}-{phase}.jsonl"),
             repeats=ROUNDS,
             rule=replace(StopRule(), budget=budget),
         )
         quiet = Console(file=io.StringIO())
-        outs = run(with_events(cells, settings.events), settings, found, quiet)
+        outs = run(with_events(cells, settings.events), settings, found, quiet, code=code)
         return joined(list(store.records(outs)))
 
 
