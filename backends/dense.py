@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +16,7 @@ from torch.nn import functional
 from backends.arithmetic import readback, set_torch_knobs
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.norm import batch_norm, norm_parameters
+from backends.watching import Watcher, building_maps
 
 
 def probe() -> Capabilities:
@@ -170,6 +174,10 @@ class Backend:
         """Gather the rows of the active sites."""
         return x.grid.gather(x.volume)
 
+    def rows(self, x: DenseTensor) -> Tensor:
+        """Return the values as they are kept: a volume, zero but at the active sites."""
+        return x.volume
+
     def convolution(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
     ) -> nn.Module:
@@ -210,3 +218,9 @@ class Backend:
     def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
         """Canonical is native."""
         return weight
+
+    @contextlib.contextmanager
+    def watched(self, watcher: Watcher) -> Iterator[None]:
+        """Tell a profiler of maps."""
+        with building_maps(watcher, (sys.modules[__name__], "_coarser")):
+            yield

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import collections
 import collections.abc
+import contextlib
 import os
 import warnings
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from backends.arithmetic import readback, set_torch_knobs
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.norm import norm_parameters
 from backends.uresnet import NORM_EPS, NORM_MOMENTUM
+from backends.watching import Watcher, replaced
 
 # Its matrix products run in OpenBLAS, which reads its thread count when it is loaded.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", str(torch.get_num_threads()))
@@ -48,6 +52,7 @@ class Backend:
         self.dim = dim
         self.device = device
         self.precision = precision
+        self._asked: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
         set_torch_knobs(precision)
 
     def precision_readback(self) -> dict[str, Any]:
@@ -140,3 +145,46 @@ class Backend:
         spatial = range(self.dim - 1, -1, -1)
         weight = weight.permute(self.dim, self.dim + 1, *spatial)
         return weight if kind is Kind.INVERSE else weight.transpose(0, 1)
+
+    @contextlib.contextmanager
+    def watched(self, watcher: Watcher) -> Iterator[None]:
+        """Tell a profiler of maps: asked for before the convolution that would build them inside.
+
+        The engine hands a copy of the map out, which takes a hundredth of the time to build it.
+        """
+
+        def mapped(forward: Callable[..., Any]) -> Callable[..., Any]:
+            build = watcher.within("map")(_build_map)
+
+            def convolved(layer: Any, x: me.SparseTensor, *arguments: Any, **named: Any) -> Any:
+                generator = layer.kernel_generator
+                which = (
+                    tuple(x.coordinate_map_key.get_tensor_stride()),
+                    tuple(generator.kernel_size),
+                    layer.is_transpose,
+                )
+                known = self._asked.setdefault(x.coordinate_manager, set())
+                if which not in known and not generator.expand_coordinates:
+                    known.add(which)
+                    build(x, generator, layer.is_transpose)
+                return forward(layer, x, *arguments, **named)
+
+            return convolved
+
+        with (
+            replaced(me.MinkowskiConvolution, "forward", mapped),
+            replaced(me.MinkowskiConvolutionTranspose, "forward", mapped),
+        ):
+            yield
+
+
+def _build_map(x: me.SparseTensor, generator: Any, transposed: bool) -> None:
+    """Have the coordinate manager build the map of a convolution, and its sites if need be."""
+    manager, here = x.coordinate_manager, x.coordinate_map_key
+    stride = list(generator.kernel_stride)
+    if transposed:
+        finer = [have // by for have, by in zip(here.get_tensor_stride(), stride, strict=True)]
+        there = manager._get_coordinate_map_key(finer)
+    else:
+        there = manager.stride(here, stride)
+    manager.kernel_map(here, there, stride, list(generator.kernel_size), 1, is_transpose=transposed)

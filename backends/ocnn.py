@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import sys
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from backends.arithmetic import readback, set_torch_knobs
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
+from backends.watching import Watcher, building_maps
 
 
 def _import_without_torchvision() -> Any:
@@ -183,3 +186,9 @@ class Backend(PointwiseByTorch):
         if kind is Kind.LINEAR:
             return weight
         return weight.permute(2, 1, 0)
+
+    @contextlib.contextmanager
+    def watched(self, watcher: Watcher) -> Iterator[None]:
+        """Tell a profiler of maps."""
+        with building_maps(watcher, (ocnn.octree.Octree, "construct_all_neigh")):
+            yield

@@ -5,7 +5,9 @@ Nothing here imports an engine: an adapter hands its modules over.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from backends.contract import Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
+from backends.watching import Watcher, building_maps
 
 _NUMBER = itertools.count()
 
@@ -175,3 +178,11 @@ class SpconvInterface(PointwiseByTorch):
             return weight
         weight = weight.movedim(-1, 1)
         return weight.transpose(0, 1) if kind is Kind.INVERSE else weight
+
+    @contextlib.contextmanager
+    def watched(self, watcher: Watcher) -> Iterator[None]:
+        """Tell a profiler of maps."""
+        operations = self.layers.ops
+        names = ("get_indice_pairs", "get_indice_pairs_implicit_gemm")
+        with building_maps(watcher, *((operations, name) for name in names)):
+            yield

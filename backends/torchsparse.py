@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from backends.arithmetic import readback, set_torch_knobs
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
+from backends.watching import Watcher, building_maps
 
 
 def _import_without_cuda() -> Any:
@@ -201,3 +204,9 @@ class Backend(PointwiseByTorch):
         if kind is Kind.SUBMANIFOLD:
             weight = weight.unflatten(2, (3, 3, 3)).permute(0, 1, 4, 3, 2)
         return weight if kind is Kind.INVERSE else weight.transpose(0, 1)
+
+    @contextlib.contextmanager
+    def watched(self, watcher: Watcher) -> Iterator[None]:
+        """Tell a profiler of maps."""
+        with building_maps(watcher, (tsfunctional, "build_kernel_map")):
+            yield

@@ -6,7 +6,8 @@ does it while gathering its rows, and a convolution waits for the residual that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from backends.sscn import kernels
 from backends.sscn.convolution import convolve
 from backends.sscn.kernels import Connection, axis_bits, demorton, identity
 from backends.sscn.norm import NormReLU
+from backends.watching import Watcher, building_maps, replaced
 
 
 def probe() -> Capabilities:
@@ -280,6 +282,8 @@ class Backend:
     """Our own submanifold sparse convolutional network engine."""
 
     name = "sscn"
+    fused = frozenset({"normalisation", "join", "add"})
+    """What its convolutions do on the way: no rows of these layers are ever written."""
 
     def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
         self.dim = dim
@@ -312,9 +316,12 @@ class Backend:
 
     def features(self, x: SiteTensor) -> Tensor:
         """Return the rows in input order, or ascending by site where there is no input order."""
-        rows = _joined(_plain(x))
         order, inverse = x.pyramid.presented(x.level)
-        return _Reorder.apply(rows, inverse, order)
+        return _Reorder.apply(self.rows(x), inverse, order)
+
+    def rows(self, x: SiteTensor) -> Tensor:
+        """Return the rows in the engine's own order, computed if they were pending."""
+        return _joined(_plain(x))
 
     def convolution(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
@@ -371,3 +378,21 @@ class Backend:
         if kind is Kind.LINEAR:
             return weight[0].T
         return weight.permute(1, 2, 0) if kind is Kind.INVERSE else weight.permute(2, 1, 0)
+
+    @contextlib.contextmanager
+    def watched(self, watcher: Watcher) -> Iterator[None]:
+        """Tell a profiler of maps, and of convolutions that run after their layer was called."""
+
+        def deferred(launch: Callable[..., SiteTensor]) -> Callable[..., SiteTensor]:
+            def launched(*arguments: Any) -> SiteTensor:
+                out = launch(*arguments)
+                assert out.pending is not None
+                out.pending = watcher.later(out.pending)
+                return out
+
+            return launched
+
+        functions = kernels.load(self.kernel_set)
+        maps = [(functions, f"{kind}_map") for kind in ("submanifold", "strided", "ordinary")]
+        with building_maps(watcher, *maps), replaced(_Weighted, "launch", deferred):
+            yield
