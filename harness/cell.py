@@ -15,7 +15,13 @@ PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16")
 STACKS = ("submanifold", "ordinary")
 """Forward passes through ``model.depth`` convolutions of one kind instead of the UResNet."""
 
-PHASES = ("forward", "step", *STACKS)
+LAYERS = ("submanifold", "strided", "inverse")
+"""Convolutions that can be measured by themselves, at one level of the UResNet."""
+
+LAYER_PHASES = ("forward", "input-gradient", "weight-gradient", "map")
+"""What is measured of a single convolution; ``map`` is the building of its kernel map."""
+
+PHASES = ("forward", "step", *STACKS, *LAYER_PHASES[1:])
 MAPS = ("first", "cold", "warm")
 SIZES = (192, 512, 768)
 
@@ -84,7 +90,8 @@ class Cell:
         Events a call.
     phase : str
         ``forward`` (inference) or ``step`` (one optimisation step) of the UResNet; ``submanifold``
-        or ``ordinary``: a forward pass through ``model.depth`` convolutions of that kind.
+        or ``ordinary``: a forward pass through ``model.depth`` convolutions of that kind;
+        ``forward``, ``input-gradient``, ``weight-gradient`` or ``map`` of a single layer.
     map : str
         State of the kernel map: ``first`` call of the process, ``cold`` (new coordinates, built
         inside the timed region) or ``warm`` (reused).
@@ -92,6 +99,10 @@ class Cell:
         The size of the network.
     events : EventSpec
         The events.
+    layer : str
+        ``KIND-LEVEL``, as in ``strided-2``: this convolution alone instead of the UResNet, with
+        the channels of that level, on the sites that the events have there. Empty, and left out
+        of the JSON, for a whole network.
 
     Raises
     ------
@@ -111,6 +122,7 @@ class Cell:
     options: Mapping[str, str] = field(default_factory=dict, hash=False)
     model: ModelSpec = field(default_factory=ModelSpec)
     events: EventSpec = field(default_factory=EventSpec)
+    layer: str = ""
 
     def __post_init__(self) -> None:
         for name in ("suite", "backend"):
@@ -128,11 +140,38 @@ class Cell:
             isinstance(word, str) for pair in self.options.items() for word in pair
         ):
             raise BadInput(f"options must map names to texts, not {self.options!r}")
+        self._check_layer()
+
+    def _check_layer(self) -> None:
+        """Make sure that a single layer exists in the network, and that it has the phase."""
+        if not self.layer:
+            if self.phase in LAYER_PHASES[1:]:
+                raise BadInput(f"the phase {self.phase} is of a single layer; name it in 'layer'")
+            return
+        _one_of("phase of a layer", self.phase, LAYER_PHASES)
+        known = layers_of(self.model)
+        if self.layer not in known:
+            raise BadInput(f"layer must be one of {', '.join(known)}, not {self.layer!r}")
+        state = "cold" if self.phase == "map" else "warm"
+        if self.map != state:
+            raise BadInput(f"a layer's phase {self.phase} is measured with map {state!r}")
+
+    @property
+    def layer_kind(self) -> str:
+        """The kind of the single convolution; empty for a network."""
+        return self.layer.rpartition("-")[0]
+
+    @property
+    def layer_level(self) -> int:
+        """The level of the single convolution: strides above the finest sites on its finer side."""
+        return int(self.layer.rpartition("-")[2])
 
     def to_json(self) -> dict[str, Any]:
         """Return the cell as a record holds it."""
         values = asdict(self)
         values["options"] = dict(self.options)
+        if not self.layer:  # the names of cells are older than single layers
+            del values["layer"]
         return values
 
     @classmethod
@@ -175,8 +214,9 @@ class Cell:
         model = "" if self.model == ModelSpec() else f" {tuple(asdict(self.model).values())}"
         flat = "" if self.dim == 3 else f" {self.dim}D"
         events = "" if self.events.set == "sample" else f" {self.events.set}"
+        layer = f" {self.layer}" if self.layer else ""
         return (
-            f"{self.size} px{flat} x{self.batch} {self.phase} {self.map} {self.precision} "
+            f"{self.size} px{flat} x{self.batch}{layer} {self.phase} {self.map} {self.precision} "
             f"{self.device}{model}{events}"
         )
 
@@ -184,6 +224,16 @@ class Cell:
     def title(self) -> str:
         """A short description for people."""
         return f"{self.engine} {self.question}"
+
+
+def layers_of(model: ModelSpec) -> list[str]:
+    """List the single convolutions of a network, the finest level first."""
+    return [
+        f"{kind}-{level}"
+        for level in range(model.depth)
+        for kind in LAYERS
+        if kind == "submanifold" or level + 1 < model.depth
+    ]
 
 
 def canonical(values: Any) -> str:

@@ -54,10 +54,16 @@ def _compute(job: Job) -> Truth:
     from backends import stack, weights
     from backends.truth import truth
     from harness.cell import STACKS
-    from harness.subject import load_batch, stack_config, uresnet_config
+    from harness.subject import load_batch, operation_config, stack_config, uresnet_config
 
     cell = job.cell
     batch, _ = load_batch(cell, job.events)
+    if cell.layer:
+        from backends import operation
+
+        alone = operation_config(cell)
+        values = operation.initial(alone, cell.dim)
+        return operation.truth(alone, values, batch, cell.phase)
     if cell.phase in STACKS:
         small = stack_config(cell)
         return stack.truth(small, stack.initial(small, cell.dim), batch)

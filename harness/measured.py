@@ -75,8 +75,9 @@ class Measured:
         spec = {name: c[f"model.{name}"] for name in ("filters", "depth", "reps", "classes")}
         network = "" if spec == asdict(ModelSpec()) else f", network {tuple(spec.values())}"
         events = "" if c["events.set"] == SAMPLE else f", {c['events.set']}"
+        layer = f"{c['layer']}, " if c["layer"] else ""
         return (
-            f"{c['size']} px{', 2D' if c['dim'] == 2 else ''}, batch {c['batch']}, "
+            f"{c['size']} px{', 2D' if c['dim'] == 2 else ''}, batch {c['batch']}, {layer}"
             f"{c['phase']}, {c['map']} map, {c['precision']} on {c['device']}{network}{events}"
         )
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from backends.capabilities import Kind
 from harness.cell import STACKS, Cell, EventSpec
 from harness.errors import BadInput
 from harness.events import open_events
@@ -87,8 +88,9 @@ def obstacle(cell: Cell, found: Availability) -> str:
     can = found.capabilities
     if can is None:
         return found.reason
-    if can.missing:
-        return f"{cell.backend} lacks {can.missing}"
+    lacking = _lacking(cell, can)
+    if lacking:
+        return f"{cell.backend} {lacking}"
     if cell.device not in can.devices:
         return f"{cell.backend} does not run on {cell.device} here"
     if cell.precision not in can.precisions.get(cell.device, ()):
@@ -97,11 +99,34 @@ def obstacle(cell: Cell, found: Availability) -> str:
         return f"{cell.backend} has no {cell.dim}D"
     if cell.phase in STACKS and cell.phase not in can.kinds:
         return f"{cell.backend} has no {cell.phase} convolution"
-    if cell.phase == "step" and not can.training:
+    if cell.phase in TRAINING and not can.training:
         return f"{cell.backend} does not train"
     for option, value in cell.options.items():
         if value not in can.options.get(option, ()):
             return f"{cell.backend} has no option {option}={value} here"
+    return ""
+
+
+TRAINING = ("step", "input-gradient", "weight-gradient")
+
+
+def _lacking(cell: Cell, can: Any) -> str:
+    """Say what an engine lacks for a cell; empty if nothing.
+
+    An engine that cannot run the UResNet for want of one kind of layer still has the others.
+    """
+    if not cell.layer:
+        return f"lacks {can.missing}" if can.missing else ""
+    if can.network != "uresnet":
+        return f"computes a network of its own ({can.network}), whose layers are others"
+    needed = [cell.layer_kind]
+    if cell.layer_kind == Kind.INVERSE:
+        needed.insert(0, Kind.STRIDED)
+    absent = [kind for kind in needed if kind not in can.kinds]
+    if absent:
+        return f"has no {absent[0]} convolution"
+    if can.missing and not set(Kind) - {Kind.ORDINARY} - set(can.kinds):
+        return f"lacks {can.missing}"
     return ""
 
 

@@ -67,7 +67,7 @@ def change_rows(found: Iterable[Change]) -> list[dict[str, Any]]:
 
 
 def _cell_columns(measured: Measured) -> dict[str, Any]:
-    keys = ("size", "dim", "batch", "phase", "map", "precision", "device")
+    keys = ("size", "dim", "batch", "layer", "phase", "map", "precision", "device")
     return {"cell": measured.name} | {key: measured.cell[key] for key in keys}
 
 

@@ -44,6 +44,7 @@ CELL_COLUMNS = (
     "cell.events.set",
     "cell.events.sha256",
     "cell.events.seed",
+    "cell.layer",
 )
 
 
@@ -276,11 +277,10 @@ def read(paths: Iterable[Path | str] | Path | str) -> pd.DataFrame:
 
 
 def _named(shared: dict[str, Any]) -> dict[str, Any]:
-    """Give a cell its name, and write its options as text, which rows can be grouped by."""
+    """Give a cell its name; write its options and its layer, if any, as texts to group rows by."""
     cell = shared["cell"]
-    return shared | {
-        "cell": cell | {"options": canonical(cell["options"]), "name": digest(canonical(cell))}
-    }
+    texts = {"options": canonical(cell["options"]), "layer": str(cell.get("layer", ""))}
+    return shared | {"cell": cell | texts | {"name": digest(canonical(cell))}}
 
 
 def _columns(rows: list[dict[str, Any]], prefix: str = "") -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,13 +14,16 @@ from torch import Tensor
 from backends import network, registry, stack, weights
 from backends.agreement import TOLERANCE, Agreement, compare, finite, rel_rmse
 from backends.arithmetic import autocast
-from backends.contract import Kind, SparseBatch, master_dtype
+from backends.contract import Backend, Kind, SparseBatch, master_dtype
 from backends.loss import event_cross_entropy
 from backends.truth import Truth, statistics
 from backends.uresnet import UResNetConfig
 from harness.cell import STACKS, Cell
 from harness.errors import BadInput
 from harness.events import benchmark_batch, open_events
+
+if TYPE_CHECKING:
+    from backends import operation
 
 LEARNING_RATE = 1e-3
 """Of Adam, as in arXiv:1903.05663."""
@@ -38,7 +42,7 @@ def load_batch(cell: Cell, source: str) -> tuple[SparseBatch, int]:
     Returns
     -------
     batch : SparseBatch
-        On the CPU.
+        On the CPU; for a single layer the sites of its level, with features drawn for it.
     skipped : int
         Empty events of the set that were passed over.
 
@@ -70,6 +74,11 @@ def load_batch(cell: Cell, source: str) -> tuple[SparseBatch, int]:
         spatial_size=arrays["spatial_size"],
         batch_size=arrays["batch_size"],
     )
+    if cell.layer:
+        from backends import operation
+
+        channels = operation_config(cell).fine
+        batch = operation.coarsened(batch, cell.layer_level, cell.model.depth, channels)
     return batch, empty + skipped
 
 
@@ -92,14 +101,7 @@ class Subject:
 
     def __init__(self, cell: Cell, batch: SparseBatch) -> None:
         self.cell = cell
-        self.backend = registry.load(
-            cell.backend,
-            dim=cell.dim,
-            device=cell.device,
-            precision=cell.precision,
-            options=dict(cell.options),
-        )
-        self.version = import_module(registry.module_name(cell.backend)).probe().version
+        self.backend, self.version = load_engine(cell)
         dtype = master_dtype(cell.precision)
         if cell.phase in STACKS:
             self.weights = stack.initial(stack_config(cell), cell.dim)
@@ -214,6 +216,93 @@ class Subject:
         return logits
 
 
+class LayerSubject:
+    """A single convolution of one engine, on the sites of its level.
+
+    It offers what ``Subject`` does; no call changes a weight.
+
+    Parameters
+    ----------
+    cell : Cell
+        With a ``layer``.
+    batch : SparseBatch
+        The sites of the level, on the CPU.
+    """
+
+    has_truth = True
+
+    def __init__(self, cell: Cell, batch: SparseBatch) -> None:
+        from backends import operation  # older commits, which asv measures, do not have it
+
+        self.cell = cell
+        self.backend, self.version = load_engine(cell)
+        config = operation_config(cell)
+        dtype = master_dtype(cell.precision)
+        self.operation = operation.Operation(self.backend, config).to(cell.device, dtype)
+        weights.load(self.operation, operation.initial(config, cell.dim))
+        self.batch = batch.to(cell.device)
+        self._trial: operation.Trial | None = None
+
+    def reset(self) -> None:
+        """Undo what calls change, which is nothing."""
+
+    def call(self) -> Callable[[], Any]:
+        """Return what is timed: one phase of the convolution, on the engine's own tensor."""
+        from backends import operation
+
+        if self._trial is None:
+            dtype = master_dtype(self.cell.precision)
+            self._trial = operation.Trial(
+                self.operation,
+                self.batch,
+                self.batch.features.to(dtype),
+                self.cell.phase,
+                lambda: autocast(self.cell.precision, self.cell.device),
+            )
+        return self._trial
+
+    def check(self, truth: Truth | None) -> tuple[Agreement, float | None]:
+        """Compare what the last call returned with the truth; there is no loss."""
+        assert self._trial is not None and truth is not None
+        found = compare(truth, self.cell.precision, self._trial.result())
+        what = {"input-gradient": "input's gradient", "weight-gradient": "weights' gradient"}
+        named = found.reason.replace("logits", what.get(self.cell.phase, "features"))
+        return replace(found, reason=named), None
+
+    def results(self) -> dict[str, Any]:
+        """Return what a record says of the last call's result besides its errors: nothing."""
+        return {}
+
+    def loss_tolerance(self) -> float:
+        """Largest relative error of a loss that passes."""
+        return TOLERANCE[self.cell.precision].forward
+
+
+def subject_of(cell: Cell, batch: SparseBatch) -> Subject | LayerSubject:
+    """Build what a cell measures: a network, or a single layer of it."""
+    return LayerSubject(cell, batch) if cell.layer else Subject(cell, batch)
+
+
+def load_engine(cell: Cell) -> tuple[Backend, str]:
+    """Set the engine of a cell up, and return it with its version."""
+    backend = registry.load(
+        cell.backend,
+        dim=cell.dim,
+        device=cell.device,
+        precision=cell.precision,
+        options=dict(cell.options),
+    )
+    return backend, import_module(registry.module_name(cell.backend)).probe().version
+
+
+def operation_config(cell: Cell) -> operation.OperationConfig:
+    """Return the size of a cell's single convolution."""
+    from backends import operation
+
+    kind = Kind(cell.layer_kind)
+    return operation.OperationConfig.of(uresnet_config(cell), kind, cell.layer_level, cell.phase)
+
+
 def uresnet_config(cell: Cell) -> UResNetConfig:
     """Return the size of a cell's UResNet."""
     model = cell.model
@@ -234,4 +323,5 @@ def event_sites(batch: SparseBatch) -> list[int]:
 def truth_key(cell: Cell) -> Mapping[str, Any]:
     """Return what the float64 truth of a cell depends on: neither engine nor state of the map."""
     values = cell.to_json()
-    return {name: values[name] for name in ("dim", "size", "batch", "phase", "model", "events")}
+    names = ("dim", "size", "batch", "phase", "model", "events", "layer")
+    return {name: values[name] for name in names if name in values}

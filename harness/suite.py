@@ -33,6 +33,7 @@ class Grid:
     dim: int = 3
     model: ModelSpec = field(default_factory=ModelSpec)
     seed: int = TYPICAL_SEED
+    layers: tuple[str, ...] = ("",)
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,13 @@ class Suite:
             )
         found: dict[Cell, None] = {}
         for grid in self.grids:
-            for backend, size, batch, phase, state in product(
+            for backend, size, batch, phase, state, layer in product(
                 self._engines(grid, backends),
                 [size for size in grid.sizes if not sizes or size in sizes],
                 batches or grid.batches,
                 grid.phases,
                 grid.maps,
+                grid.layers,
             ):
                 name, options = parse_engine(backend)
                 cell = Cell(
@@ -117,6 +119,7 @@ class Suite:
                     map=state,
                     model=grid.model,
                     events=EventSpec(seed=grid.seed),
+                    layer=layer,
                 )
                 found[cell] = None
         return list(found)

@@ -116,7 +116,7 @@ class Session:
         torch.set_num_threads(len(os.sched_getaffinity(0)) if not job.threads else job.threads)
         self._find_instruments(torch)
         # The worker's memory is measured over what it holds after imports, inputs and weights.
-        from harness.subject import Subject, event_sites, load_batch
+        from harness.subject import event_sites, load_batch, subject_of
 
         batch, skipped = load_batch(cell, job.events)
         self.record |= {
@@ -124,7 +124,7 @@ class Session:
             "event_sites": event_sites(batch),
             "skipped_empty": skipped,
         }
-        self._subject = Subject(cell, batch)
+        self._subject = subject_of(cell, batch)
         self.record["precision_readback"] = self._subject.backend.precision_readback()
         self.record["versions"][cell.backend] = self._subject.version
         start = time.perf_counter()

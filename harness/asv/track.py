@@ -51,6 +51,8 @@ class Cells:
     params : tuple of lists
         Engines, sizes, batches and states of the kernel map. Written out in each suite, never
         computed: a list that grows would orphan the history behind it.
+    param_names : list of str
+        The last names the field of a cell that the last list has values of.
     """
 
     suite: ClassVar[str]
@@ -62,7 +64,7 @@ class Cells:
 
     def setup_cache(self) -> Records:
         """Measure all cells once."""
-        return measure(self.suite, self.phase, self.params)
+        return measure(self.suite, self.phase, self.params, self.param_names[-1])
 
     setup_cache.timeout = 7200  # type: ignore[attr-defined]
 
@@ -121,6 +123,7 @@ def measure(
     suite: str,
     phase: str,
     params: tuple[Sequence[str], Sequence[int], Sequence[int], Sequence[str]],
+    last: str = "map",
 ) -> Records:
     """Run the cells of a suite that the parameters name, and return their records.
 
@@ -132,6 +135,8 @@ def measure(
         ``forward`` or ``step``.
     params : tuple of sequences
         Engines, sizes, batches, states of the kernel map.
+    last : str
+        The field that the last parameter is: ``map``, or ``layer``.
 
     Returns
     -------
@@ -156,7 +161,7 @@ def measure(
     cells = [
         cell
         for cell in find_suite(suite).cells(backends=engines, sizes=sizes, batches=batches)
-        if cell.phase == phase and (cell.backend, cell.size, cell.batch, cell.map) in wanted
+        if cell.phase == phase and key_of(cell.to_json(), last) in wanted
     ]
     found = {answer.name: answer for answer in probe_all(engines)}
     budget = float(os.environ.get(BUDGET, StopRule().budget))
@@ -170,10 +175,15 @@ def measure(
         )
         quiet = Console(file=io.StringIO())
         outs = run(with_events(cells, settings.events), settings, found, quiet, code=code)
-        return joined(list(store.records(outs)))
+        return joined(list(store.records(outs)), last)
 
 
-def joined(records: Sequence[Mapping[str, Any]]) -> Records:
+def key_of(cell: Mapping[str, Any], last: str) -> tuple[str, int, int, str]:
+    """Return the parameters by which asv knows a cell."""
+    return cell["backend"], cell["size"], cell["batch"], cell[last]
+
+
+def joined(records: Sequence[Mapping[str, Any]], last: str = "map") -> Records:
     """Join the rounds of each cell: the samples of all, the rest of the first that is not ok.
 
     Returns
@@ -183,8 +193,7 @@ def joined(records: Sequence[Mapping[str, Any]]) -> Records:
     """
     found: Records = {}
     for record in records:
-        cell = record["cell"]
-        key = (cell["backend"], cell["size"], cell["batch"], cell["map"])
+        key = key_of(record["cell"], last)
         if key not in found:
             found[key] = dict(record)
         elif found[key]["outcome"] == "ok":

@@ -1,0 +1,264 @@
+"""One convolution of the UResNet by itself: on the sites and with the channels of its level.
+
+What is timed is the engine's own work on its own tensor: bringing rows into the engine's order, and
+back into the user's, is left out wherever the engine tells them apart (``rows``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backends import registry, weights
+from backends.contract import Backend, Kind, SparseBatch
+from backends.stack import in_order
+from backends.truth import Truth
+from backends.uresnet import Layer, UResNetConfig
+from backends.weights import Weights
+
+KERNELS = {Kind.SUBMANIFOLD: 3, Kind.STRIDED: 2, Kind.INVERSE: 2}
+
+FORWARD, INPUT, WEIGHT, MAP = "forward", "input-gradient", "weight-gradient", "map"
+PHASES = (FORWARD, INPUT, WEIGHT, MAP)
+
+
+@dataclass(frozen=True)
+class OperationConfig:
+    """The size of one convolution.
+
+    Attributes
+    ----------
+    kind : Kind
+        ``SUBMANIFOLD``, ``STRIDED`` or ``INVERSE``.
+    fine : int
+        Channels on the level's own sites.
+    coarse : int
+        Channels on the next coarser level's sites; those of a submanifold convolution are unused.
+    """
+
+    kind: Kind
+    fine: int
+    coarse: int
+
+    @classmethod
+    def of(cls, network: UResNetConfig, kind: Kind, level: int, phase: str) -> OperationConfig:
+        """Return the size that a convolution has in a UResNet.
+
+        No engine can be asked for a map alone. The phase ``map`` asks for the least convolution
+        that needs it, of one channel to one.
+        """
+        if phase == MAP:
+            return cls(kind, 1, 1)
+        return cls(kind, network.channels(level), network.channels(level + 1))
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Features a site of the input and of the output."""
+        return {
+            Kind.SUBMANIFOLD: (self.fine, self.fine),
+            Kind.STRIDED: (self.fine, self.coarse),
+            Kind.INVERSE: (self.coarse, self.fine),
+        }[self.kind]
+
+
+def coarsened(batch: SparseBatch, level: int, depth: int, channels: int) -> SparseBatch:
+    """Return the sites that a batch has at a level of a UResNet, with features drawn anew.
+
+    Parameters
+    ----------
+    batch : SparseBatch
+        At the finest level.
+    level : int
+        Strides of two above it.
+    depth : int
+        Levels of the network, which rounds the volume up so that every stride divides it.
+    channels : int
+        Features a site, normally distributed; the same bits on every machine.
+    """
+    sites = batch.sites
+    if level:
+        coarse = torch.cat([sites[:, :1], sites[:, 1:] >> level], 1)
+        sites = coarse.unique(dim=0).contiguous()
+    unit = 2 ** (depth - 1)
+    generator = torch.Generator().manual_seed(level)
+    return SparseBatch(
+        sites=sites,
+        features=torch.randn((len(sites), channels), generator=generator),
+        labels=None,
+        spatial_size=(-(-batch.spatial_size // unit) * unit) >> level,
+        batch_size=batch.batch_size,
+    )
+
+
+class Operation(nn.Module):
+    """One convolution of an engine, and for an inverse one the strided one that it undoes.
+
+    Raises
+    ------
+    Unsupported
+        If the engine has no convolution of the kind.
+    """
+
+    def __init__(self, backend: Backend, config: OperationConfig) -> None:
+        super().__init__()
+        self.backend = backend
+        self.config = config
+        self.down: Layer | None = None
+        if config.kind is Kind.INVERSE:
+            self.down = self._layer(Kind.STRIDED, config.fine, config.coarse)
+        self.layer = self._layer(config.kind, *config.channels)
+
+    def _layer(self, kind: Kind, cin: int, cout: int) -> Layer:
+        native = self.backend.convolution(kind, cin, cout, KERNELS[kind], 0)
+        return Layer(native, kind, cin, cout, KERNELS[kind])
+
+    def source(self, batch: SparseBatch, features: Tensor) -> Any:
+        """Make the engine's tensor that the convolution reads."""
+        x = self.backend.tensor(batch.sites, features, batch.spatial_size, batch.batch_size)
+        return x if self.down is None else self.down(x)
+
+    def forward(self, x: Any) -> Any:
+        """Convolve."""
+        return self.layer(x)
+
+    def stored(self, x: Any) -> Tensor:
+        """Return the values of a tensor as the engine keeps them, computed if they waited."""
+        rows = getattr(self.backend, "rows", self.backend.features)
+        return rows(x)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The convolution's own weights, in the engine's layout."""
+        found = self.backend.parameters(self.layer.native)["weight"]
+        assert isinstance(found, nn.Parameter)
+        return found
+
+    def layers(self) -> Iterator[tuple[str, Layer]]:
+        """Yield the canonical name of each layer, and the layer."""
+        for name, layer in (("down", self.down), ("layer", self.layer)):
+            if layer is not None:
+                yield name, layer
+
+
+def initial(config: OperationConfig, dim: int) -> Weights:
+    """Draw the canonical weights; the same bits everywhere."""
+    generator = torch.Generator().manual_seed(0)
+    values: Weights = {}
+    names = {"layer": config.kind}
+    if config.kind is Kind.INVERSE:
+        names = {"down": Kind.STRIDED, "layer": Kind.INVERSE}
+    for name, kind in names.items():
+        cin, cout = OperationConfig(kind, config.fine, config.coarse).channels
+        outer = (cin, cout) if kind is Kind.INVERSE else (cout, cin)
+        taps = 1 if kind is Kind.INVERSE else KERNELS[kind] ** dim  # each fine site has one parent
+        shape = (*outer, *[KERNELS[kind]] * dim)
+        values[f"{name}.weight"] = torch.randn(shape, generator=generator) / math.sqrt(cin * taps)
+    return values
+
+
+class Trial:
+    """One phase of one convolution on some sites, prepared so that a call does nothing else.
+
+    The gradients are those of half the sum of the output's squares over the square root of the
+    number of sites: a loss that knows no order of sites, which engines choose as they like.
+
+    Parameters
+    ----------
+    operation : Operation
+        With its weights.
+    batch : SparseBatch
+        Where the operation's engine runs.
+    features : Tensor
+        (N, C), in the type of the engine's weights.
+    phase : str
+        ``forward``, ``input-gradient`` or ``weight-gradient`` on a map that is there; ``map``:
+        from the sites to the result of a convolution that is as small as can be.
+    arithmetic : callable
+        Returns the context in which forward passes run.
+    """
+
+    def __init__(
+        self,
+        operation: Operation,
+        batch: SparseBatch,
+        features: Tensor,
+        phase: str,
+        arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.operation = operation
+        self.batch = batch
+        self.features = features
+        self.phase = phase
+        self.arithmetic = arithmetic
+        self._last: Any = None
+        operation.train(phase in (INPUT, WEIGHT))
+        operation.requires_grad_(False)
+        operation.weight.requires_grad_(phase == WEIGHT)
+        if phase == FORWARD:
+            with torch.no_grad(), arithmetic():
+                self._source = operation.source(batch, features)
+                operation.stored(operation(self._source))  # builds the map
+        elif phase in (INPUT, WEIGHT):
+            self._record()
+
+    def _record(self) -> None:
+        """Run forward once, and keep the graph."""
+        self._leaf = self.features.detach().clone().requires_grad_(self.phase == INPUT)
+        with self.arithmetic():
+            x = self.operation.source(self.batch, self._leaf)
+            y = self.operation(x)
+            self._out = self.operation.stored(y)
+        self._inner = self.operation.stored(x)
+        self._target = self._inner if self.phase == INPUT else self.operation.weight
+        self._grad = self._out.detach() / math.sqrt(max(1, len(self.batch.sites)))
+
+    def __call__(self) -> Any:
+        """Run the phase once."""
+        if self.phase in (INPUT, WEIGHT):
+            (self._last,) = torch.autograd.grad(
+                self._out, self._target, self._grad, retain_graph=True
+            )
+            return self._last
+        with torch.no_grad(), self.arithmetic():
+            building = self.phase == MAP
+            x = self.operation.source(self.batch, self.features) if building else self._source
+            self._last = self.operation(x)
+            self.operation.stored(self._last)
+        return self._last
+
+    def result(self) -> Tensor:
+        """Return what the last call computed, as a table that is the same for every engine.
+
+        Engines number the sites of a coarser level as they like: there, each column is sorted. The
+        gradient of an inverse convolution's input is followed back to the level's own sites.
+        """
+        operation, kind = self.operation, self.operation.config.kind
+        if self.phase == WEIGHT:
+            shape = weights.weight_shape(operation.layer, self.batch.dim)
+            return operation.backend.from_native(kind, self._last).reshape(shape).flatten(1)
+        if self.phase == INPUT:
+            (found,) = torch.autograd.grad(
+                self._inner, self._leaf, self._last, retain_graph=True, allow_unused=True
+            )
+            return torch.zeros_like(self._leaf) if found is None else found
+        rows = operation.backend.features(self._last)
+        return in_order(rows) if kind is Kind.STRIDED else rows
+
+
+def truth(
+    config: OperationConfig, values: Mapping[str, Tensor], batch: SparseBatch, phase: str
+) -> Truth:
+    """Compute in float64 what a phase returns."""
+    options = {"kernels": "reference"}
+    backend = registry.load("sscn", dim=batch.dim, device="cpu", precision="fp64", options=options)
+    operation = Operation(backend, config).to(torch.float64)
+    weights.load(operation, values)
+    trial = Trial(operation, batch, batch.features.double(), phase)
+    trial()
+    return Truth(trial.result().detach(), None, {}, {}, "reference")
