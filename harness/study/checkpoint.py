@@ -24,7 +24,11 @@ class Checkpoint:
         Training time so far, without evaluations and checkpoints.
     joules : float or None
         Energy so far, where it is counted.
-    network, optimiser, scaler : dict
+    network : dict
+        Averaged weights: the result.
+    latest : dict
+        Weights of the last step, from which the training goes on.
+    optimiser, scaler : dict
         Their ``state_dict``.
     random : dict
         States of torch's generators by device.
@@ -39,6 +43,7 @@ class Checkpoint:
     seconds: float
     joules: float | None
     network: dict[str, Any]
+    latest: dict[str, Any]
     optimiser: dict[str, Any]
     scaler: dict[str, Any]
     random: dict[str, torch.Tensor]

@@ -40,6 +40,8 @@ class Plan:
         As for `harness.cell.Cell`.
     learning_rate : float
         Of Adam; the study's is 1e-3, without a schedule.
+    average : float
+        As the decay of `harness.study.average.WeightAverage`; 0 judges the latest weights.
     seed : int
         Of the initial weights and of the order and orientation of the events: two engines with
         the same seed start from the same weights and see the same batches in the same order.
@@ -59,6 +61,7 @@ class Plan:
     options: Mapping[str, str] = field(default_factory=dict, hash=False)
     model: ModelSpec = field(default_factory=ModelSpec)
     learning_rate: float = 1e-3
+    average: float = 0.998
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ from harness.errors import BadInput
 from harness.events import Event, EventSet, TrainingLoader, collate
 from harness.study import checkpoint
 from harness.study.accuracy import Accuracy, class_accuracy, summarise
+from harness.study.average import WeightAverage
 from harness.study.checkpoint import Checkpoint
 from harness.study.plan import Plan
 from harness.study.views import CLASS_NAMES
@@ -127,7 +128,8 @@ def train(
     report : callable
         Called after every step.
     learner : Learner, optional
-        As `learner_of` makes it, for a caller who goes on to use it; trained in place.
+        As `learner_of` makes it, for a caller who goes on to use it: trained in place, it has the
+        averaged weights in the end.
     clock : callable
         Seconds from some origin.
     joules : callable
@@ -153,6 +155,7 @@ def train(
     learning = learner.network
     optimiser = torch.optim.Adam(learning.parameters(), plan.learning_rate, fused=True)
     scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
+    average = WeightAverage(learning, plan.average)
     held_out = _first(plan.held_out.open(), plan.held_out_events)
     tables = _Tables(folder, CLASS_NAMES[plan.model.classes])
 
@@ -162,7 +165,8 @@ def train(
         saved = checkpoint.load(path)
         if saved is not None:
             _check_plan(saved, plan, folder)
-            learning.load_state_dict(saved.network)
+            learning.load_state_dict(saved.latest)
+            average.restore(saved.network)
             optimiser.load_state_dict(saved.optimiser)
             scaler.load_state_dict(saved.scaler)
             checkpoint.restore_random(saved.random)
@@ -176,6 +180,7 @@ def train(
                 state.step,
                 state.seconds,
                 state.joules,
+                average.state(),
                 learning.state_dict(),
                 optimiser.state_dict(),
                 scaler.state_dict(),
@@ -193,6 +198,7 @@ def train(
             began, energy = clock(), joules()
             batch = next(loader)
             loss, accuracy = step(learner, optimiser, scaler, batch)
+            average.update(state.step)
             took, used = clock() - began, joules()
             state.advance(took, None if energy is None or used is None else used - energy)
             unsaved += took
@@ -213,13 +219,16 @@ def train(
             recent = [*recent[1 - _RECENT :], (loss, accuracy)]
             report(_progress(plan, state, recent))
             if plan.evaluate_every and state.step % plan.evaluate_every == 0:
-                result = evaluate(learner, held_out, plan.batch)
+                with average.shown():
+                    result = evaluate(learner, held_out, plan.batch)
                 learning.train()
                 tables.evaluation(state, result)
             if unsaved >= checkpoint_seconds:
                 save()
                 unsaved = 0.0
-        return save()
+        done = save()
+        average.show()
+        return done
 
 
 def step(

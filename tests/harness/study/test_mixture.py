@@ -38,7 +38,7 @@ def quiet(done, total):
 def test_presets_take_turns_and_every_file_has_a_seed_of_its_own(tmp_path):
     mixture.make_mixture(tmp_path, 32, 36, 7, quiet)
     recipes = [recipe for recipe, _ in stand_in.calls]
-    wanted = ["standard", "michel", "standard", "delta", "standard"]
+    wanted = ["michel", "standard", "michel", "delta", "michel"]
     assert [recipe.preset for recipe in recipes] == wanted
     assert [recipe.seed for recipe in recipes] == [7, 8, 9, 10, 11]
     assert [count for _, count in stand_in.calls] == [8, 8, 8, 8, 4]
