@@ -2,8 +2,8 @@
 
 Events as in the public data set hold too few Michel electrons and delta rays to learn from in an
 hour: one voxel in two hundred and one in fifty. Three files of four are therefore simulated with
-more of them, two with the preset ``michel`` and one with ``delta``. A file that is complete is never
-made again: an interrupted simulation goes on.
+more of them, two with the preset ``michel`` and one with ``delta``. A file that is complete is
+never made again: an interrupted simulation goes on.
 """
 
 from __future__ import annotations
