@@ -30,6 +30,8 @@ class Measured:
         Samples by round, outcome and reason.
     sites
         Active sites of the batch, or None where the worker died before counting.
+    active
+        Active sites after the convolutions of a stack; None of a UResNet.
     seconds, low, high
         Median and quartiles of a call over all samples in seconds; None without an ``ok`` round.
     memory, error
@@ -46,6 +48,7 @@ class Measured:
     high: float | None
     memory: float | None
     error: float | None
+    active: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -82,6 +85,14 @@ class Measured:
         )
 
     @property
+    def extent(self) -> str:
+        """How many sites, in words; empty where nobody counted them."""
+        if self.sites is None:
+            return ""
+        after = f", {self.active:,} after the last convolution" if self.active is not None else ""
+        return f"{self.sites:,} sites{after}"
+
+    @property
     def memory_metric(self) -> Metric:
         """The metric that `memory` is."""
         return NVML_PEAK if self.cell["device"] == "cuda" else PEAK_RSS
@@ -99,6 +110,7 @@ ENGINE_KEYS = ("suite", "backend", "options")
 COLUMNS = (
     *CELL_COLUMNS,
     *("cell.name", "run", "round", "outcome", "reason", "sites", "host_seconds"),
+    "active_sites",
     *(key for m in (PEAK_RSS, NVML_PEAK) for key in (m.key, m.baseline)),
     *(REL_RMSE.key, GRAD_REL_RMSE.key),
 )
@@ -163,6 +175,7 @@ def _pool_cell(
     device_metric = NVML_PEAK if cell["device"] == "cuda" else PEAK_RSS
     error_metric = GRAD_REL_RMSE if cell["phase"] == "step" else REL_RMSE
     sites = _values(columns, "sites", rows.values())
+    active = _values(columns, "active_sites", timed.values())
     return Measured(
         name=name,
         cell=cell,
@@ -173,6 +186,7 @@ def _pool_cell(
         high=quantile(ordered, 0.75),
         memory=_typical(columns, device_metric, timed.values()),
         error=_typical(columns, error_metric, rows.values()),
+        active=int(active[0]) if active else None,
     )
 
 

@@ -33,6 +33,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 FEWEST_SAMPLES = 3
+MOST_ROUNDS = 256
+"""Rounds that are compared one by one: the work grows with their square."""
 
 
 class Verdict(StrEnum):
@@ -316,10 +319,9 @@ def _weigh(pairs: Sequence[Pair], rule: Rule) -> list[dict[str, Any]]:
         left = [before[r] for r in common] if common else list(before.values())
         right = [after[r] for r in common] if common else list(after.values())
         inside = max(_mean_variance_inside(left), _mean_variance_inside(right))
-        sides.append(
-            ([math.log(median(r)) for r in left], [math.log(median(r)) for r in right], inside)
-        )
-        groups[bool(common), len(left), len(right)].append(i)
+        x, y = (_condensed([math.log(median(r)) for r in rounds]) for rounds in (left, right))
+        sides.append((x, y, inside))
+        groups[bool(common), len(x), len(y)].append(i)
 
     found: list[dict[str, Any]] = [{} for _ in pairs]
     needed = rule.rounds_needed(max(len(pairs), 1))
@@ -336,6 +338,17 @@ def _weigh(pairs: Sequence[Pair], rule: Rule) -> list[dict[str, Any]]:
             found[i] = {name: float(column[k]) for name, column in columns.items()}
             found[i] |= {"test": test, "turns": turns, "rounds": min(n_before, n_after)}
     return found
+
+
+def _condensed(values: list[float]) -> list[float]:
+    """Take neighbouring rounds together, by their median, until `MOST_ROUNDS` are left.
+
+    Rounds that took turns stay paired: both sides have as many, and are cut at the same places.
+    """
+    if len(values) <= MOST_ROUNDS:
+        return values
+    edges = [k * len(values) // MOST_ROUNDS for k in range(MOST_ROUNDS + 1)]
+    return [median(values[start:stop]) for start, stop in pairwise(edges)]
 
 
 def _mean_variance_inside(rounds: Sequence[Sequence[float]]) -> float:

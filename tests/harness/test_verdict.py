@@ -1,5 +1,7 @@
 """Verdicts on series whose answer is known."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -284,3 +286,15 @@ def test_swapping_the_sides_turns_the_verdict_round(pairs, took_turns):
 def test_thousands_of_rounds_do_not_overflow():
     x = np.random.default_rng(0).normal(0.05, 1, (1, 1200))
     assert signed_rank_p(x) == pytest.approx(stats.wilcoxon(x, axis=1).pvalue, rel=0.05)
+
+
+def test_ten_thousand_rounds_are_judged_as_a_hundred_are():
+    noise = np.random.default_rng(3).normal(0, 0.05, (2, 10_000))
+    before = Side({r: [math.exp(v)] * 3 for r, v in enumerate(noise[0])})
+    after = Side({r: [1.1 * math.exp(v)] * 3 for r, v in enumerate(noise[1])})
+    for turns in (True, False):
+        slower, same = judge([Pair(before, after, turns), Pair(before, before, turns)])
+        assert slower.verdict is Verdict.SLOWER
+        assert slower.low < 1.1 < slower.high
+        assert slower.ratio == pytest.approx(1.1, rel=0.01)
+        assert same.verdict is not Verdict.SLOWER
