@@ -57,8 +57,7 @@ def standing_table(ranked: Sequence[Standing]) -> Table:
             if question is not None:
                 table.add_section()
             question = m.question
-            sites = f"{m.sites} sites" if m.sites is not None else ""
-            table.add_row(f"[bold]{m.where}[/bold]", *[""] * 6, sites)
+            table.add_row(f"[bold]{m.where}[/bold]", *[""] * 6, m.extent)
         quickest = s.over_best is not None and s.over_best >= 1
         style = "green" if quickest else ""
         table.add_row(
@@ -169,9 +168,18 @@ def compare(
     fail_on: Annotated[
         str, typer.Option(help=f"Exit 1 on any of these verdicts: {', '.join(GATES)}.")
     ] = "",
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="A and B are profiles: say which layers differ most."),
+    ] = False,
 ) -> None:
     """Compare the engines of one run side by side, or say what changed between two runs."""
     gates = parse_gates(fail_on)
+    if explain:
+        if gates:
+            raise BadInput("--fail-on judges runs; a single profile has no verdict")
+        _explain(a, b, report, format)
+        return
     frame_before, frame = load_sides(a, b)
     cells = pool(frame)
     ranked = standings(cells.values())
@@ -200,6 +208,29 @@ def compare(
         counts = Counter(verdicts)
         typer.echo(f"failed on {', '.join(f'{counts[v]} {v}' for v in hit)}", err=True)
         raise typer.Exit(1)
+
+
+def _explain(a: str | None, b: str | None, report: Path | None, format: Format) -> None:
+    """Say which layers make the difference between two profiles."""
+    from harness.profile import explain
+
+    if a is None or b is None:
+        raise BadInput("--explain needs two profiles: compare A B --explain, each a folder")
+    profiles = [explain.load(a), explain.load(b)]
+    found = explain.explain(*profiles)
+    if format is Format.table:
+        from rich.console import Console
+
+        console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+        console.print(found.sentence, style="bold", markup=False)
+        console.print(explain.table(found))
+    else:
+        typer.echo(write_rows(explain.rows(found), format))
+    if report is not None:
+        from harness.profile.page import write_page
+
+        path = write_page(report, profiles)
+        typer.echo(f"page: {path}", err=format is not Format.table)
 
 
 def _print_tables(

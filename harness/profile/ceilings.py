@@ -1,0 +1,213 @@
+"""What a machine can do at best, measured: arithmetic, copies, and the cost of asking for work.
+
+Arithmetic in fp32 on a CPU is our own kernel of multiply-adds that stay in registers. For the other
+precisions, and on a GPU, it is the best of large matrix products by torch: no program that matters
+multiplies faster, though the silicon may.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from harness.errors import BadInput
+
+REPEATS = 8
+ROUNDS = 2_000_000
+"""Of the multiply-adds in registers: some 5 ms."""
+
+COPIED = {"cpu": 2**26, "cuda": 2**29}
+"""Bytes of the copy: far beyond the caches."""
+
+SIDES = {"cpu": (1024,), "cuda": (4096, 8192)}
+"""Sides of the matrices that are multiplied."""
+
+LAUNCHES = 1000
+
+Now = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What a machine can do at best.
+
+    Attributes
+    ----------
+    flops : mapping
+        Precision -> floating-point operations a second; a multiply-add is two.
+    copy : float
+        Bytes read and written a second by a large copy.
+    launch : float
+        Seconds to start an empty kernel on a GPU, or to call an operator of torch without work on
+        a CPU, many in a row.
+    threads : int
+        Of the CPU while they were measured.
+    methods : mapping
+        Precision -> how its rate was measured: ``registers`` or ``matmul``.
+    """
+
+    flops: Mapping[str, float]
+    copy: float
+    launch: float
+    threads: int
+    methods: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the ceilings as a profile holds them."""
+        return {
+            "flops": dict(self.flops),
+            "copy": self.copy,
+            "launch": self.launch,
+            "threads": self.threads,
+            "methods": dict(self.methods),
+        }
+
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        """Read what ``to_json`` wrote.
+
+        Raises
+        ------
+        BadInput
+            If a field is missing, unknown or not positive.
+        """
+        names = [entry.name for entry in fields(cls)]
+        if not isinstance(values, Mapping) or set(values) - {"methods"} != {*names} - {"methods"}:
+            raise BadInput(f"ceilings must have the fields {', '.join(names)}")
+        flops, methods = values["flops"], values.get("methods", {})
+        if not isinstance(flops, Mapping) or not isinstance(methods, Mapping):
+            raise BadInput("the flops and methods of ceilings must be given by precision")
+        numbers = [*flops.values(), values["copy"], values["launch"], values["threads"]]
+        if not all(type(value) in (int, float) and value > 0 for value in numbers):
+            raise BadInput("every ceiling must be a number above zero")
+        return cls(flops, values["copy"], values["launch"], values["threads"], methods)
+
+
+def measure(precision: str, device: str, threads: int = 0) -> Ceilings:
+    """Measure what this machine can do; about a second on a CPU.
+
+    Parameters
+    ----------
+    precision : str
+        The arithmetic, besides fp32.
+    device : str
+        ``cpu`` or ``cuda``.
+    threads : int
+        Of the CPU; 0 for as many as torch has now.
+    """
+    import torch
+
+    threads = threads or torch.get_num_threads()
+    flops, methods = {}, {}
+    with _threads(threads):
+        for name in dict.fromkeys(("fp32", precision)):
+            if (name, device) == ("fp32", "cpu"):
+                flops[name], methods[name] = fma_peak(threads), "registers"
+            else:
+                flops[name], methods[name] = matmul_peak(name, device), "matmul"
+        return Ceilings(flops, copy_bandwidth(device), launch_latency(device), threads, methods)
+
+
+def fma_peak(threads: int, now: Now = time.perf_counter) -> float:
+    """Measure the fp32 operations a second that registers alone allow on a CPU."""
+    from backends.sscn import cpu
+
+    best = 0.0
+    for _ in range(REPEATS):
+        start = now()
+        operations = cpu.peak(ROUNDS, threads)
+        best = max(best, operations / (now() - start))
+    return best
+
+
+def matmul_peak(precision: str, device: str) -> float:
+    """Measure the operations a second of the best of some large matrix products."""
+    import torch
+
+    kinds = {"fp64": torch.float64, "fp16": torch.float16, "bf16": torch.bfloat16}
+    kind = kinds.get(precision, torch.float32)
+    best = 0.0
+    with _tf32(precision == "tf32"):
+        for side in SIDES[device]:
+            a = torch.ones((side, side), dtype=kind, device=device)
+            b, out = torch.ones_like(a), torch.empty_like(a)
+
+            def multiply(a: Any = a, b: Any = b, out: Any = out) -> None:
+                torch.mm(a, b, out=out)
+
+            best = max(best, 2 * side**3 / least_seconds(multiply, device))
+    return best
+
+
+def copy_bandwidth(device: str = "cpu") -> float:
+    """Measure the bytes read and written a second by a large copy."""
+    import torch
+
+    source = torch.ones(COPIED[device] // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / least_seconds(lambda: target.copy_(source), device)
+
+
+def launch_latency(device: str = "cpu") -> float:
+    """Measure the seconds that starting a piece of work takes, when there is nothing to do."""
+    import torch
+
+    if device == "cuda":
+
+        def start() -> None:
+            for _ in range(LAUNCHES):
+                torch.cuda._sleep(0)
+    else:
+        nothing = torch.empty(0)
+
+        def start() -> None:
+            for _ in range(LAUNCHES):
+                torch.add(nothing, nothing, out=nothing)
+
+    return least_seconds(start, device) / LAUNCHES
+
+
+def least_seconds(work: Callable[[], Any], device: str, now: Now = time.perf_counter) -> float:
+    """Return the least of some times that a piece of work took, after one that does not count.
+
+    The least, because a ceiling is what nothing disturbs.
+    """
+    import torch
+
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    work()
+    found = []
+    for _ in range(REPEATS):
+        wait()
+        start = now()
+        work()
+        wait()
+        found.append(now() - start)
+    return min(found)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    import torch
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

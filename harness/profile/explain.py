@@ -1,0 +1,300 @@
+"""Which layers make the difference between two profiles of one question."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import BadInput
+from harness.metrics import format_value
+from harness.profile.profile import FILE, Profile
+from harness.profile.profile import read as read_profile
+from harness.report.style import FAINT, INK, SETTINGS, svg
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+STEPS = 12
+"""Layers with a step of their own in the waterfall; the others share one."""
+
+SLOWER, FASTER, TOTAL = "#D55E00", "#009E73", "#7A7A7A"
+
+Key = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One layer in two profiles.
+
+    Attributes
+    ----------
+    name, kind, direction : str
+        The layer.
+    before, after : float or None
+        Seconds; None where a profile has no such layer.
+    share : float
+        Of the difference between the two cells; of the sum of all changes where they are as fast.
+    """
+
+    name: str
+    kind: str
+    direction: str
+    before: float | None
+    after: float | None
+    share: float
+
+    @property
+    def difference(self) -> float:
+        """Seconds that the layer takes more in the second profile."""
+        return (self.after or 0.0) - (self.before or 0.0)
+
+    @property
+    def words(self) -> str:
+        """The layer for people."""
+        return f"{self.name} {self.kind}, {self.direction}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The difference of two cells, by layers.
+
+    Attributes
+    ----------
+    names : (str, str)
+        What the profiles are called.
+    before, after : float
+        Seconds of the cells without instruments.
+    parts : tuple of Part
+        The largest difference first.
+    """
+
+    names: tuple[str, str]
+    before: float
+    after: float
+    parts: tuple[Part, ...]
+
+    @property
+    def difference(self) -> float:
+        """Seconds that the second cell takes more."""
+        return self.after - self.before
+
+    @property
+    def unexplained(self) -> float:
+        """Seconds of the difference that no layer has: what instruments and noise leave over."""
+        return self.difference - math.fsum(part.difference for part in self.parts)
+
+    @property
+    def sentence(self) -> str:
+        """The answer."""
+        first, second = self.names
+        slower = self.difference >= 0
+        claim = (
+            f"{second} takes {format_value(abs(self.difference), 's')} "
+            f"{'longer' if slower else 'less'} than {first} "
+            f"({format_value(self.after, 's')} against {format_value(self.before, 's')})"
+        )
+        if not self.parts or not self.parts[0].difference:
+            return f"{claim}; no layer differs."
+        top = self.parts[0]
+        return f"{claim}; most of all in {top.words}: {signed(top.difference)}."
+
+
+def explain(first: Profile, second: Profile) -> Explanation:
+    """Compare two profiles layer by layer.
+
+    Parameters
+    ----------
+    first, second : Profile
+        Two engines, or two commits of one, on the same question.
+
+    Raises
+    ------
+    BadInput
+        If they are of different questions.
+    """
+    if not comparable(first, second):
+        raise BadInput(
+            "these profiles are of different questions and cannot explain each other: "
+            f"{_question(first)} and {_question(second)}"
+        )
+    before = {layer.key: layer.seconds for layer in first.layers}
+    after = {layer.key: layer.seconds for layer in second.layers}
+    keys = list(dict.fromkeys([*before, *after]))
+    changes = {key: after.get(key, 0.0) - before.get(key, 0.0) for key in keys}
+    whole = second.seconds - first.seconds
+    moved = math.fsum(map(abs, changes.values()))
+    # Between cells that are as fast, what one layer gains another loses.
+    base = whole if abs(whole) > 0.01 * max(first.seconds, second.seconds) else moved
+    parts = [
+        Part(*key, before.get(key), after.get(key), changes[key] / base if base else 0.0)
+        for key in keys
+    ]
+    parts.sort(key=lambda part: -abs(part.difference))
+    return Explanation(names_of([first, second]), first.seconds, second.seconds, tuple(parts))
+
+
+def comparable(first: Profile, second: Profile) -> bool:
+    """Tell whether two profiles are of one question on the same events."""
+    same_events = first.cell.events == second.cell.events
+    return first.cell.question == second.cell.question and same_events
+
+
+def names_of(profiles: Sequence[Profile]) -> Any:
+    """Call each profile by its engine, with the commit where one engine is there several times."""
+    engines = [profile.cell.engine for profile in profiles]
+    named = []
+    for profile, engine in zip(profiles, engines, strict=True):
+        twice = engines.count(engine) > 1
+        commit = str(profile.code.get("commit", ""))[:10]
+        dirty = "+" if profile.code.get("dirty") else ""
+        named.append(f"{engine} {commit}{dirty}".strip() if twice else engine)
+    return tuple(
+        name if named.count(name) == 1 else f"{name} ({place})"
+        for place, name in enumerate(named, 1)
+    )
+
+
+def load(spec: str) -> Profile:
+    """Read the profile that a user means: a folder of one, or its file.
+
+    Raises
+    ------
+    BadInput
+        If there is none.
+    """
+    path = Path(spec)
+    make = "make one with: python -m harness profile --backend B --size S --out DIR"
+    if path.is_dir():
+        if not (path / FILE).is_file():
+            raise BadInput(f"{spec} holds no {FILE}; {make}")
+        return read_profile(path)
+    if path.is_file() and path.suffix == ".json":
+        return read_profile(path)
+    what = "is a file of records" if path.is_file() else "names a run or nothing at all"
+    raise BadInput(f"--explain needs two profiles, and {spec} {what}; {make}")
+
+
+def signed(seconds: float) -> str:
+    """Write a difference with its sign."""
+    return f"{'+' if seconds >= 0 else '−'}{format_value(abs(seconds), 's')}"
+
+
+def rows(found: Explanation) -> list[dict[str, Any]]:
+    """Flatten an explanation for a spreadsheet or a program; seconds."""
+    return [
+        {
+            "layer": part.name,
+            "kind": part.kind,
+            "direction": part.direction,
+            "before_s": part.before,
+            "after_s": part.after,
+            "difference_s": part.difference,
+            "share": part.share,
+        }
+        for part in found.parts
+    ]
+
+
+def table(found: Explanation, lines: int = 40) -> Table:
+    """The layers that make the difference, for a terminal."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("layer", "kind", "direction"):
+        made.add_column(name, overflow="fold")
+    for name in (*found.names, "difference", "share"):
+        made.add_column(name, justify="right", no_wrap=True)
+    for part in found.parts[:lines]:
+        made.add_row(
+            part.name,
+            part.kind,
+            part.direction,
+            format_value(part.before, "s"),
+            format_value(part.after, "s"),
+            signed(part.difference),
+            f"{100 * part.share:.0f} %",
+            style="red" if part.difference > 0 else "green" if part.difference < 0 else "",
+        )
+    made.add_section()
+    rest = math.fsum(part.difference for part in found.parts[lines:])
+    if len(found.parts) > lines:
+        made.add_row(f"{len(found.parts) - lines} more layers", "", "", "", "", signed(rest), "")
+    made.add_row("in no layer", "", "", "", "", signed(found.unexplained), "")
+    ends = (format_value(found.before, "s"), format_value(found.after, "s"))
+    made.add_row("the whole cell", "", "", *ends, signed(found.difference), "", style="bold")
+    return made
+
+
+def steps(found: Explanation, most: int = STEPS) -> list[tuple[str, float]]:
+    """Return the steps of the waterfall between the two cells: words and seconds."""
+    named = [(part.words, part.difference) for part in found.parts[:most] if part.difference]
+    others = found.parts[most:]
+    if others:
+        named.append((f"{len(others)} other layers", math.fsum(part.difference for part in others)))
+    return [*named, ("in no layer", found.unexplained)]
+
+
+def waterfall(found: Explanation) -> str:
+    """Draw how one cell's time becomes the other's, layer by layer, as SVG."""
+    import matplotlib.pyplot as plt
+
+    between = steps(found)
+    first, second = found.names
+    with plt.rc_context(SETTINGS):
+        drawing, axes = plt.subplots(figsize=(7.6, 1.0 + 0.3 * (len(between) + 2)))
+        axes.barh([0], [found.before], color=TOTAL, height=0.62)
+        level = found.before
+        ends = [found.before, found.after]
+        for row, (_, seconds) in enumerate(between, 1):
+            color = SLOWER if seconds > 0 else FASTER
+            axes.barh([row], [seconds], left=level, color=color, height=0.62)
+            axes.plot([level, level], [row - 0.69, row + 0.31], color=INK, lw=0.7)
+            level += seconds
+            ends.append(level)
+            edge = max(level, level - seconds)
+            axes.annotate(
+                signed(seconds),
+                (edge, row),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+            )
+        last = len(between) + 1
+        axes.plot([level, level], [last - 0.69, last + 0.31], color=INK, lw=0.7)
+        axes.barh([last], [found.after], color=TOTAL, height=0.62)
+        for row, total in ((0, found.before), (last, found.after)):
+            axes.annotate(
+                format_value(total, "s"),
+                (total, row),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+            )
+        words = [first, *(word for word, _ in between), second]
+        axes.set_yticks(range(last + 1), words)
+        axes.set_ylim(last + 0.6, -0.6)
+        low, label = _start(ends)
+        axes.set_xlim(low, max(ends) + 0.12 * (max(ends) - low))
+        axes.xaxis.set_major_formatter(lambda value, _: format_value(value, "s") if value else "0")
+        axes.grid(axis="y", visible=False)
+        axes.axvline(low, color=FAINT, lw=0.8)
+        axes.set_xlabel(label)
+        return svg(drawing, f"From {first} to {second}, layer by layer")
+
+
+def _start(ends: Sequence[float]) -> tuple[float, str]:
+    """Return where the waterfall's axis begins, and its label: small steps need a close look."""
+    span = max(ends) - min(ends)
+    if span > 0.3 * max(ends):
+        return 0.0, "time of the cell"
+    return max(min(ends) - 0.4 * span, 0.0), "time of the cell (the axis does not begin at zero)"
+
+
+def _question(profile: Profile) -> str:
+    return f"{profile.cell.question} (events {profile.cell.events.seed})"

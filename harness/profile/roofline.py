@@ -1,0 +1,255 @@
+"""How far each layer, and the whole network, is from what the machine allows.
+
+The rule: a layer takes at least the sum of its needed operations over the peak rate and its
+necessary bytes over the copy bandwidth, and at least the time that starting it takes. It is the
+sum, not the larger one, because operands that come from memory have to arrive before they are
+multiplied; a machine that hid one wholly behind the other could halve it. Layers whose data stays
+in a cache can be faster than their limit: the bandwidth is the memory's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.metrics import format_value
+from harness.profile.ceilings import Ceilings
+from harness.profile.profile import Layer, Profile
+from harness.report.style import FAINT, INK, PALETTE, PAPER, SETTINGS, Looks, svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NAMED = 3
+"""Layers named in the figure of one engine: those that take longest."""
+
+RULE = "operations / peak + bytes / copy bandwidth, and no less than calls × launch"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The least time of some work, and what it took.
+
+    Attributes
+    ----------
+    arithmetic, traffic, launch : float
+        Seconds of the needed operations at the peak rate, of the necessary bytes at the copy
+        bandwidth, and of starting the work.
+    measured : float
+        Seconds.
+    """
+
+    arithmetic: float
+    traffic: float
+    launch: float
+    measured: float
+
+    @property
+    def seconds(self) -> float:
+        """The least time."""
+        return max(self.arithmetic + self.traffic, self.launch)
+
+    @property
+    def ratio(self) -> float:
+        """Measured time over the least one."""
+        return self.measured / self.seconds if self.seconds else math.nan
+
+
+def ceilings_of(profile: Profile) -> Ceilings | None:
+    """Return a profile's ceilings, if it has them for its precision.
+
+    Raises
+    ------
+    BadInput
+        If they are not what ``harness.profile.ceilings`` writes.
+    """
+    if profile.ceilings is None:
+        return None
+    found = Ceilings.from_json(profile.ceilings)
+    return found if profile.cell.precision in found.flops else None
+
+
+def limit_of(layer: Layer, ceilings: Ceilings, precision: str) -> Limit | None:
+    """Return a layer's limit; None where nothing is known of what it needs."""
+    if layer.flops is None and layer.bytes is None:
+        return None
+    return Limit(
+        arithmetic=(layer.flops or 0) / ceilings.flops[precision],
+        traffic=(layer.bytes or 0) / ceilings.copy,
+        launch=layer.calls * ceilings.launch,
+        measured=layer.seconds,
+    )
+
+
+def limits(profile: Profile) -> list[Limit | None]:
+    """Return the limit of each layer in order; None where there is none."""
+    ceilings = ceilings_of(profile)
+    if ceilings is None:
+        return [None] * len(profile.layers)
+    return [limit_of(layer, ceilings, profile.cell.precision) for layer in profile.layers]
+
+
+def network_limit(profile: Profile, directions: Sequence[str] = ()) -> Limit | None:
+    """Return the limit of the network: the sum of its layers', against all the time it took.
+
+    Parameters
+    ----------
+    profile : Profile
+        With ceilings; None is returned without them.
+    directions : sequence of str
+        Only layers of these directions, against the sum of their times; by default all layers,
+        against the time of the cell without instruments.
+    """
+    pairs = [
+        (layer, limit)
+        for layer, limit in zip(profile.layers, limits(profile), strict=True)
+        if not directions or layer.direction in directions
+    ]
+    known = [limit for _, limit in pairs if limit is not None]
+    if not known:
+        return None
+    spent = math.fsum(layer.seconds for layer, _ in pairs) if directions else profile.seconds
+    return Limit(
+        arithmetic=math.fsum(limit.arithmetic for limit in known),
+        traffic=math.fsum(limit.traffic for limit in known),
+        launch=math.fsum(limit.launch for limit in known),
+        measured=spent,
+    )
+
+
+def roof(intensity: float, peak: float, copy: float) -> float:
+    """Return the highest rate of operations at some operations a byte, by the rule of the sum."""
+    return 1 / (1 / peak + 1 / (intensity * copy))
+
+
+def shown(profile: Profile) -> list[Layer]:
+    """Return the layers that have a place in the figure: those that multiply."""
+    return [layer for layer in profile.layers if layer.flops and layer.bytes and layer.seconds]
+
+
+def figure(profiles: Sequence[Profile], looks: Looks, names: Sequence[str]) -> str:
+    """Draw achieved rates over operations a byte, under the roof, as SVG.
+
+    One profile: a colour for each level. Several: a colour and a marker for each engine. Full
+    markers are forward, open ones backward; their area is the time.
+
+    Parameters
+    ----------
+    profiles : sequence of Profile
+        At least one has ceilings.
+    looks : Looks
+        Colours of the names.
+    names : sequence of str
+        What each profile is called.
+    """
+    import matplotlib.pyplot as plt
+
+    layers = [layer for profile in profiles for layer in shown(profile)]
+    roofs = {
+        (c.flops[p.cell.precision], c.copy, p.cell.precision)
+        for p in profiles
+        if (c := ceilings_of(p))
+    }
+    if not layers or not roofs:
+        return ""
+    intensities = [(layer.flops or 0) / (layer.bytes or 1) for layer in layers]
+    low, high = min(intensities) / 2, max(intensities) * 2
+    with plt.rc_context(SETTINGS):
+        drawing, axes = plt.subplots(figsize=(7.6, 4.6))
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for peak, copy, precision in sorted(roofs, reverse=True):
+            _roof(axes, low, high, peak, copy, precision)
+        longest = max(layer.seconds for layer in layers)
+        for profile, name in zip(profiles, names, strict=True):
+            single = len(profiles) == 1
+            for layer in shown(profile):
+                color = PALETTE[(layer.level or 0) % len(PALETTE)] if single else looks.color(name)
+                marker = "o" if single else looks.marker(name)
+                _point(axes, layer, color, marker, longest)
+        if len(profiles) == 1:
+            _name(axes, sorted(layers, key=lambda layer: -layer.seconds)[:NAMED])
+            for level in sorted({layer.level for layer in layers if layer.level is not None}):
+                color = PALETTE[level % len(PALETTE)]
+                axes.plot([], [], "o", color=color, label=f"level {level}")
+        else:
+            for name in names:
+                axes.plot([], [], looks.marker(name), color=looks.color(name), label=name)
+        axes.plot([], [], "o", color=INK, label="forward")
+        axes.plot([], [], "o", color=INK, markerfacecolor="none", label="backward")
+        axes.legend(frameon=False, fontsize=8.5, loc="lower right", ncols=2)
+        rates = [(layer.flops or 0) / layer.seconds for layer in layers]
+        axes.set_xlim(low, high)
+        axes.set_ylim(min(rates) / 2, max(peak for peak, _, _ in roofs) * 1.7)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_major_formatter(lambda value, _: rate(value))
+        axes.set_xlabel("needed operations a necessary byte")
+        axes.set_ylabel("needed operations a second")
+        return svg(drawing, "Roofline: achieved rates of the layers under the machine's ceilings")
+
+
+def rate(value: float, unit: str = "FLOP/s") -> str:
+    """Write a rate with its prefix."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}"
+
+
+def sentence(limit: Limit) -> str:
+    """Say in words how far something is from its limit."""
+    return (
+        f"the machine allows {format_value(limit.seconds, 's')} "
+        f"({format_value(limit.arithmetic, 's')} of arithmetic and "
+        f"{format_value(limit.traffic, 's')} of memory traffic): it takes {limit.ratio:.3g} times "
+        f"that"
+    )
+
+
+def _roof(axes: Axes, low: float, high: float, peak: float, copy: float, precision: str) -> None:
+    steps = [low * (high / low) ** (i / 60) for i in range(61)]
+    axes.plot(steps, [roof(x, peak, copy) for x in steps], color=INK, lw=1.6)
+    axes.plot(steps, [min(peak, x * copy) for x in steps], color=INK, lw=0.8, ls=":")
+    axes.annotate(
+        f"{precision} peak {rate(peak)}",
+        (high, peak),
+        xytext=(-4, 4),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8.5,
+    )
+    axes.annotate(
+        f"copy {rate(copy, 'B/s')}",
+        (low, low * copy),
+        xytext=(8, 14),
+        textcoords="offset points",
+        fontsize=8.5,
+    )
+
+
+def _point(axes: Axes, layer: Layer, color: str, marker: str, longest: float) -> None:
+    backward = layer.direction == "backward"
+    axes.scatter(
+        [(layer.flops or 0) / (layer.bytes or 1)],
+        [(layer.flops or 0) / layer.seconds],
+        s=14 + 130 * layer.seconds / longest,
+        marker=marker,
+        facecolors="none" if backward else color,
+        edgecolors=color if backward else PAPER,
+        linewidths=1.3 if backward else 0.6,
+        alpha=0.9,
+    )
+
+
+def _name(axes: Axes, layers: Iterable[Layer]) -> None:
+    for place, layer in enumerate(layers):
+        axes.annotate(
+            layer.name,
+            ((layer.flops or 0) / (layer.bytes or 1), (layer.flops or 0) / layer.seconds),
+            xytext=(10, -18 - 15 * place),
+            textcoords="offset points",
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.8},
+        )

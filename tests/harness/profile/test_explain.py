@@ -1,0 +1,146 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from harness.errors import BadInput
+from harness.profile import explain
+from harness.profile.profile import Layer, write
+from tests.harness.profile import made
+
+
+def slowed(layer, seconds):
+    return replace(layer, seconds=layer.seconds + seconds)
+
+
+def planted(seconds=2e-3):
+    """Two profiles of one engine; the second loses time in one layer."""
+    layers = [made.STEM, slowed(made.DOWN, seconds), slowed(made.NORM, -1e-4), made.HOST, made.BACK]
+    return made.profile(), made.profile(layers=layers, commit="b" * 40)
+
+
+def test_the_layer_that_lost_time_is_named_first():
+    found = explain.explain(*planted())
+    first = found.parts[0]
+    assert (first.name, first.kind, first.direction) == ("unet.down", "convolution", "forward")
+    assert first.difference == pytest.approx(2e-3)
+    assert first.share == pytest.approx(2 / 1.9)
+    assert "unet.down convolution, forward: +2 ms" in found.sentence
+    assert found.names == ("sscn aaaaaaaaaa", "sscn bbbbbbbbbb")
+    assert found.unexplained == pytest.approx(0, abs=1e-12)
+
+
+def test_what_no_layer_has_is_said():
+    first, second = planted()
+    found = explain.explain(first, replace(second, seconds=second.seconds + 3e-3))
+    assert found.unexplained == pytest.approx(3e-3)
+    assert ("in no layer", pytest.approx(3e-3)) == explain.steps(found)[-1]
+
+
+def test_layers_that_one_engine_lacks_count_whole():
+    fused = [slowed(made.STEM, 1e-3), made.DOWN, made.HOST, made.BACK]
+    found = explain.explain(made.profile(), made.profile("other", layers=fused))
+    parts = {part.name: part for part in found.parts if part.direction == "forward"}
+    assert parts["norm"].after is None
+    assert parts["norm"].difference == -made.NORM.seconds
+    assert found.names == ("sscn", "other")
+    assert all(math.isfinite(part.share) for part in found.parts)  # the cells are as fast
+
+
+seconds = st.lists(st.floats(0, 1, allow_nan=False), min_size=1, max_size=20)
+
+
+@given(seconds, seconds, st.floats(0.01, 3), st.floats(0.01, 3), st.integers(1, 12))
+def test_the_waterfall_ends_where_the_second_cell_is(before, after, whole, other, most):
+    def build(times, total):
+        layers = [
+            Layer(f"l{i}", 0, "convolution", "forward", 1, value) for i, value in enumerate(times)
+        ]
+        return made.profile(layers=layers, seconds=total, instrumented_seconds=total)
+
+    found = explain.explain(build(before, whole), build(after, other))
+    total = whole + math.fsum(difference for _, difference in explain.steps(found, most))
+    assert total == pytest.approx(other, abs=1e-9)
+    sizes = [abs(part.difference) for part in found.parts]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_different_questions_cannot_be_explained():
+    other = made.profile(cell=made.cell(size=512))
+    with pytest.raises(BadInput, match="different questions"):
+        explain.explain(made.profile(), other)
+
+
+def test_the_figure_names_layers_and_both_ends():
+    drawn = explain.waterfall(explain.explain(*planted()))
+    for text in ("unet.down convolution, forward", "+2 ms", "sscn aaaaaaaaaa", "in no layer"):
+        assert text in drawn
+    assert "does not begin at zero" in drawn
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name, profile in zip("ab", planted(), strict=True):
+        write(profile, tmp_path / name)
+    return tmp_path
+
+
+def compare(*arguments):
+    import typer
+
+    from harness.compare import compare as command
+
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=True)
+
+
+def test_the_command_prints_the_table_and_writes_the_page(folders):
+    ran = compare(folders / "a", folders / "b", "--explain", "--report", folders / "page")
+    assert ran.exit_code == 0, ran.exception
+    lines = [line for line in ran.output.splitlines() if line.strip()]
+    layers = [line for line in lines if "forward" in line and "ms" in line and "takes" not in line]
+    assert layers[0].split()[:3] == ["unet.down", "convolution", "forward"]
+    assert "+2 ms" in layers[0]
+    page = (folders / "page" / "index.html").read_text()
+    assert "What makes the difference" in page
+    assert "<svg" in page
+
+
+def test_the_command_writes_json(folders):
+    file = folders / "b" / "profile.json"
+    ran = compare(folders / "a", file, "--explain", "--format", "json")
+    rows = json.loads(ran.output)
+    assert rows[0]["layer"] == "unet.down"
+    assert rows[0]["difference_s"] == pytest.approx(2e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a"], "needs two profiles"),
+        (["a", "nothing"], "names a run or nothing at all; make one with"),
+        (["a", "latest"], "names a run or nothing at all"),
+        (["a", "run.jsonl"], "is a file of records; make one with: python -m harness profile"),
+        (["a", "empty"], "holds no profile.json; make one with"),
+        (["a", "broken"], "is not a profile"),
+    ],
+)
+def test_what_is_no_profile_is_one_sentence(arguments, words, folders, monkeypatch):
+    (folders / "run.jsonl").write_text("{}\n")
+    (folders / "empty").mkdir()
+    (folders / "broken").mkdir()
+    (folders / "broken" / "profile.json").write_text("{")
+    monkeypatch.chdir(folders)
+    ran = compare(*arguments, "--explain")
+    assert isinstance(ran.exception, BadInput)
+    assert words in str(ran.exception)
+
+
+def test_gates_are_refused(folders):
+    ran = compare(folders / "a", folders / "b", "--explain", "--fail-on", "slower")
+    assert isinstance(ran.exception, BadInput)

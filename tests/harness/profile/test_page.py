@@ -1,0 +1,163 @@
+import re
+from dataclasses import replace
+
+import pytest
+
+from harness.errors import BadInput
+from harness.profile.page import render, write_page
+from harness.profile.profile import Layer, Memory
+from tests.harness.profile import made
+
+
+def words(html):
+    return " ".join(
+        re.sub(r"<style.*?</style>|<svg.*?</svg>|<[^>]+>", " ", html, flags=re.S).split()
+    )
+
+
+def network(scale=1.0, seed=0):
+    """As many layers as a real network has, with long names."""
+    layers = []
+    for level in range(5):
+        path = "unet" + ".below" * level
+        for block in range(2):
+            for part in (1, 2):
+                for k, direction in enumerate(("forward", "backward")):
+                    seconds = (
+                        scale * (k + 1) * (1 + (level * 7 + block * 3 + part + seed) % 5) * 1e-4
+                    )
+                    layers.append(
+                        Layer(
+                            f"{path}.encoder.{block}.conv{part}",
+                            level,
+                            "convolution",
+                            direction,
+                            1,
+                            seconds,
+                            bytes=10**6 * (k + 1) // (level + 1),
+                            flops=10**7 * (k + 1) * (level + 1),
+                            sites=5000 >> level,
+                        )
+                    )
+        norm = Layer(f"{path}.norm", level, "normalisation", "forward", 2, 2e-4 * scale, 10**5)
+        layers += [norm, replace(norm, direction="backward")]
+    layers += [
+        Layer("unet.map", 0, "map", "forward", 9, 3e-4 * scale, 10**5),
+        Layer("loss", None, "loss", "forward", 1, 1e-4, 10**4),
+        Layer("optimiser", None, "optimiser", "step", 1, 4e-4, 10**6),
+        made.HOST,
+        replace(made.HOST, direction="backward"),
+    ]
+    return layers
+
+
+@pytest.fixture(scope="module")
+def one():
+    return [made.profile(layers=network(), counters={"instructions": 10**9, "cycles": 5 * 10**8})]
+
+
+@pytest.fixture(scope="module")
+def several():
+    return [
+        made.profile("sscn", network()),
+        made.profile("spconv", network(2.5, 1)),
+        made.profile("minkowski", network(4.0, 2), memory=None),
+    ]
+
+
+@pytest.fixture(scope="module")
+def two():
+    return [made.profile("sscn", network()), made.profile("spconv", network(2.5, 1))]
+
+
+def test_the_page_answers_before_it_shows(one):
+    text = words(render(one))
+    assert "for convolution, backward" in text
+    assert text.index("of it for convolution") < text.index("By kind")
+    assert "the machine allows" in text
+
+
+def test_forward_backward_and_step_are_apart(one):
+    html = render(one)
+    for title in ("Forward,", "Backward,", "Optimiser"):
+        assert f"<h3>{title}" in html
+    assert html.count('<td class="name">unet.below.encoder.0.conv1</td>') == 2
+
+
+def test_every_layer_has_its_limit_and_its_rates():
+    html = render([made.profile()])
+    row = next(r for r in html.split("<tr>") if '<td class="name">stem</td>' in r)
+    cells = [words(cell) for cell in row.split("</td>")]
+    assert cells[3] == "4 ms"
+    assert cells[5:10] == ["2 ms", "2×", "100 MFLOP", "25 GFLOP/s", "2.5 GB/s"]
+
+
+def test_the_peak_of_memory_is_explained():
+    text = words(render([made.profile()]))
+    assert "held 10 MB above the 300 MB before it" in text
+    assert "9.8 MB of them, 98 %, are assigned to layers" in text
+    assert "stem activation 6 MB" in text
+
+
+def test_what_is_not_known_is_left_out():
+    text = words(render([made.profile(ceilings=None, memory=None, notes=())]))
+    assert "Roofline" not in text
+    assert "Memory" not in text
+    assert "ceilings" not in text
+    assert "None" not in text
+    empty = made.profile(memory=Memory(1, 1, 0))
+    assert "nan" not in words(render([empty])).split()
+
+
+def test_several_profiles_are_laid_over_each_other(several):
+    html = render(several)
+    assert "Roofline of all" in html
+    assert "What makes the difference" not in html
+    text = words(html)
+    assert "sscn takes" in text and "minkowski" in text
+
+
+def test_two_profiles_of_one_question_are_explained(two):
+    html = render(two)
+    assert "What makes the difference" in html
+    assert "spconv takes" in words(html)
+    other = [two[0], replace(two[1], cell=made.cell("spconv", size=512))]
+    assert "What makes the difference" not in render(other)
+
+
+def test_the_page_needs_no_network(two):
+    html = render(two)
+    assert not re.search(r'(?:src|href)="(?!data:|#)', html)
+    assert "@import" not in html
+
+
+def test_text_from_profiles_cannot_become_markup():
+    layer = replace(made.STEM, name="<script>alert(1)</script>")
+    html = render([made.profile(layers=[layer], notes=("<b>bold</b>",))])
+    assert "<script>alert" not in html
+    assert "<b>bold" not in html
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="cannot write"):
+        write_page(tmp_path / "file" / "page", [made.profile()])
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("which", ["one", "two", "several"])
+def test_the_page_looks_right_in_a_browser(which, width, request, tmp_path, open_page):
+    path = write_page(tmp_path / which, request.getfixturevalue(which))
+    browser = open_page(path, width)
+    overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.execute_script(overflow) <= 0
+    shown = "return [...document.querySelectorAll('figure svg')].map(s => s.clientWidth)"
+    widths = browser.execute_script(shown)
+    assert len(widths) >= 2
+    assert all(150 < found <= 1100 for found in widths)
+    boxes = browser.execute_script(
+        "return [...document.querySelectorAll('h1,h2,h3,p,.shares,dl')].map("
+        "e => e.getBoundingClientRect().right)"
+    )
+    assert max(boxes) <= width
