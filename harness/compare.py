@@ -222,7 +222,7 @@ def _explain(a: str | None, b: str | None, report: Path | None, format: Format) 
         from rich.console import Console
 
         console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-        console.print(found.sentence, style="bold", markup=False)
+        console.print(f"{found.claim}. {found.reason}", style="bold", markup=False)
         console.print(explain.table(found))
     else:
         typer.echo(write_rows(explain.rows(found), format))

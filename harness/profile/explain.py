@@ -87,19 +87,22 @@ class Explanation:
         return self.difference - math.fsum(part.difference for part in self.parts)
 
     @property
-    def sentence(self) -> str:
-        """The answer."""
+    def claim(self) -> str:
+        """Which of the two is slower, and by how much."""
         first, second = self.names
-        slower = self.difference >= 0
-        claim = (
+        return (
             f"{second} takes {format_value(abs(self.difference), 's')} "
-            f"{'longer' if slower else 'less'} than {first} "
+            f"{'longer' if self.difference >= 0 else 'less'} than {first} "
             f"({format_value(self.after, 's')} against {format_value(self.before, 's')})"
         )
+
+    @property
+    def reason(self) -> str:
+        """The layer that differs most."""
         if not self.parts or not self.parts[0].difference:
-            return f"{claim}; no layer differs."
+            return "No layer differs."
         top = self.parts[0]
-        return f"{claim}; most of all in {top.words}: {signed(top.difference)}."
+        return f"The largest difference is in {top.words}: {signed(top.difference)}."
 
 
 def explain(first: Profile, second: Profile) -> Explanation:
@@ -178,7 +181,9 @@ def load(spec: str) -> Profile:
 
 
 def signed(seconds: float) -> str:
-    """Write a difference with its sign."""
+    """Write a difference with its sign; less than a nanosecond is none."""
+    if abs(seconds) < 1e-9:
+        return "0"
     return f"{'+' if seconds >= 0 else '−'}{format_value(abs(seconds), 's')}"
 
 

@@ -150,7 +150,7 @@ def render(profiles: Sequence[Profile]) -> str:
     return made.get_template("profile.html.j2").render(
         looks=looks,
         shapes=SHAPES,
-        claim=explained.sentence if explained else claim(profiles, names),
+        claim=explained.claim if explained else claim(profiles, names),
         question=", ".join(dict.fromkeys(profile.cell.question for profile in profiles)),
         sections=[section(p, n) for p, n in zip(profiles, names, strict=True)],
         kind_colors=KIND_COLORS,

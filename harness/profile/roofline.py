@@ -182,7 +182,7 @@ def figure(profiles: Sequence[Profile], looks: Looks, names: Sequence[str]) -> s
         axes.legend(frameon=False, fontsize=8.5, loc="lower right", ncols=2)
         rates = [(layer.flops or 0) / layer.seconds for layer in layers]
         axes.set_xlim(low, high)
-        axes.set_ylim(min(rates) / 2, max(peak for peak, _, _ in roofs) * 1.7)
+        axes.set_ylim(min(rates) / 2, max(*rates, *(peak for peak, _, _ in roofs)) * 1.7)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_major_formatter(lambda value, _: rate(value))
         axes.set_xlabel("needed operations a necessary byte")

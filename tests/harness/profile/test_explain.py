@@ -29,7 +29,8 @@ def test_the_layer_that_lost_time_is_named_first():
     assert (first.name, first.kind, first.direction) == ("unet.down", "convolution", "forward")
     assert first.difference == pytest.approx(2e-3)
     assert first.share == pytest.approx(2 / 1.9)
-    assert "unet.down convolution, forward: +2 ms" in found.sentence
+    assert "unet.down convolution, forward: +2 ms" in found.reason
+    assert "takes 1.9 ms longer than" in found.claim
     assert found.names == ("sscn aaaaaaaaaa", "sscn bbbbbbbbbb")
     assert found.unexplained == pytest.approx(0, abs=1e-12)
 
