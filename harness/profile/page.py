@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.errors import BadInput
 from harness.metrics import format_value
@@ -145,7 +147,7 @@ def render(profiles: Sequence[Profile]) -> str:
     explained = explain(*profiles) if pair else None
     made = environment()
     made.loader = ChoiceLoader([PackageLoader("harness.profile", "templates"), made.loader])
-    made.filters["signed"] = signed
+    made.filters |= {"signed": signed, "breakable": _breakable}
     ceilings = next((found for p in profiles if (found := ceilings_of(p))), None)
     return made.get_template("profile.html.j2").render(
         looks=looks,
@@ -266,6 +268,13 @@ def memory_figure(memory: Memory) -> str:
         axes.set_xlabel("time in the call")
         axes.set_ylabel("bytes over the baseline")
         return svg(drawing, "Memory over time, its peak marked")
+
+
+def _breakable(path: str) -> Any:
+    """Let a module's path go on in the next line after each of its dots."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=\.)", path))
 
 
 def _rate(amount: int | None, seconds: float, unit: str) -> str:
