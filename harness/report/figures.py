@@ -54,9 +54,12 @@ def against_size(
     Outcomes that are not times are crosses on the upper edge, with their name.
     """
     panels: dict[str, list[Measured]] = defaultdict(list)
+    cells = [m for m in cells if not m.cell["layer"]]
     for m in cells:
         if m.tried:
             panels[f"{_setting(m)}, batch {m.cell['batch']}"].append(m)
+    if not any(quantity(m) for m in cells):
+        return []
     limits = _limits(cells, quantity)
     return [
         _size_panel(title, found, looks, quantity, unit, label, limits)
@@ -73,7 +76,7 @@ def against_sites(
 
     panels: dict[str, list[Measured]] = defaultdict(list)
     for m in cells:
-        if m.sites and quantity(m):
+        if m.sites and quantity(m) and not m.cell["layer"]:
             panels[_setting(m)].append(m)
     drawn = []
     for title, found in panels.items():
@@ -93,6 +96,36 @@ def against_sites(
             _count_axis(axes)
             _finish(axes, title, label, unit, _limits(found, quantity))
             drawn.append(svg(figure, f"{label} against active sites: {title}"))
+    return drawn
+
+
+def against_level(
+    cells: Iterable[Measured], looks: Looks, quantity: Quantity, unit: str, label: str
+) -> list[str]:
+    """Draw one panel for each kind and phase of single convolutions: a quantity against level."""
+    import matplotlib.pyplot as plt
+
+    panels: dict[str, list[Measured]] = defaultdict(list)
+    for m in cells:
+        if m.cell["layer"] and quantity(m):
+            kind = m.cell["layer"].rpartition("-")[0]
+            setting = f"{m.cell['size']} px, batch {m.cell['batch']}"
+            panels[f"{kind}, {m.cell['phase']}, {setting}"].append(m)
+    drawn = []
+    for title, found in panels.items():
+        with plt.rc_context(SETTINGS):
+            figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
+            for engine in looks.engines:
+                points = sorted(
+                    (int(m.cell["layer"].rpartition("-")[2]), *bar)
+                    for m in found
+                    if m.engine == engine and (bar := quantity(m))
+                )
+                _bars(axes, points, looks, engine, line=True)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.set_xlabel("level of the network")
+            _finish(axes, title, label, unit, _limits(found, quantity))
+            drawn.append(svg(figure, f"{label} against level: {title}"))
     return drawn
 
 
@@ -152,7 +185,8 @@ def _setting(m: Measured) -> str:
 
 def _short(m: Measured) -> str:
     c = m.cell
-    return f"{c['size']} px ×{c['batch']} {c['phase']} {c['map']}"
+    layer = f"{c['layer']} " if c["layer"] else ""
+    return f"{c['size']} px ×{c['batch']} {layer}{c['phase']} {c['map']}"
 
 
 def _limits(cells: Iterable[Measured], quantity: Quantity) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from harness.measured import Measured
 from harness.metrics import format_value
 from harness.report.event import event_of
 from harness.report.figures import (
+    against_level,
     against_sites,
     against_size,
     call_of,
@@ -198,6 +199,14 @@ def figures(measured: Sequence[Measured], looks: Looks) -> list[tuple[str, str, 
             + against_sites(measured, looks, memory_of, "bytes", "peak memory"),
         ),
     ]
+    sections.append(
+        (
+            "Single convolutions",
+            "Median time of one convolution, of its gradients and of the building of its map, with "
+            "the sites and channels that each level of the network has.",
+            against_level(measured, looks, call_of, "s", "time a call"),
+        )
+    )
     return [section for section in sections if section[2]]
 
 

@@ -282,3 +282,22 @@ def test_compare_shows_layers(make_record, write_records):
     Console(file=out, width=160).print(table)
     assert "strided-2, map" in out.getvalue()
     assert "2.5×" in out.getvalue()
+
+
+def test_the_page_shows_layers_against_level(make_record, write_records):
+    from harness.report.figures import against_level, against_size, call_of
+    from harness.report.style import Looks
+
+    records = []
+    for level in range(3):
+        for kind in ("submanifold", "strided"):
+            record = make_record(0.1 / 2**level, phase="weight-gradient", map="warm")
+            record["cell"]["layer"] = f"{kind}-{level}"
+            records.append(record)
+    cells = list(pool(store.read(write_records(records))).values())
+    looks = Looks(["sscn"])
+    panels = against_level(cells, looks, call_of, "s", "time")
+    assert len(panels) == 2
+    assert all("level of the network" in panel for panel in panels)
+    assert any("submanifold, weight-gradient, 192 px, batch 1" in panel for panel in panels)
+    assert not against_size(cells, looks, call_of, "s", "time")
