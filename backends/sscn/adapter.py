@@ -21,7 +21,7 @@ from backends.norm import norm_parameters
 from backends.sscn import kernels
 from backends.sscn.convolution import convolve
 from backends.sscn.kernels import Connection, axis_bits, demorton, identity
-from backends.sscn.norm import NormReLU
+from backends.sscn.norm import FoldedBatch, NormReLU
 from backends.watching import Watcher, building_maps, replaced
 
 
@@ -128,7 +128,7 @@ class SiteTensor:
         pyramid: Pyramid,
         level: int,
         rows: tuple[Rows, ...] = (),
-        norm: tuple[Tensor, Tensor] | None = None,
+        norm: FoldedBatch | tuple[Tensor, Tensor] | None = None,
         pending: Callable[[Tensor | None], Rows] | None = None,
     ) -> None:
         self.pyramid = pyramid
@@ -169,7 +169,12 @@ class _Weighted(nn.Module):
 
     def launch(self, x: SiteTensor, connection: Connection, level: int) -> SiteTensor:
         """Return a tensor that waits for its residual."""
-        sources, (scale, shift) = x.rows, x.norm or (None, None)
+        sources = x.rows
+        folded, scale, shift = None, None, None
+        if isinstance(x.norm, FoldedBatch):
+            folded = x.norm
+        elif x.norm is not None:
+            scale, shift = x.norm
         kernel_set = x.pyramid.kernel_set
 
         def compute(residual: Tensor | None) -> Rows:
@@ -182,6 +187,7 @@ class _Weighted(nn.Module):
                 scale,
                 shift,
                 residual,
+                folded=folded,
                 statistics=self.training,
                 kernel_set=kernel_set,
             )
@@ -243,7 +249,7 @@ class Norm(NormReLU):
             return SiteTensor(x.pyramid, x.level, x.rows, self.from_running())
         sums = [_sums(rows) for rows in x.rows]
         joined = sums[0] if len(sums) == 1 else torch.cat(sums, 1)
-        folded = self.from_sums(joined, len(x.rows[0].features), x.pyramid.kernel_set)
+        folded = self.fold(joined, x.rows[0].features.shape[0], x.pyramid.kernel_set)
         return SiteTensor(x.pyramid, x.level, x.rows, folded)
 
 
@@ -259,7 +265,7 @@ def _plain(x: SiteTensor) -> SiteTensor:
     """Carry a noted norm out, for the rare layer that does not gather."""
     if x.norm is None:
         return x
-    scale, shift = x.norm
+    scale, shift = x.norm.differentiable() if isinstance(x.norm, FoldedBatch) else x.norm
     features = (_joined(x) * scale + shift).relu().to(x.rows[0].features.dtype)
     return SiteTensor(x.pyramid, x.level, (Rows(features, None),))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from backends.sscn import kernels
 from backends.sscn.kernels import Connection, KernelMap
+from backends.sscn.norm import FoldedBatch, Folding
 
 
 def convolve(
@@ -26,6 +27,7 @@ def convolve(
     shift: Tensor | None = None,
     residual: Tensor | None = None,
     *,
+    folded: FoldedBatch | None = None,
     statistics: bool = False,
     kernel_set: str,
 ) -> tuple[Tensor, Tensor]:
@@ -43,6 +45,8 @@ def convolve(
         (C_in,), or None for an input without norm and ReLU.
     residual : Tensor or None
         (N_out, C_out).
+    folded : FoldedBatch or None
+        The norm of a batch, in place of ``scale`` and ``shift``.
     statistics : bool
         Whether to sum up the result for the norm that follows.
     kernel_set : str
@@ -64,12 +68,21 @@ def convolve(
     rows = forward.rows
     if x.shape[0] != backward.rows:
         raise ValueError(f"the kernel map takes {backward.rows} rows, the input has {x.shape[0]}")
-    if torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    graph = torch.is_grad_enabled()
+    if folded is not None:
+        if graph and not compiling:
+            return _NormedConvolve.apply(
+                x, skip, weight, folded.sums, folded.weight, folded.bias, residual, folded.folding,
+                connection, statistics, kernel_set,
+            )  # fmt: skip
+        scale, shift = folded.differentiable() if graph else folded.folding[:2]
+    if compiling:
         return torch.ops.sscn.convolve(
             x, skip, weight, scale, shift, residual,
             forward.tensors, backward.tensors, rows, mirrored, statistics, kernel_set,
         )  # fmt: skip
-    if torch.is_grad_enabled() and any(
+    if graph and any(
         t is not None and t.requires_grad for t in (x, weight, skip, scale, shift, residual)
     ):
         return _Convolve.apply(
@@ -118,6 +131,13 @@ def _gradients(
     """Return the gradients of x, skip, the norm (see ``input_gradient``), weight and residual."""
     functions = kernels.load(kernel_set)
     taps = weight.shape[0]
+    together = getattr(functions, "gradients", None)
+    if together is not None:
+        kernel_map = KernelMap(tuple(backward_map), x.shape[0], taps)
+        return together(
+            grad, out, grad_sums, x, skip, weight, kernel_map, mirrored, scale, shift, to_input,
+            to_weight,
+        )  # fmt: skip
     to_x = to_skip = norm = weights = total = None
     if grad_sums is not None:
         assert out is not None
@@ -196,6 +216,70 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         return _backward(ctx, _gradients, *grads)
+
+
+class _NormedConvolve(torch.autograd.Function):
+    """As ``_Convolve``, through the norm to the sums that it was folded from."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        skip: Tensor | None,
+        weight: Tensor,
+        sums: Tensor,
+        gain: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        folding: Folding,
+        connection: Connection,
+        statistics: bool,
+        kernel_set: str,
+    ) -> tuple[Tensor, Tensor]:
+        out, next_sums = kernels.load(kernel_set).convolve(
+            x, skip, weight, connection.forward, folding.scale, folding.shift, residual, statistics
+        )
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(out if statistics else None, x, skip, weight, gain)
+        ctx.folding, ctx.connection, ctx.kernel_set = folding, connection, kernel_set
+        return out, next_sums
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_sums: Tensor | None) -> tuple[Any, ...]:
+        out, x, skip, weight, gain = ctx.saved_tensors
+        if out is None:
+            grad_sums = None
+        if grad is None:
+            if grad_sums is None:
+                return (None,) * 11
+            grad = torch.zeros_like(out)
+        x_too, skip_too, weight_too, sums_too, gain_too, bias_too, residual_too = (
+            ctx.needs_input_grad[:7]
+        )
+        normed = sums_too or gain_too or bias_too
+        forward, backward, mirrored = ctx.connection
+        folding = ctx.folding
+        to_x, to_skip, norm, weights, total = _gradients(
+            grad.contiguous(), out, grad_sums, x, skip, weight, folding.scale, folding.shift,
+            forward.tensors, backward.tensors, mirrored, x_too or skip_too or normed, weight_too,
+            ctx.kernel_set,
+        )  # fmt: skip
+        to_sums = to_gain = to_bias = None
+        if norm is not None:
+            to_scale, to_bias = norm.to(gain.dtype).unbind(0)
+            to_sums, to_gain = folding.gradient(gain, to_scale, to_bias)
+        if residual_too and total is None:
+            total = grad
+        return (
+            to_x if x_too else None,
+            to_skip if skip_too else None,
+            weights if weight_too else None,
+            to_sums if sums_too else None,
+            to_gain if gain_too else None,
+            to_bias if bias_too else None,
+            total if residual_too else None,
+            *(None,) * 4,
+        )
 
 
 torch.library.define(

@@ -73,7 +73,11 @@ def identity(rows: int) -> Connection:
 
 
 class Kernels(Protocol):
-    """One set of kernels; each set is a module with these functions."""
+    """One set of kernels; each set is a module with these functions.
+
+    In place of ``input_gradient``, ``weight_gradient`` and ``statistics_gradient`` a set may offer
+    ``gradients``, which does all three in one call, as ``cpu`` does.
+    """
 
     def sort_sites(self, sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
         """Sort sites by their Morton keys.

@@ -45,35 +45,55 @@ class _Fold(torch.autograd.Function):
         return to_sums, to_weight.to(weight.dtype), to_shift.to(weight.dtype), None, None
 
 
+class Folding(NamedTuple):
+    """What a kernel set made of the sums of a batch, unknown to autograd."""
+
+    scale: Tensor
+    shift: Tensor
+    moments: Tensor
+    rows: int
+    kernel_set: str
+
+    def gradient(self, weight: Tensor, to_scale: Tensor, to_shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of the sums and of the weight; that of the bias is ``to_shift``."""
+        return _folding(self.kernel_set).fold_gradient(
+            to_scale, to_shift, weight, self.moments, self.rows
+        )
+
+
+class FoldedBatch(NamedTuple):
+    """The folded norm of a batch, and what it was folded from.
+
+    A convolution that applies it returns the gradients of ``sums``, ``weight`` and ``bias`` by
+    itself: one node of the graph a layer instead of two.
+    """
+
+    folding: Folding
+    sums: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def differentiable(self) -> tuple[Tensor, Tensor]:
+        """Return scale and shift as autograd knows them."""
+        return _FoldOnce.apply(self.sums, self.weight, self.bias, self.folding)
+
+
 class _FoldOnce(torch.autograd.Function):
-    """As ``_Fold``, with the running statistics, in one call of a kernel set that offers it."""
+    """As ``_Fold``, of what a kernel set has folded already."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        sums: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        rows: int,
-        eps: float,
-        kernel_set: str,
+        ctx: Any, sums: Tensor, weight: Tensor, bias: Tensor, folding: Folding
     ) -> tuple[Tensor, Tensor]:
-        scale, shift, moments = _folding(kernel_set).fold(
-            sums, weight, bias, running_mean, running_var, rows, eps, NORM_MOMENTUM
-        )
-        ctx.save_for_backward(weight, moments)
-        ctx.rows, ctx.kernel_set = rows, kernel_set
-        return scale, shift
+        ctx.save_for_backward(weight)
+        ctx.folding = folding
+        return folding.scale.clone(), folding.shift.clone()
 
     @staticmethod
     def backward(ctx: Any, to_scale: Tensor, to_shift: Tensor) -> tuple[Any, ...]:
-        weight, moments = ctx.saved_tensors
-        to_sums, to_weight = _folding(ctx.kernel_set).fold_gradient(
-            to_scale, to_shift, weight, moments, ctx.rows
-        )
-        return to_sums, to_weight, to_shift, *(None,) * 5
+        (weight,) = ctx.saved_tensors
+        to_sums, to_weight = ctx.folding.gradient(weight, to_scale, to_shift)
+        return to_sums, to_weight, to_shift, None
 
 
 @functools.cache
@@ -118,15 +138,22 @@ class NormReLU(nn.Module):
         ValueError
             If there are fewer than two sites, which have no variance.
         """
+        folded = self.fold(sums, rows, kernel_set)
+        return folded.differentiable() if isinstance(folded, FoldedBatch) else folded
+
+    def fold(self, sums: Tensor, rows: int, kernel_set: str) -> FoldedBatch | tuple[Tensor, Tensor]:
+        """As ``from_sums``, but leave the gradient to the convolution where that can do it."""
         if rows < 2:
             raise ValueError("batch normalisation in training needs at least 2 sites")
         norm = self.norm
-        _, _, running_mean, running_var = self._parts()
-        if kernel_set != "reference" and norm.weight.dtype == torch.float32:
-            return _FoldOnce.apply(
-                sums, norm.weight, norm.bias, running_mean, running_var, rows, norm.eps, kernel_set
-            )
-        scale, shift, mean, variance = _Fold.apply(sums, norm.weight, norm.bias, rows, norm.eps)
+        weight, bias, running_mean, running_var = self._parts()
+        if kernel_set != "reference" and weight.dtype == torch.float32:
+            with torch.no_grad():
+                scale, shift, moments = _folding(kernel_set).fold(
+                    sums, weight, bias, running_mean, running_var, rows, norm.eps, NORM_MOMENTUM
+                )
+            return FoldedBatch(Folding(scale, shift, moments, rows, kernel_set), sums, weight, bias)
+        scale, shift, mean, variance = _Fold.apply(sums, weight, bias, rows, norm.eps)
         with torch.no_grad():
             running_mean.lerp_(mean.to(scale.dtype), NORM_MOMENTUM)
             running_var.lerp_((variance * (rows / (rows - 1))).to(scale.dtype), NORM_MOMENTUM)

@@ -20,17 +20,15 @@ from backends.sscn.kernels import Connection, KernelMap, axis_bits
 
 __all__ = [
     "convolve",
-    "input_gradient",
+    "gradients",
     "instruction_set",
     "instruction_sets",
     "ordinary_map",
     "peak",
     "sort_sites",
-    "statistics_gradient",
     "strided_map",
     "submanifold_map",
     "use",
-    "weight_gradient",
 ]
 
 if "SSCN_INSTRUCTION_SET" in os.environ:
@@ -128,67 +126,66 @@ def convolve(
     return out, sums
 
 
-def input_gradient(
+def gradients(
     grad: Tensor,
+    out: Tensor | None,
+    grad_sums: Tensor | None,
+    x: Tensor,
+    skip: Tensor | None,
     weight: Tensor,
     kernel_map: KernelMap,
     mirrored: bool,
-    x: Tensor,
-    skip: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Propagate the gradient of ``out`` to the inputs."""
-    source, kept = _source(x, skip, weight.shape[1], scale, shift)
+    to_input: bool = True,
+    to_weight: bool = True,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Make all gradients of a convolution, over the backward map alone.
+
+    Returns
+    -------
+    to_x, to_skip, sums : Tensor or None
+        As ``input_gradient`` of other sets, None unless ``to_input``.
+    weights : Tensor or None
+        (K, C_in, C_out), None unless ``to_weight``.
+    total : Tensor or None
+        As ``statistics_gradient`` of other sets, None without ``grad_sums``.
+    """
+    taps, channels, out_channels = weight.shape
+    source, kept = _source(x, skip, channels, scale, shift)
     x_address, skip_address, rows, x_channels, skip_channels, scale_address, shift_address = source
     if rows != kernel_map.rows:
         raise ValueError(f"the map leads back to {kernel_map.rows} rows, not {rows}")
+    back = _pairs(kernel_map, taps)
     grad, weight = _array(grad), _array(weight)
-    to_x = torch.empty_like(kept[0])
-    to_skip = x.new_empty(0) if skip is None else torch.empty_like(kept[1])
-    sums = torch.empty(
-        (2, x_channels + skip_channels) if scale is not None else 0, dtype=torch.float64
-    )
-    _kernels.input_gradient(
-        grad.data_ptr(), len(grad), weight.shape[2], weight.data_ptr(),
-        *_pairs(kernel_map, weight.shape[0]), mirrored, x_address, skip_address, x_channels,
-        skip_channels, scale_address, shift_address, to_x.data_ptr(), to_skip.data_ptr(),
-        sums.data_ptr() if scale is not None else 0, torch.get_num_threads(),
-    )  # fmt: skip
-    return to_x, to_skip, sums
-
-
-def weight_gradient(
-    x: Tensor,
-    skip: Tensor | None,
-    grad: Tensor,
-    kernel_map: KernelMap,
-    scale: Tensor | None,
-    shift: Tensor | None,
-) -> Tensor:
-    """Return the gradient of the weights, (K, C_in, C_out)."""
-    channels = x.shape[1] + (0 if skip is None else skip.shape[1])
-    source, kept = _source(x, skip, channels, scale, shift)
-    grad = _array(grad)
-    out = x.new_empty((kernel_map.taps, channels, grad.shape[1]))
-    _kernels.weight_gradient(
-        *source, grad.data_ptr(), grad.shape[1], *_pairs(kernel_map, kernel_map.taps),
-        out.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
-    del kept
-    return out
-
-
-def statistics_gradient(grad: Tensor, out: Tensor, grad_sums: Tensor) -> Tensor:
-    """Return ``grad + grad_sums[0] + 2 * out * grad_sums[1]``."""
-    grad, out = _array(grad), _array(out)
-    grad_sums = grad_sums.to(torch.float64).contiguous()
-    result = torch.empty_like(out)
-    _kernels.statistics_gradient(
-        grad.data_ptr(), out.data_ptr(), grad_sums.data_ptr(), *out.shape, result.data_ptr(),
-        torch.get_num_threads(),
-    )  # fmt: skip
-    return result
+    grad_rows, threads = grad.shape[0], torch.get_num_threads()
+    to_x = to_skip = sums = weights = total = None
+    if grad_sums is not None:
+        assert out is not None
+        out, grad_sums = _array(out), grad_sums.to(torch.float64).contiguous()
+        total = torch.empty_like(out)
+        _kernels.statistics_gradient(
+            grad.data_ptr(), out.data_ptr(), grad_sums.data_ptr(), grad_rows, out_channels,
+            total.data_ptr(), threads,
+        )  # fmt: skip
+        grad = total
+    if to_input:
+        to_x = torch.empty_like(kept[0])
+        to_skip = x.new_empty(0) if skip is None else torch.empty_like(kept[1])
+        sums = torch.empty((2, channels) if scale is not None else 0, dtype=torch.float64)
+        _kernels.input_gradient(
+            grad.data_ptr(), grad_rows, out_channels, weight.data_ptr(), *back, mirrored,
+            x_address, skip_address, x_channels, skip_channels, scale_address, shift_address,
+            to_x.data_ptr(), to_skip.data_ptr(), sums.data_ptr() if scale is not None else 0,
+            threads,
+        )  # fmt: skip
+    if to_weight:
+        weights = torch.empty_like(weight)
+        _kernels.weight_gradient(
+            *source, grad.data_ptr(), grad_rows, out_channels, *back, mirrored,
+            weights.data_ptr(), threads,
+        )  # fmt: skip
+    return to_x, to_skip, sums, weights, total
 
 
 def _array(values: Tensor) -> Tensor:
@@ -208,8 +205,8 @@ def _source(
     if skip is not None:
         kept.append(_array(skip))
         skip_address, skip_channels = kept[-1].data_ptr(), skip.shape[1]
-        if len(skip) != rows:
-            raise ValueError(f"both sources must have {rows} rows, the second has {len(skip)}")
+        if skip.shape[0] != rows:
+            raise ValueError(f"both sources must have {rows} rows, the second has {skip.shape[0]}")
     if x_channels + skip_channels != channels:
         raise ValueError(f"the weights take {channels} channels, not {x_channels + skip_channels}")
     if scale is not None and shift is not None:

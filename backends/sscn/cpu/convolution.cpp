@@ -248,6 +248,31 @@ void convolve_blocks(const float* x, int x_channels, const float* skip, int skip
 
 // ---- inputs and weights in the form that tiles read -------------------------------------------
 
+// Write rows relu(scale * [x, skip] + shift) from `begin` up to `end`.
+void activate(const Source& source, int64_t begin, int64_t end, float* to) {
+  const int channels = source.channels();
+  const auto copy = [&](const float* from, int width, int offset) {
+    const float* scale = source.scale ? source.scale + offset : nullptr;
+    const float* shift = source.scale ? source.shift + offset : nullptr;
+    for (int64_t i = begin; i < end; ++i) {
+      const float* row = from + i * width;
+      float* target = to + (i - begin) * channels + offset;
+      int c = 0;
+      for (; c + kLanes <= width; c += kLanes) {
+        Vector v = load(row + c);
+        if (scale) v = positive(load(scale + c) * v + load(shift + c));
+        store(target + c, v);
+      }
+      for (; c < width; ++c) {
+        const float v = scale ? scale[c] * row[c] + shift[c] : row[c];
+        target[c] = scale && !(v > 0) ? 0 : v;
+      }
+    }
+  };
+  copy(source.x, source.x_channels, 0);
+  if (source.skip) copy(source.skip, source.skip_channels, source.x_channels);
+}
+
 // Return the rows relu(scale * [x, skip] + shift), written to scratch only where they differ
 // from x.
 const float* gathered(const Source& source, int threads) {
@@ -258,26 +283,7 @@ const float* gathered(const Source& source, int threads) {
   parallel_for(threads, (source.rows + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
     const int64_t begin = chunk * kChunk;
     const int64_t end = begin + kChunk < source.rows ? begin + kChunk : source.rows;
-    const auto copy = [&](const float* from, int width, int offset) {
-      const float* scale = source.scale ? source.scale + offset : nullptr;
-      const float* shift = source.scale ? source.shift + offset : nullptr;
-      for (int64_t i = begin; i < end; ++i) {
-        const float* row = from + i * width;
-        float* target = to + i * channels + offset;
-        int c = 0;
-        for (; c + kLanes <= width; c += kLanes) {
-          Vector v = load(row + c);
-          if (scale) v = positive(load(scale + c) * v + load(shift + c));
-          store(target + c, v);
-        }
-        for (; c < width; ++c) {
-          const float v = scale ? scale[c] * row[c] + shift[c] : row[c];
-          target[c] = scale && !(v > 0) ? 0 : v;
-        }
-      }
-    };
-    copy(source.x, source.x_channels, 0);
-    if (source.skip) copy(source.skip, source.skip_channels, source.x_channels);
+    activate(source, begin, end, to + begin * channels);
   });
   return to;
 }
@@ -482,19 +488,20 @@ void input_gradient(const float* grad, int64_t, int grad_channels, const float* 
 
 namespace {
 
-// Add the outer products of pairs to kRows x kWidth vectors of a tap's gradient.
+// Add the outer products of pairs to kRows x kWidth vectors of a tap's gradient, which lie one
+// after the other: their addresses are known to the compiler.
 template <int kRows, int kWidth>
-inline void outer(const float* x, int64_t channels, const int32_t* in, const float* grad,
-                  int64_t grad_stride, const uint8_t* out, int number, float* to, int64_t stride) {
+inline void outer(const float* x, int64_t channels, const uint8_t* out, const float* grad,
+                  int64_t grad_stride, const int32_t* in, int number, float* to) {
   Vector acc[kRows][kWidth];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 8
-    for (int j = 0; j < kWidth; ++j) acc[m][j] = load(to + m * stride + j * kLanes);
+    for (int j = 0; j < kWidth; ++j) acc[m][j] = load(to + (m * kWidth + j) * kLanes);
   int p = 0;
   do {
-    const float* row = x + in[p] * channels;
-    const float* g = grad + out[p] * grad_stride;
+    const float* row = x + out[p] * channels;
+    const float* g = grad + in[p] * grad_stride;
     asm("" : "+r"(row));  // as above
     Vector v[kWidth];
 #pragma GCC unroll 8
@@ -507,11 +514,11 @@ inline void outer(const float* x, int64_t channels, const int32_t* in, const flo
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 8
-    for (int j = 0; j < kWidth; ++j) store(to + m * stride + j * kLanes, acc[m][j]);
+    for (int j = 0; j < kWidth; ++j) store(to + (m * kWidth + j) * kLanes, acc[m][j]);
 }
 
-using OuterTile = void (*)(const float*, int64_t, const int32_t*, const float*, int64_t,
-                           const uint8_t*, int, float*, int64_t);
+using OuterTile = void (*)(const float*, int64_t, const uint8_t*, const float*, int64_t,
+                           const int32_t*, int, float*);
 
 template <int kWidth, int... kRows>
 OuterTile outer_tile(int rows, std::integer_sequence<int, kRows...>) {
@@ -520,21 +527,20 @@ OuterTile outer_tile(int rows, std::integer_sequence<int, kRows...>) {
 }
 
 template <int kWidth>
-void outer_products(const float* x, int64_t channels, const int32_t* in, const float* grad,
-                    int64_t grad_stride, const uint8_t* out, int number, float* to,
-                    int64_t stride) {
+void outer_products(const float* x, int64_t channels, const uint8_t* out, const float* grad,
+                    int64_t grad_stride, const int32_t* in, int number, float* to) {
   constexpr int kRows = gradient_rows(kWidth);
   const int64_t parts = (channels + kRows - 1) / kRows;  // of about the same height
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t c = channels * part / parts;
     const int rows = static_cast<int>(channels * (part + 1) / parts - c);
     outer_tile<kWidth>(rows, std::make_integer_sequence<int, kRows>{})(
-        x + c, channels, in, grad, grad_stride, out, number, to + c * stride, stride);
+        x + c, channels, out, grad, grad_stride, in, number, to + c * kWidth * kLanes);
   }
 }
 
-using OuterFunction = void (*)(const float*, int64_t, const int32_t*, const float*, int64_t,
-                               const uint8_t*, int, float*, int64_t);
+using OuterFunction = void (*)(const float*, int64_t, const uint8_t*, const float*, int64_t,
+                               const int32_t*, int, float*);
 
 template <int... kWidth>
 OuterFunction outer_function(int width, std::integer_sequence<int, kWidth...>) {
@@ -542,53 +548,87 @@ OuterFunction outer_function(int width, std::integer_sequence<int, kWidth...>) {
   return functions[width - 1];
 }
 
+// Cut `blocks` into runs of rows, by their number alone, that each sum up on their own.
+int64_t groups_of(int64_t rows) {
+  constexpr int64_t kGroupRows = 2048, kMostGroups = 16;
+  const int64_t wanted = (rows + kGroupRows - 1) / kGroupRows;
+  return wanted < 1 ? 1 : wanted < kMostGroups ? wanted : kMostGroups;
+}
+
 }  // namespace
 
-void weight_gradient(Source source, const float* grad, int grad_channels, Pairs pairs, float* out,
-                     int threads) {
-  const int channels = source.channels(), stride = padded(grad_channels), taps = pairs.taps;
+void weight_gradient(Source source, const float* grad, int64_t grad_rows, int grad_channels,
+                     Pairs back, bool mirrored, float* out, int threads) {
+  const int channels = source.channels(), stride = padded(grad_channels), taps = back.taps;
   const int vectors = stride / kLanes, parts = (vectors + kWidest - 1) / kWidest;
-  const float* x = gathered(source, threads);
-  const float* g = widened(grad, pairs.rows, grad_channels, workspace().gradient, threads);
-  // Rows are cut into few groups, by their number alone; each sums up on its own, block by block,
-  // whose rows of x and of the gradient stay in the first-level cache over the taps.
-  constexpr int64_t kGroupRows = 2048, kMostGroups = 16;
-  const int64_t blocks = pairs.blocks();
-  const int64_t wanted = (pairs.rows + kGroupRows - 1) / kGroupRows;
-  const int64_t groups = wanted < 1 ? 1 : wanted < kMostGroups ? wanted : kMostGroups;
+  const float* g = widened(grad, grad_rows, grad_channels, workspace().gradient, threads);
+  const int64_t blocks = back.blocks(), groups = groups_of(back.rows);
   const auto tap_size = static_cast<size_t>(channels) * stride;
-  const bool direct = groups == 1 && stride == grad_channels;
+  const bool direct = groups == 1 && parts == 1 && stride == grad_channels;
   float* partial = direct ? out : workspace().partial.get<float>(groups * taps * tap_size);
-  // A task is some taps of a group; the fewer the groups, the fewer taps a task.
-  const int64_t sets = groups >= 8 && taps >= 3 ? 3 : taps;
-  parallel_for(threads, groups * sets, [&](int64_t task, int) {
+  // A task is a group, or some taps of one where groups are few. Few groups share one copy of the
+  // input's rows; of many, each makes its own, a block at a time, and finds it in the cache.
+  const bool alone = groups >= 8;
+  const int64_t sets = alone ? 1 : taps;
+  constexpr int64_t kCache = 16 << 10;  // what a run of pairs reads again for each tile
+  const int64_t pair_bytes = 4 * (channels + stride);
+  const int most = static_cast<int>(kCache / pair_bytes < 8 ? 8 : kCache / pair_bytes);
+  const auto room = static_cast<size_t>(back.block) * channels;
+  const bool shares = !alone || (!source.skip && !source.scale);
+  const float* shared = shares ? gathered(source, threads) : nullptr;
+  float* copies = nullptr;
+  if (!shares)
+    copies = workspace().input.get<float>(room * static_cast<size_t>(threads < 1 ? 1 : threads));
+  parallel_for(threads, groups * sets, [&](int64_t task, int worker) {
     const int64_t group = task / sets, set = task % sets;
     const int first_tap = static_cast<int>(taps * set / sets);
     const int last_tap = static_cast<int>(taps * (set + 1) / sets);
     float* mine = partial + group * taps * tap_size;
-    std::memset(mine + first_tap * tap_size, 0, (last_tap - first_tap) * tap_size * sizeof(float));
+    const int first_sum = mirrored ? taps - last_tap : first_tap;
+    std::memset(mine + first_sum * tap_size, 0, (last_tap - first_tap) * tap_size * sizeof(float));
     const int64_t begin = blocks * group / groups, end = blocks * (group + 1) / groups;
-    for (int64_t b = begin; b < end; ++b)
-      for_each_tap(pairs, b, first_tap, last_tap,
-                   [&](int tap, const int32_t* in, const uint8_t* rows, int number) {
-                     for (int part = 0; part < parts; ++part) {
-                       const int from = vectors * part / parts;
-                       const int width = vectors * (part + 1) / parts - from;
-                       outer_function(width, std::make_integer_sequence<int, kWidest>{})(
-                           x, channels, in, g + b * pairs.block * stride + from * kLanes, stride,
-                           rows, number, mine + tap * tap_size + from * kLanes, stride);
-                     }
-                   });
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t first = b * back.block, after = first + back.block;
+      const float* x = shared + first * channels;
+      if (!shares) {
+        float* copy = copies + static_cast<size_t>(worker) * room;
+        activate(source, first, after < back.rows ? after : back.rows, copy);
+        x = copy;
+      }
+      for_each_tap(
+          back, b, first_tap, last_tap,
+          [&](int tap, const int32_t* in, const uint8_t* rows, int number) {
+            float* sums = mine + (mirrored ? taps - 1 - tap : tap) * tap_size;
+            for (int done = 0; done < number; done += most)
+              for (int part = 0; part < parts; ++part) {
+                const int column = vectors * part / parts;
+                const int width = vectors * (part + 1) / parts - column;
+                outer_function(width, std::make_integer_sequence<int, kWidest>{})(
+                    x, channels, rows + done, g + column * kLanes, stride, in + done,
+                    number - done < most ? number - done : most,
+                    sums + column * kLanes * channels);
+              }
+          });
+    }
   });
   if (direct) return;
   parallel_for(threads, taps, [&](int64_t tap, int) {
-    for (int c = 0; c < channels; ++c)
-      for (int o = 0; o < grad_channels; ++o) {
-        const float* from = partial + tap * tap_size + static_cast<size_t>(c) * stride + o;
-        float sum = 0;
-        for (int64_t group = 0; group < groups; ++group) sum += from[group * taps * tap_size];
-        out[(tap * channels + c) * grad_channels + o] = sum;
-      }
+    for (int part = 0; part < parts; ++part) {
+      const int first = vectors * part / parts * kLanes;
+      const int wide = vectors * (part + 1) / parts * kLanes - first;
+      const int columns = grad_channels - first < wide ? grad_channels - first : wide;
+      for (int c = 0; c < channels; ++c)
+        for (int o = 0; o < columns; o += kLanes) {
+          const float* from = partial + tap * tap_size + first * channels + c * wide + o;
+          Vector sum = load(from);
+          for (int64_t group = 1; group < groups; ++group) sum += load(from + group * taps * tap_size);
+          float* to = out + (tap * channels + c) * grad_channels + first + o;
+          if (o + kLanes <= columns)
+            store(to, sum);
+          else
+            std::memcpy(to, &sum, static_cast<size_t>(columns - o) * sizeof(float));
+        }
+    }
   });
 }
 

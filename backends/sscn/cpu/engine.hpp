@@ -67,8 +67,8 @@ struct Engine {
                          const float* weight, Pairs back, bool mirrored, Source source,
                          float* to_x, float* to_skip, double* sums, int threads);
 
-  void (*weight_gradient)(Source source, const float* grad, int grad_channels, Pairs pairs,
-                          float* out, int threads);
+  void (*weight_gradient)(Source source, const float* grad, int64_t grad_rows, int grad_channels,
+                          Pairs back, bool mirrored, float* out, int threads);
 
   void (*statistics_gradient)(const float* grad, const float* out, const double* grad_sums,
                               int64_t rows, int channels, float* result, int threads);

@@ -140,11 +140,13 @@ NB_MODULE(_kernels, m) {
 
   m.def("weight_gradient", [](Address x, Address skip, int64_t rows_in, int x_channels,
                               int skip_channels, Address scale, Address shift, Address grad,
-                              int grad_channels, Address in, Address out_rows, Address span,
-                              int64_t rows, int taps, int block, Address out, int threads) {
+                              int64_t grad_rows, int grad_channels, Address in, Address out_rows,
+                              Address span, int64_t rows, int taps, int block, bool mirrored,
+                              Address out, int threads) {
     engine->weight_gradient(source(x, skip, rows_in, x_channels, skip_channels, scale, shift),
-                            at<float>(grad), grad_channels,
-                            pairs(in, out_rows, span, rows, taps, block), at<float>(out), threads);
+                            at<float>(grad), grad_rows, grad_channels,
+                            pairs(in, out_rows, span, rows, taps, block), mirrored, at<float>(out),
+                            threads);
   });
 
   m.def("statistics_gradient", [](Address grad, Address out, Address grad_sums, int64_t rows,
