@@ -31,6 +31,7 @@ from backends.sscn.adapter import Pyramid, SiteTensor
 from backends.uresnet import UResNet, UResNetConfig
 from harness.events.batches import benchmark_batch
 from harness.events.open import open_events
+from harness.profile.ceilings import copy_bandwidth, fma_peak
 
 CONFIG = UResNetConfig()  # 16 filters, depth 5
 PARTS = ("race", "maps", "roofline", "convolutions", "memory", "threads", "sites")
@@ -128,25 +129,6 @@ def spread(samples: list[float]) -> str:
 def verdict(met: bool) -> str:
     """Say whether a bar is met."""
     return "met" if met else "NOT MET"
-
-
-def fma_peak(threads: int) -> float:
-    """Measure the floating-point operations a second that registers alone allow."""
-    rounds, best = 2_000_000, 0.0
-    for _ in range(8):
-        start = time.perf_counter()
-        operations = cpu.peak(rounds, threads)
-        best = max(best, operations / (time.perf_counter() - start))
-    return best
-
-
-def copy_bandwidth() -> float:
-    """Measure bytes read and written a second by a large copy."""
-    source = torch.ones(16 * 2**20)
-    target = torch.empty_like(source)
-    return (
-        2 * source.nbytes / min(milliseconds(lambda: target.copy_(source)) for _ in range(8)) * 1e3
-    )
 
 
 def race(options: argparse.Namespace, ours: Contender) -> None:
