@@ -29,7 +29,7 @@ app = typer.Typer(
 ELSEWHERE = {
     "compare": ("harness.compare", "one run: engines side by side; two runs: what changed"),
     "history": ("harness.history", "every stored run over commits, with the steps found"),
-    "profile": ("harness.profile", "where a cell's time and memory go, layer by layer"),
+    "profile": ("harness.profile.cli", "where a cell's time and memory go, layer by layer"),
     "study": ("harness.study.cli", "the 2018 study, with this machine's numbers beside"),
     "events": ("harness.events.cli", "info, view, simulate, fetch, convert"),
     "asv": ("harness.asv.command", "asv with this machine's facts filled in"),

@@ -71,8 +71,8 @@ class Code:
             return cls.here()
         return cls(root, os.environ.get("ASV_COMMIT", ""), dirty=False)
 
-    def command(self, python: str) -> list[str]:
-        """Return the start of a worker's command line.
+    def command(self, python: str, module: str = "harness.worker") -> list[str]:
+        """Return the start of the command line of a worker, or of another module.
 
         An editable installation answers imports before ``sys.path`` is asked: without its finder
         the packages come from ``root`` for certain.
@@ -81,7 +81,7 @@ class Code:
             "import runpy, sys; "
             "sys.meta_path[:] = [f for f in sys.meta_path if 'Redirecting' not in type(f).__name__]"
             f"; sys.path[:0] = [{str(self.root)!r}, {str(machine.ROOT)!r}]; "
-            "runpy.run_module('harness.worker', run_name='__main__', alter_sys=True)"
+            f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
         )
         return [python, "-P", "-c", start]
 

@@ -64,7 +64,7 @@ class Layer:
     calls : int
         Times that it ran.
     seconds : float
-        Median over the passes.
+        Mean over the middle half of the passes, so that layers sum to the whole.
     bytes : int or None
         Bytes that have to be read or written at least: rows, weights and map, once each.
     flops : int or None
@@ -269,7 +269,7 @@ class Profile:
                 _object(name, kept[name])
         kept["layers"] = _parts("layers", kept["layers"], Layer)
         if kept.get("memory") is not None:
-            kept["memory"] = _memory(kept["memory"])
+            kept["memory"] = memory_from_json(kept["memory"])
         kept["notes"] = tuple(_list("notes", kept.get("notes", [])))
         return cls(**kept)
 
@@ -313,7 +313,8 @@ def write(profile: Profile, folder: Path) -> Path:
     return file
 
 
-def _memory(values: Any) -> Memory:
+def memory_from_json(values: Any) -> Memory:
+    """Rebuild the memory of a profile; raise ``BadInput`` if it is none."""
     kept = dict(_object("memory", values))
     _fields("memory", kept, Memory)
     kept["at_peak"] = _parts("memory.at_peak", kept.get("at_peak", []), Held)

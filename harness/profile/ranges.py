@@ -192,6 +192,16 @@ def _tops(codes: Sequence[int]) -> list[int]:
     return tops
 
 
+def intervals(noted: Pass) -> list[Key]:
+    """Return whose the time between each mark and the next is."""
+    tops = _tops(noted.codes)
+    found = []
+    for place, code in enumerate(noted.codes[1:]):
+        top = _EXTEND - code if code <= _EXTEND else tops[place]
+        found.append(noted.keys[top] if top != LEAVE else PAUSE)
+    return found
+
+
 class Spent(NamedTuple):
     """What one range spent in one call, without the ranges inside it."""
 
