@@ -75,8 +75,8 @@ def identity(rows: int) -> Connection:
 class Kernels(Protocol):
     """One set of kernels; each set is a module with these functions.
 
-    In place of ``input_gradient``, ``weight_gradient`` and ``statistics_gradient`` a set may offer
-    ``gradients``, which does all three in one call, as ``cpu`` does.
+    A set may offer ``gradients``, which stands for ``input_gradient``, ``weight_gradient`` and
+    ``statistics_gradient`` at once; ``cpu`` does, and calls its own three with less to check.
     """
 
     def sort_sites(self, sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:

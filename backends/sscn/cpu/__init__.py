@@ -8,6 +8,7 @@ nothing. ``SSCN_INSTRUCTION_SET`` (avx512, avx2, portable) overrides the choice 
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -151,41 +152,68 @@ def gradients(
     total : Tensor or None
         As ``statistics_gradient`` of other sets, None without ``grad_sums``.
     """
-    taps, channels, out_channels = weight.shape
+    taps, channels, _ = weight.shape
     source, kept = _source(x, skip, channels, scale, shift)
-    x_address, skip_address, rows, x_channels, skip_channels, scale_address, shift_address = source
-    if rows != kernel_map.rows:
-        raise ValueError(f"the map leads back to {kernel_map.rows} rows, not {rows}")
-    back = _pairs(kernel_map, taps)
+    if source[2] != kernel_map.rows:
+        raise ValueError(f"the map leads back to {kernel_map.rows} rows, not {source[2]}")
     grad, weight = _array(grad), _array(weight)
-    grad_rows, threads = grad.shape[0], torch.get_num_threads()
     to_x = to_skip = sums = weights = total = None
     if grad_sums is not None:
         assert out is not None
-        out, grad_sums = _array(out), grad_sums.to(torch.float64).contiguous()
-        total = torch.empty_like(out)
-        _kernels.statistics_gradient(
-            grad.data_ptr(), out.data_ptr(), grad_sums.data_ptr(), grad_rows, out_channels,
-            total.data_ptr(), threads,
-        )  # fmt: skip
-        grad = total
+        grad = total = statistics_gradient(grad, out, grad_sums)
+    layer = _Layer(source, kept, weight, grad, _pairs(kernel_map, taps), mirrored)
     if to_input:
-        to_x = torch.empty_like(kept[0])
-        to_skip = x.new_empty(0) if skip is None else torch.empty_like(kept[1])
-        sums = torch.empty((2, channels) if scale is not None else 0, dtype=torch.float64)
-        _kernels.input_gradient(
-            grad.data_ptr(), grad_rows, out_channels, weight.data_ptr(), *back, mirrored,
-            x_address, skip_address, x_channels, skip_channels, scale_address, shift_address,
-            to_x.data_ptr(), to_skip.data_ptr(), sums.data_ptr() if scale is not None else 0,
-            threads,
-        )  # fmt: skip
+        to_x, to_skip, sums = input_gradient(layer)
     if to_weight:
-        weights = torch.empty_like(weight)
-        _kernels.weight_gradient(
-            *source, grad.data_ptr(), grad_rows, out_channels, *back, mirrored,
-            weights.data_ptr(), threads,
-        )  # fmt: skip
+        weights = weight_gradient(layer)
     return to_x, to_skip, sums, weights, total
+
+
+class _Layer(NamedTuple):
+    """A convolution whose gradients are wanted, its arguments checked once for all of them."""
+
+    source: tuple[int, int, int, int, int, int, int]
+    kept: list[Tensor]
+    weight: Tensor
+    grad: Tensor
+    back: tuple[int, int, int, int, int, int]
+    mirrored: bool
+
+
+def input_gradient(layer: _Layer) -> tuple[Tensor, Tensor, Tensor]:
+    """Propagate the gradient of ``out`` to the inputs."""
+    x, skip, _, x_channels, skip_channels, scale, shift = layer.source
+    grad, weight = layer.grad, layer.weight
+    to_x = torch.empty_like(layer.kept[0])
+    to_skip = torch.empty_like(layer.kept[1]) if skip_channels else grad.new_empty(0)
+    sums = torch.empty((2, weight.shape[1]) if scale else 0, dtype=torch.float64)
+    _kernels.input_gradient(
+        grad.data_ptr(), grad.shape[0], weight.shape[2], weight.data_ptr(), *layer.back,
+        layer.mirrored, x, skip, x_channels, skip_channels, scale, shift, to_x.data_ptr(),
+        to_skip.data_ptr(), sums.data_ptr() if scale else 0, torch.get_num_threads(),
+    )  # fmt: skip
+    return to_x, to_skip, sums
+
+
+def weight_gradient(layer: _Layer) -> Tensor:
+    """Return the gradient of the weights, (K, C_in, C_out)."""
+    weights = torch.empty_like(layer.weight)
+    _kernels.weight_gradient(
+        *layer.source, layer.grad.data_ptr(), *layer.grad.shape, *layer.back, layer.mirrored,
+        weights.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return weights
+
+
+def statistics_gradient(grad: Tensor, out: Tensor, grad_sums: Tensor) -> Tensor:
+    """Return ``grad + grad_sums[0] + 2 * out * grad_sums[1]``."""
+    out, grad_sums = _array(out), grad_sums.to(torch.float64).contiguous()
+    total = torch.empty_like(out)
+    _kernels.statistics_gradient(
+        grad.data_ptr(), out.data_ptr(), grad_sums.data_ptr(), *out.shape, total.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return total
 
 
 def _array(values: Tensor) -> Tensor:
