@@ -86,6 +86,6 @@ class Recorded:
 
 def label(key: Key) -> str:
     """Return the name of a range for people."""
-    inner = "" if key.kind in (key.name, "convolution", "linear") else f" ({key.kind})"
+    inner = " (map)" if key.kind == "map" else ""
     back = "" if key.direction == "forward" else f" {key.direction}"
     return f"{key.name}{inner}{back}"

@@ -1,0 +1,155 @@
+"""Ranges: who spends the time, on a clock that the test turns."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.profile.ranges import (
+    PAUSE,
+    Key,
+    Ranges,
+    intervals,
+    spans,
+    spent,
+)
+
+LAYER = Key("stem", "convolution", "forward")
+NEXT = Key("norm", "normalisation", "forward")
+MAP = Key("stem", "map", "forward")
+HOST = Key("host", "host", "forward")
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def pass_(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def ranges(clock):
+    found = Ranges(clock)
+    found.begin()
+    return found
+
+
+def test_gaps_between_layers_are_the_hosts(clock, ranges):
+    clock.pass_(1)
+    ranges.wrap(lambda: clock.pass_(10), LAYER)()
+    clock.pass_(2)
+    ranges.wrap(lambda: clock.pass_(20), NEXT)()
+    clock.pass_(4)
+    found = spent(ranges.end())
+    assert {key: one.seconds for key, one in found.items()} == {LAYER: 10, NEXT: 20, HOST: 7}
+    assert found[LAYER].calls == 1
+
+
+def test_a_map_built_inside_a_layer_is_not_the_layers(clock, ranges):
+    build = ranges.within("map")(lambda: clock.pass_(3))
+
+    def convolve():
+        clock.pass_(1)
+        build()
+        clock.pass_(2)
+
+    ranges.wrap(convolve, LAYER)()
+    found = spent(ranges.end())
+    assert found[LAYER].seconds == 3
+    assert found[MAP].seconds == 3
+
+
+def test_work_done_later_counts_for_the_layer_that_asked_and_is_no_call(clock, ranges):
+    pending = ranges.wrap(lambda: ranges.later(lambda: clock.pass_(5)), LAYER)()
+    ranges.wrap(pending, NEXT)()
+    found = spent(ranges.end())
+    assert found[LAYER] == (5, 1)
+    assert found[NEXT] == (0, 1)
+
+
+def test_a_range_that_ended_can_be_extended(clock, ranges):
+    ranges.wrap(lambda: clock.pass_(5), LAYER)()
+    clock.pass_(2)
+    ranges.extend(ranges.code(LAYER))
+    clock.pass_(1)
+    noted = ranges.end()
+    assert spent(noted)[LAYER].seconds == 7
+    assert spent(noted)[HOST].seconds == 1
+    assert [(span.key, span.seconds) for span in spans(noted)] == [(LAYER, 7)]
+
+
+def test_the_instruments_own_work_counts_for_nobody(clock, ranges):
+    ranges.wrap(lambda: clock.pass_(5), PAUSE)()
+    ranges.wrap(lambda: clock.pass_(1), LAYER)()
+    noted = ranges.end()
+    assert spent(noted) == {HOST: (0, 1), LAYER: (1, 1)}
+    assert PAUSE in intervals(noted)
+
+
+def test_directions_have_gaps_of_their_own(clock, ranges):
+    clock.pass_(1)
+    ranges.turn("backward")
+    clock.pass_(2)
+    found = spent(ranges.end())
+    assert found[HOST].seconds == 1
+    assert found[HOST._replace(direction="backward")].seconds == 2
+
+
+def test_a_layer_that_fails_still_ends(clock, ranges):
+    def fail():
+        clock.pass_(1)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        ranges.wrap(fail, LAYER)()
+    clock.pass_(1)
+    assert spent(ranges.end())[HOST].seconds == 1
+
+
+@given(st.recursive(st.integers(0, 9), lambda inner: st.lists(inner, max_size=4), max_leaves=30))
+def test_all_that_is_spent_sums_to_the_call(tree):
+    clock = Clock()
+    ranges = Ranges(clock)
+    names = itertools.count()
+
+    def run(node):
+        if isinstance(node, int):
+            clock.pass_(node)
+            return
+        for child in node:
+            ranges.wrap(lambda child=child: run(child), Key(f"{next(names)}", "add", "forward"))()
+            clock.pass_(1)
+
+    ranges.begin()
+    run(tree)
+    noted = ranges.end()
+    total = sum(one.seconds for one in spent(noted).values())
+    assert total == pytest.approx(clock.now)
+    assert len(intervals(noted)) == len(noted.times) - 1
+
+
+def test_nodes_belong_to_the_layer_that_made_them(clock):
+    made = itertools.count()
+    number = [0]
+    ranges = Ranges(clock, lambda: number[0])
+
+    def make():
+        number[0] = next(made) + 1
+
+    ranges.begin()
+    ranges.wrap(make, LAYER)()
+    ranges.wrap(make, NEXT)()
+    owner = ranges.owners()
+    assert ranges.key(owner(0)) == LAYER
+    assert ranges.key(owner(1)) == NEXT
+    assert ranges.key(owner(2)) == HOST
