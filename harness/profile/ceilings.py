@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from harness.errors import BadInput
 
-REPEATS = 8
+REPEATS = 30
 ROUNDS = 2_000_000
 """Of the multiply-adds in registers: some 5 ms."""
 

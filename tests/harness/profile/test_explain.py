@@ -1,6 +1,10 @@
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +15,8 @@ from harness.errors import BadInput
 from harness.profile import explain
 from harness.profile.profile import Layer, write
 from tests.harness.profile import made
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def slowed(layer, seconds):
@@ -145,3 +151,70 @@ def test_what_is_no_profile_is_one_sentence(arguments, words, folders, monkeypat
 def test_gates_are_refused(folders):
     ran = compare(folders / "a", folders / "b", "--explain", "--fail-on", "slower")
     assert isinstance(ran.exception, BadInput)
+
+
+SLEEPY = '''
+"""Our engine with a nap in one layer."""
+
+import time
+
+from backends.contract import Kind
+from backends.sscn.adapter import Backend as Awake, Convolution, probe
+
+
+class Napping(Convolution):
+    def forward(self, x):
+        time.sleep(2e-3)
+        return super().forward(x)
+
+
+class Backend(Awake):
+    name = "sleepy"
+
+    def convolution(self, kind, in_channels, out_channels, kernel_size, level):
+        layer = super().convolution(kind, in_channels, out_channels, kernel_size, level)
+        if kind is Kind.STRIDED and level == 1:
+            layer.__class__ = Napping
+        return layer
+'''
+
+
+@pytest.fixture
+def sleepy(tmp_path, monkeypatch):
+    """An engine from outside, announced by an entry point as any other."""
+    (tmp_path / "sleepy.py").write_text(SLEEPY)
+    info = tmp_path / "sleepy-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sleepy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sscn_bench.backends]\nsleepy = sleepy\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    return "sleepy"
+
+
+@pytest.mark.slow
+def test_a_nap_of_two_milliseconds_is_found(sleepy, tmp_path):
+    def harness(*arguments):
+        command = [sys.executable, "-m", "harness", *map(str, arguments)]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    for backend in ("sscn", sleepy):
+        cell = [
+            "--backend",
+            backend,
+            "--size",
+            192,
+            "--batch",
+            1,
+            "--phase",
+            "forward",
+            "--threads",
+            1,
+        ]
+        harness("profile", *cell, "--seconds", 5, "--out", tmp_path / backend)
+    told = harness("compare", tmp_path / "sscn", tmp_path / sleepy, "--explain", "--format", "json")
+    first, *_ = json.loads(told)
+    assert first["layer"] == "unet.below.down"
+    assert first["direction"] == "forward"
+    assert first["difference_s"] >= 2e-3
