@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 STEPS = 12
 """Layers with a step of their own in the waterfall; the others share one."""
 
+HOST = "host"
 SLOWER, FASTER, TOTAL = "#D55E00", "#009E73", "#7A7A7A"
 
 Key = tuple[str, str, str]
@@ -54,7 +55,8 @@ class Part:
     @property
     def words(self) -> str:
         """The layer for people."""
-        return f"{self.name} {self.kind}, {self.direction}"
+        what = "between layers" if self.kind == HOST else f"{self.name} {self.kind}"
+        return f"{what}, {self.direction}"
 
 
 @dataclass(frozen=True)

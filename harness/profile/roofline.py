@@ -177,8 +177,9 @@ def figure(profiles: Sequence[Profile], looks: Looks, names: Sequence[str]) -> s
         else:
             for name in names:
                 axes.plot([], [], looks.marker(name), color=looks.color(name), label=name)
-        axes.plot([], [], "o", color=INK, label="forward")
-        axes.plot([], [], "o", color=INK, markerfacecolor="none", label="backward")
+        if any(layer.direction == "backward" for layer in layers):
+            axes.plot([], [], "o", color=INK, label="forward")
+            axes.plot([], [], "o", color=INK, markerfacecolor="none", label="backward")
         axes.legend(frameon=False, fontsize=8.5, loc="lower right", ncols=2)
         rates = [(layer.flops or 0) / layer.seconds for layer in layers]
         axes.set_xlim(low, high)

@@ -104,6 +104,7 @@ def against_level(
 ) -> list[str]:
     """Draw one panel for each kind and phase of single convolutions: a quantity against level."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     panels: dict[str, list[Measured]] = defaultdict(list)
     for m in cells:
@@ -122,7 +123,7 @@ def against_level(
                     if m.engine == engine and (bar := quantity(m))
                 )
                 _bars(axes, points, looks, engine, line=True)
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlabel("level of the network")
             _finish(axes, title, label, unit, _limits(found, quantity))
             drawn.append(svg(figure, f"{label} against level: {title}"))
