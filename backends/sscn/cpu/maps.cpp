@@ -9,6 +9,7 @@
 #include "scratch.hpp"
 
 #include <cstring>
+#include <memory>
 
 namespace sscn::SSCN_TARGET {
 namespace {
@@ -68,29 +69,28 @@ struct Brick {
 class Bricks {
  public:
   Bricks(const int64_t* keys, int64_t rows, Widening widen) {
+    bricks_ = memory_.get<Named>(static_cast<size_t>(rows) + 1);  // touched as far as it is used
+    bricks_[0] = {kNoKey, {0, 0}};                                // what empty slots lead to
     int64_t number = 0;
-    for (int64_t i = 0; i < rows; ++i)
-      number += i == 0 || widen(keys[i]) >> kBrickBits != widen(keys[i - 1]) >> kBrickBits;
+    for (int64_t i = 0; i < rows;) {
+      uint64_t site = widen(keys[i]), mask = 0;
+      const uint64_t key = site >> kBrickBits;
+      const int64_t first = i;
+      do {
+        mask |= uint64_t{1} << (site & 63);
+      } while (++i < rows && (site = widen(keys[i])) >> kBrickBits == key);
+      bricks_[++number] = {key, {mask, first}};
+    }
     int log = 6;
     while ((int64_t{1} << log) < 6 * number) ++log;
     shift_ = 64 - log;
     last_ = (uint64_t{1} << log) - 1;
     slots_ = table_.get<int32_t>(last_ + 1);
     std::memset(slots_, 0, (last_ + 1) * sizeof(int32_t));
-    bricks_ = memory_.get<Named>(static_cast<size_t>(number) + 1);
-    bricks_[0] = {kNoKey, {0, 0}};  // what empty slots lead to
-    int32_t next = 0;
-    for (int64_t i = 0; i < rows;) {
-      const uint64_t key = widen(keys[i]) >> kBrickBits;
-      uint64_t slot = home(key);
+    for (int64_t brick = 1; brick <= number; ++brick) {
+      uint64_t slot = home(bricks_[brick].key);
       while (slots_[slot]) slot = (slot + 1) & last_;
-      slots_[slot] = ++next;
-      Named& named = bricks_[next] = {key, {0, i}};
-      for (; i < rows; ++i) {
-        const uint64_t site = widen(keys[i]);
-        if (site >> kBrickBits != key) break;
-        named.brick.mask |= uint64_t{1} << (site & 63);
-      }
+      slots_[slot] = static_cast<int32_t>(brick);
     }
   }
 
@@ -123,11 +123,11 @@ class Bricks {
 
 // Where each tap leads from each place in a brick: the neighbouring brick and the place in it.
 struct Steps {
-  int dim, window, reach, taps, neighbours;
+  int dim, kernel_size, window, reach, taps, neighbours;
   Scratch memory;
   uint16_t* step;  // (taps, 64): neighbour << 6 | place
 
-  Steps(int dim_, int kernel_size) : dim(dim_) {
+  Steps(int dim_, int kernel_size_) : dim(dim_), kernel_size(kernel_size_) {
     const int side_bits = kBrickBits / dim, side = 1 << side_bits;
     const int centre = kernel_size / 2;
     reach = (centre + side - 1) / side;
@@ -151,6 +151,14 @@ struct Steps {
       }
   }
 };
+
+// Return the steps of a kernel, kept from the last map: a network has one kernel for all levels.
+const Steps& steps_of(int dim, int kernel_size) {
+  static thread_local std::unique_ptr<Steps> steps;
+  if (!steps || steps->dim != dim || steps->kernel_size != kernel_size)
+    steps = std::make_unique<Steps>(dim, kernel_size);
+  return *steps;
+}
 
 // Look up the bricks around one brick; those outside the volume are empty.
 void find_neighbours(const Bricks& bricks, const Steps& steps, uint64_t key, int bits_above,
@@ -296,7 +304,7 @@ void connect(const int64_t* keys_in, int64_t rows_in, const int64_t* keys_out, i
              int32_t* span, int threads) {
   const Widening widen(numbering);
   const Bricks bricks(keys_in, rows_in, widen);
-  const Steps steps(numbering.dim, kernel_size);
+  const Steps& steps = steps_of(numbering.dim, kernel_size);
   const int taps = steps.taps, bits_above = widen.to - kBrickBits;
   const int64_t blocks = (rows_out + block - 1) / block;
   const auto per_worker = static_cast<size_t>(block) * steps.neighbours;
