@@ -254,7 +254,7 @@ def spans(noted: Pass) -> list[Span]:
             if noted.keys[began].name not in (HOST, PAUSE.name):
                 last[began] = len(found)
                 found.append(Span(noted.keys[began], begin - noted.times[0], moment - begin))
-        else:
+        elif all(_EXTEND - code != began for began, _ in open_) and _EXTEND - code in last:
             place = last[_EXTEND - code]
             span = found[place]
             found[place] = span._replace(seconds=moment - noted.times[0] - span.begin)

@@ -88,6 +88,18 @@ def test_a_range_that_ended_can_be_extended(clock, ranges):
     assert [(span.key, span.seconds) for span in spans(noted)] == [(LAYER, 7)]
 
 
+def test_extending_a_range_that_still_runs_changes_nothing(clock, ranges):
+    def layer():
+        clock.pass_(2)
+        ranges.extend(ranges.code(LAYER))
+        clock.pass_(3)
+
+    ranges.wrap(layer, LAYER)()
+    noted = ranges.end()
+    assert spent(noted)[LAYER].seconds == 5
+    assert [(span.key, span.seconds) for span in spans(noted)] == [(LAYER, 5)]
+
+
 def test_the_instruments_own_work_counts_for_nobody(clock, ranges):
     ranges.wrap(lambda: clock.pass_(5), PAUSE)()
     ranges.wrap(lambda: clock.pass_(1), LAYER)()
