@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from backends.arithmetic import readback, set_torch_knobs
 from backends.contract import Capabilities, Kind, Unsupported, site_keys
 from backends.norm import norm_parameters
 from backends.sscn import kernels
-from backends.sscn.convolution import convolve
+from backends.sscn.convolution import convolve, convolve_normed
 from backends.sscn.kernels import Connection, axis_bits, demorton, identity
 from backends.sscn.norm import FoldedBatch, NormReLU
 from backends.watching import Watcher, building_maps, replaced
@@ -108,11 +108,16 @@ class Pyramid:
         return order, inverse
 
 
-class Rows(NamedTuple):
-    """Features (N, C) in sorted order, with the sums for the norm that follows, if known."""
+@dataclass
+class Rows:
+    """Features (N, C) in sorted order, with the sums for the norm that follows, if known.
+
+    ``carried`` are the same features as a convolution hands them on, whose gradient it collects.
+    """
 
     features: Tensor
     sums: Tensor | None
+    carried: Tensor | None = None
 
 
 class SiteTensor:
@@ -169,28 +174,24 @@ class _Weighted(nn.Module):
 
     def launch(self, x: SiteTensor, connection: Connection, level: int) -> SiteTensor:
         """Return a tensor that waits for its residual."""
-        sources = x.rows
-        folded, scale, shift = None, None, None
-        if isinstance(x.norm, FoldedBatch):
-            folded = x.norm
-        elif x.norm is not None:
-            scale, shift = x.norm
+        sources, norm = x.rows, x.norm
         kernel_set = x.pyramid.kernel_set
 
         def compute(residual: Tensor | None) -> Rows:
             first = sources[0].features
-            features, sums = convolve(
-                first,
-                sources[1].features if len(sources) > 1 else None,
-                self.weight.to(first.dtype),
-                connection,
-                scale,
-                shift,
-                residual,
-                folded=folded,
-                statistics=self.training,
-                kernel_set=kernel_set,
-            )
+            skip = sources[1].features if len(sources) > 1 else None
+            weight = self.weight.to(first.dtype)
+            if isinstance(norm, FoldedBatch):
+                features, sums, sources[0].carried = convolve_normed(
+                    first, skip, weight, connection, norm, residual,
+                    statistics=self.training, kernel_set=kernel_set,
+                )  # fmt: skip
+            else:
+                scale, shift = norm or (None, None)
+                features, sums = convolve(
+                    first, skip, weight, connection, scale, shift, residual,
+                    statistics=self.training, kernel_set=kernel_set,
+                )  # fmt: skip
             return Rows(features, sums if self.training else None)
 
         return SiteTensor(x.pyramid, level, pending=compute)
@@ -352,7 +353,10 @@ class Backend:
         """Add the rows in the kernel that computes one of them."""
         if a.pending is None:
             a, b = b, a
-        other = _joined(_plain(b))
+        b = _plain(b)
+        other = _joined(b)
+        if len(b.rows) == 1 and b.rows[0].carried is not None:
+            other = b.rows[0].carried
         if a.pending is not None:
             return SiteTensor(a.pyramid, a.level, (a.pending(other),))
         return SiteTensor(a.pyramid, a.level, (Rows(_joined(_plain(a)) + other, None),))

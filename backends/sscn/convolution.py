@@ -27,7 +27,6 @@ def convolve(
     shift: Tensor | None = None,
     residual: Tensor | None = None,
     *,
-    folded: FoldedBatch | None = None,
     statistics: bool = False,
     kernel_set: str,
 ) -> tuple[Tensor, Tensor]:
@@ -45,8 +44,6 @@ def convolve(
         (C_in,), or None for an input without norm and ReLU.
     residual : Tensor or None
         (N_out, C_out).
-    folded : FoldedBatch or None
-        The norm of a batch, in place of ``scale`` and ``shift``.
     statistics : bool
         Whether to sum up the result for the norm that follows.
     kernel_set : str
@@ -68,21 +65,12 @@ def convolve(
     rows = forward.rows
     if x.shape[0] != backward.rows:
         raise ValueError(f"the kernel map takes {backward.rows} rows, the input has {x.shape[0]}")
-    compiling = torch.compiler.is_compiling()
-    graph = torch.is_grad_enabled()
-    if folded is not None:
-        if graph and not compiling:
-            return _NormedConvolve.apply(
-                x, skip, weight, folded.sums, folded.weight, folded.bias, residual, folded.folding,
-                connection, statistics, kernel_set,
-            )  # fmt: skip
-        scale, shift = folded.differentiable() if graph else folded.folding[:2]
-    if compiling:
+    if torch.compiler.is_compiling():
         return torch.ops.sscn.convolve(
             x, skip, weight, scale, shift, residual,
             forward.tensors, backward.tensors, rows, mirrored, statistics, kernel_set,
         )  # fmt: skip
-    if graph and any(
+    if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, skip, scale, shift, residual)
     ):
         return _Convolve.apply(
@@ -91,6 +79,44 @@ def convolve(
         )  # fmt: skip
     functions = kernels.load(kernel_set)
     return functions.convolve(x, skip, weight, forward, scale, shift, residual, statistics)
+
+
+def convolve_normed(
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    connection: Connection,
+    folded: FoldedBatch,
+    residual: Tensor | None = None,
+    *,
+    statistics: bool = False,
+    kernel_set: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``convolve``, with the folded norm of a batch in place of ``scale`` and ``shift``.
+
+    Returns
+    -------
+    out, sums : Tensor
+        As ``convolve``.
+    carried : Tensor
+        x again. Whoever adds it to something, as residual blocks do, gives the gradient back
+        through this layer, which adds it where it writes its own.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        norm = folded.differentiable()
+        out, sums = convolve(
+            x, skip, weight, connection, *norm, residual,
+            statistics=statistics, kernel_set=kernel_set,
+        )  # fmt: skip
+        return out, sums, x
+    if x.shape[0] != connection.backward.rows:
+        raise ValueError(
+            f"the kernel map takes {connection.backward.rows} rows, the input has {x.shape[0]}"
+        )
+    return _NormedConvolve.apply(
+        x, skip, weight, folded.sums, folded.weight, folded.bias, residual, folded.folding,
+        connection, statistics, kernel_set,
+    )  # fmt: skip
 
 
 def _forward(
@@ -127,8 +153,12 @@ def _gradients(
     to_input: bool,
     to_weight: bool,
     kernel_set: str,
+    carried: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of x, skip, the norm (see ``input_gradient``), weight and residual."""
+    """Return the gradients of x, skip, the norm (see ``input_gradient``), weight and residual.
+
+    ``carried`` is a gradient that reaches x elsewhere and is added.
+    """
     functions = kernels.load(kernel_set)
     taps = weight.shape[0]
     together = getattr(functions, "gradients", None)
@@ -136,7 +166,7 @@ def _gradients(
         kernel_map = KernelMap(tuple(backward_map), x.shape[0], taps)
         return together(
             grad, out, grad_sums, x, skip, weight, kernel_map, mirrored, scale, shift, to_input,
-            to_weight,
+            to_weight, carried,
         )  # fmt: skip
     to_x = to_skip = norm = weights = total = None
     if grad_sums is not None:
@@ -147,6 +177,8 @@ def _gradients(
         to_x, to_skip, norm = functions.input_gradient(
             grad, weight, kernel_map, mirrored, x, skip, scale, shift
         )
+        if carried is not None:
+            to_x = to_x + carried
     if to_weight:
         kernel_map = KernelMap(tuple(forward_map), grad.shape[0], taps)
         weights = functions.weight_gradient(x, skip, grad, kernel_map, scale, shift)
@@ -235,23 +267,25 @@ class _NormedConvolve(torch.autograd.Function):
         connection: Connection,
         statistics: bool,
         kernel_set: str,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         out, next_sums = kernels.load(kernel_set).convolve(
             x, skip, weight, connection.forward, folding.scale, folding.shift, residual, statistics
         )
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(out if statistics else None, x, skip, weight, gain)
         ctx.folding, ctx.connection, ctx.kernel_set = folding, connection, kernel_set
-        return out, next_sums
+        return out, next_sums, x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, grad_sums: Tensor | None) -> tuple[Any, ...]:
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_sums: Tensor | None, carried: Tensor | None
+    ) -> tuple[Any, ...]:
         out, x, skip, weight, gain = ctx.saved_tensors
         if out is None:
             grad_sums = None
         if grad is None:
             if grad_sums is None:
-                return (None,) * 11
+                return carried, *(None,) * 10
             grad = torch.zeros_like(out)
         x_too, skip_too, weight_too, sums_too, gain_too, bias_too, residual_too = (
             ctx.needs_input_grad[:7]
@@ -262,7 +296,7 @@ class _NormedConvolve(torch.autograd.Function):
         to_x, to_skip, norm, weights, total = _gradients(
             grad.contiguous(), out, grad_sums, x, skip, weight, folding.scale, folding.shift,
             forward.tensors, backward.tensors, mirrored, x_too or skip_too or normed, weight_too,
-            ctx.kernel_set,
+            ctx.kernel_set, carried,
         )  # fmt: skip
         to_sums = to_gain = to_bias = None
         if norm is not None:

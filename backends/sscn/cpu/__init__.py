@@ -140,13 +140,15 @@ def gradients(
     shift: Tensor | None,
     to_input: bool = True,
     to_weight: bool = True,
+    carried: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Make all gradients of a convolution, over the backward map alone.
 
     Returns
     -------
     to_x, to_skip, sums : Tensor or None
-        As ``input_gradient`` of other sets, None unless ``to_input``.
+        As ``input_gradient`` of other sets, None unless ``to_input``; ``carried`` is added to
+        ``to_x``.
     weights : Tensor or None
         (K, C_in, C_out), None unless ``to_weight``.
     total : Tensor or None
@@ -161,7 +163,9 @@ def gradients(
     if grad_sums is not None:
         assert out is not None
         grad = total = statistics_gradient(grad, out, grad_sums)
-    layer = _Layer(source, kept, weight, grad, _pairs(kernel_map, taps), mirrored)
+    if carried is not None:
+        carried = _array(carried)
+    layer = _Layer(source, kept, weight, grad, _pairs(kernel_map, taps), mirrored, carried)
     if to_input:
         to_x, to_skip, sums = input_gradient(layer)
     if to_weight:
@@ -178,6 +182,7 @@ class _Layer(NamedTuple):
     grad: Tensor
     back: tuple[int, int, int, int, int, int]
     mirrored: bool
+    carried: Tensor | None
 
 
 def input_gradient(layer: _Layer) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,7 +194,8 @@ def input_gradient(layer: _Layer) -> tuple[Tensor, Tensor, Tensor]:
     sums = torch.empty((2, weight.shape[1]) if scale else 0, dtype=torch.float64)
     _kernels.input_gradient(
         grad.data_ptr(), grad.shape[0], weight.shape[2], weight.data_ptr(), *layer.back,
-        layer.mirrored, x, skip, x_channels, skip_channels, scale, shift, to_x.data_ptr(),
+        layer.mirrored, x, skip, x_channels, skip_channels, scale, shift,
+        0 if layer.carried is None else layer.carried.data_ptr(), to_x.data_ptr(),
         to_skip.data_ptr(), sums.data_ptr() if scale else 0, torch.get_num_threads(),
     )  # fmt: skip
     return to_x, to_skip, sums

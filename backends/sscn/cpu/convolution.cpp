@@ -428,8 +428,8 @@ void convolve(Source source, const float* weight, int out_channels, Pairs pairs,
 }
 
 void input_gradient(const float* grad, int64_t, int grad_channels, const float* weight, Pairs back,
-                    bool mirrored, Source source, float* to_x, float* to_skip, double* sums,
-                    int threads) {
+                    bool mirrored, Source source, const float* carried, float* to_x,
+                    float* to_skip, double* sums, int threads) {
   const int channels = source.channels(), split = source.x_channels;
   const float* w = transposed(weight, back.taps, channels, grad_channels, mirrored, threads);
   double* partial = nullptr;
@@ -450,14 +450,15 @@ void input_gradient(const float* grad, int64_t, int grad_channels, const float* 
               const int64_t at = within_x ? row * split + column
                                           : row * source.skip_channels + column - split;
               float* to = (within_x ? to_x : to_skip) + at;
+              const Vector more = carried && within_x ? load(carried + at) : Vector{};
               if (!source.scale) {
-                store(to, v);
+                store(to, v + more);
                 continue;
               }
               const Vector x = load((within_x ? source.x : source.skip) + at);
               const Vector scale = load(source.scale + column);
               const Vector g = scale * x + load(source.shift + column) > 0 ? v : Vector{};
-              store(to, scale * g);
+              store(to, scale * g + more);
               block_sums.add(j * kLanes, g * x, g);
               continue;
             }
@@ -467,11 +468,12 @@ void input_gradient(const float* grad, int64_t, int grad_channels, const float* 
               const int c = column + k;
               const int64_t at = c < split ? row * split + c : row * source.skip_channels + c - split;
               float& to = (c < split ? to_x : to_skip)[at];
-              to = values[k];
+              const float more = carried && c < split ? carried[at] : 0;
+              to = values[k] + more;
               if (!source.scale) continue;
               const float x = (c < split ? source.x : source.skip)[at];
               const float g = source.scale[c] * x + source.shift[c] > 0 ? values[k] : 0;
-              to = source.scale[c] * g;
+              to = source.scale[c] * g + more;
               products[k] = g * x;
               passed[k] = g;
             }

@@ -82,11 +82,12 @@ class Bricks {
       bricks_[++number] = {key, {mask, first}};
     }
     int log = 6;
-    while ((int64_t{1} << log) < 6 * number) ++log;
+    while (log < 40 && (int64_t{1} << log) < 6 * number) ++log;
     shift_ = 64 - log;
-    last_ = (uint64_t{1} << log) - 1;
-    slots_ = table_.get<int32_t>(last_ + 1);
-    std::memset(slots_, 0, (last_ + 1) * sizeof(int32_t));
+    const size_t room = size_t{1} << log;
+    last_ = room - 1;
+    slots_ = table_.get<int32_t>(room);
+    std::memset(slots_, 0, room * sizeof(int32_t));
     for (int64_t brick = 1; brick <= number; ++brick) {
       uint64_t slot = home(bricks_[brick].key);
       while (slots_[slot]) slot = (slot + 1) & last_;

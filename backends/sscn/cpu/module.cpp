@@ -130,12 +130,13 @@ NB_MODULE(_kernels, m) {
   m.def("input_gradient", [](Address grad, int64_t grad_rows, int grad_channels, Address weight,
                              Address in, Address out_rows, Address span, int64_t rows, int taps,
                              int block, bool mirrored, Address x, Address skip, int x_channels,
-                             int skip_channels, Address scale, Address shift, Address to_x,
-                             Address to_skip, Address sums, int threads) {
+                             int skip_channels, Address scale, Address shift, Address carried,
+                             Address to_x, Address to_skip, Address sums, int threads) {
     engine->input_gradient(at<float>(grad), grad_rows, grad_channels, at<float>(weight),
                            pairs(in, out_rows, span, rows, taps, block), mirrored,
                            source(x, skip, rows, x_channels, skip_channels, scale, shift),
-                           at<float>(to_x), at<float>(to_skip), at<double>(sums), threads);
+                           at<float>(carried), at<float>(to_x), at<float>(to_skip),
+                           at<double>(sums), threads);
   });
 
   m.def("weight_gradient", [](Address x, Address skip, int64_t rows_in, int x_channels,
