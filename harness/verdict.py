@@ -319,9 +319,9 @@ def _weigh(pairs: Sequence[Pair], rule: Rule) -> list[dict[str, Any]]:
         left = [before[r] for r in common] if common else list(before.values())
         right = [after[r] for r in common] if common else list(after.values())
         inside = max(_mean_variance_inside(left), _mean_variance_inside(right))
-        x, y = (_condensed([math.log(median(r)) for r in rounds]) for rounds in (left, right))
-        sides.append((x, y, inside))
-        groups[bool(common), len(x), len(y)].append(i)
+        old, new = (_condensed([math.log(median(r)) for r in rounds]) for rounds in (left, right))
+        sides.append((old, new, inside))
+        groups[bool(common), len(old), len(new)].append(i)
 
     found: list[dict[str, Any]] = [{} for _ in pairs]
     needed = rule.rounds_needed(max(len(pairs), 1))
