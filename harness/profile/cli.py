@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from harness import store
-from harness.cell import Cell
+from harness.cell import Cell, EventSpec
 from harness.errors import BadInput
 from harness.job import Job
 from harness.profile.profile import Profile, memory_from_json, write
@@ -43,7 +43,7 @@ def profile(
     """Show where a cell's time and memory go, layer by layer, against what the machine can do."""
     from backends.registry import module_name, probe
     from harness.plan import obstacle, with_events
-    from harness.suite import parse_engine
+    from harness.suite import TYPICAL_SEED, parse_engine
 
     name, options = parse_engine(backend)
     module_name(name)
@@ -57,6 +57,7 @@ def profile(
         map=map_,
         device=device,
         precision=precision,
+        events=EventSpec(seed=TYPICAL_SEED),
     )
     if cell.map == "first":
         raise BadInput("a first call happens once and cannot be profiled; give --map cold or warm")
