@@ -31,7 +31,7 @@ def profile(
     threads: Annotated[int, typer.Option(help="Threads; 0: all processors.", min=0)] = 0,
     seconds: Annotated[
         float, typer.Option(help="Time for calls, with and without ranges in turns.", min=0.01)
-    ] = 10.0,
+    ] = 20.0,
     cpu_counters: Annotated[
         bool, typer.Option("--cpu-counters", help="Count instructions, cycles, cache misses.")
     ] = False,
