@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from asv import environment
+from asv.util import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,6 +54,8 @@ class SharedEnvironment(environment.Environment):
         super()._install_project(repo, commit_hash, build_dir)
         for name in ("harness", "suites"):
             shutil.rmtree(packages(Path(self._path)) / name, ignore_errors=True)
+        if not (packages(Path(self._path)) / "backends" / "__init__.py").exists():
+            raise UserError(f"the wheel of commit {commit_hash[:12]} has no package backends")
 
     def run(self, args: list[str], **kwargs: Any) -> Any:
         """Run Python of the environment."""
