@@ -66,14 +66,16 @@ def test_the_code_of_an_installed_commit_is_named_by_asv(tmp_path):
     (tmp_path / "backends").mkdir()
     (tmp_path / "backends" / "__init__.py").touch()
     code = (
-        "from harness.launch import Code; found = Code.imported(); print(found.root, found.commit)"
+        "import sys; "
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'Redirecting' not in type(f).__name__]; "
+        f"sys.path[:0] = [{str(tmp_path)!r}, {str(environment.ROOT)!r}]; "
+        "from harness.launch import Code; c = Code.imported(); print(c.root, c.commit)"
     )
     done = subprocess.run(
-        [sys.executable, "-P", "-c", f"import sys; sys.path[:0] = [{str(tmp_path)!r}]\n{code}"],
+        [sys.executable, "-P", "-c", code],
         capture_output=True,
         text=True,
         check=True,
-        cwd=environment.ROOT,
-        env={"ASV_COMMIT": COMMIT, "PYTHONPATH": f"{tmp_path}:{environment.ROOT}"},
+        env={"ASV_COMMIT": COMMIT},
     )
     assert done.stdout.split() == [str(tmp_path.resolve()), COMMIT]
