@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backends import registry, weights
+from backends import weights
 from backends.contract import Backend, Kind, SparseBatch
 from backends.stack import in_order
-from backends.truth import Truth
+from backends.truth import Truth, reference
 from backends.uresnet import Layer, UResNetConfig
 from backends.weights import Weights
 
@@ -255,9 +255,7 @@ def truth(
     config: OperationConfig, values: Mapping[str, Tensor], batch: SparseBatch, phase: str
 ) -> Truth:
     """Compute in float64 what a phase returns."""
-    options = {"kernels": "reference"}
-    backend = registry.load("sscn", dim=batch.dim, device="cpu", precision="fp64", options=options)
-    operation = Operation(backend, config).to(torch.float64)
+    operation = Operation(reference(batch.dim), config).to(torch.float64)
     weights.load(operation, values)
     trial = Trial(operation, batch, batch.features.double(), phase)
     trial()

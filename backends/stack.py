@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backends import registry, weights
+from backends import weights
 from backends.contract import Backend, Kind, SparseBatch
-from backends.truth import Truth
+from backends.truth import Truth, reference
 from backends.uresnet import Layer
 from backends.weights import Weights
 
@@ -103,9 +103,7 @@ def in_order(features: Tensor) -> Tensor:
 
 def truth(config: StackConfig, values: Mapping[str, Tensor], batch: SparseBatch) -> Truth:
     """Compute the features of a stack in float64, each column sorted."""
-    options = {"kernels": "reference"}
-    backend = registry.load("sscn", dim=batch.dim, device="cpu", precision="fp64", options=options)
-    stack = Stack(backend, config).to(torch.float64)
+    stack = Stack(reference(batch.dim), config).to(torch.float64)
     weights.load(stack, values)
     with torch.no_grad():
         x = stack.tensor(batch.sites, batch.features.double(), batch.spatial_size, batch.batch_size)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backends import registry, weights
-from backends.contract import SparseBatch
+from backends.contract import Backend, SparseBatch
 from backends.loss import event_cross_entropy
 from backends.uresnet import UResNet, UResNetConfig
 from backends.weights import Weights
@@ -84,6 +84,12 @@ def truth_network(
     network = UResNet(backend, config).to(device, torch.float64)
     weights.load(network, values)
     return network
+
+
+def reference(dim: int) -> Backend:
+    """Return our reference in plain torch on the CPU, in float64."""
+    options = {"kernels": "reference"}
+    return registry.load("sscn", dim=dim, device="cpu", precision="fp64", options=options)
 
 
 def truth(

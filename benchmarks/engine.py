@@ -9,7 +9,6 @@ Engines take turns in one run on the packaged events, so that drift of the machi
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import statistics
 import subprocess
@@ -18,7 +17,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +29,7 @@ from backends.sscn.adapter import Pyramid, SiteTensor
 from backends.uresnet import UResNet, UResNetConfig
 from harness.events.batches import benchmark_batch
 from harness.events.open import open_events
+from harness.memory import ResidentMemory
 from harness.profile.ceilings import copy_bandwidth, fma_peak
 
 CONFIG = UResNetConfig()  # 16 filters, depth 5
@@ -285,17 +284,10 @@ def peak_of(name: str, phase: str, events: Events) -> int:
         torch.ones(4, 1), torch.zeros(4, dtype=torch.int64), 32, 1,
     )  # fmt: skip
     contender.cold(small)  # libraries load what they load lazily
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what comes
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = resident("VmRSS")
-    getattr(contender, phase)(events)
-    return resident("VmHWM") - before
-
-
-def resident(field: str) -> int:
-    """Read a resident size of this process in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    found = ResidentMemory().watch(partial(getattr(contender, phase), events))
+    if not found["rss_peak_reset"]:
+        raise RuntimeError("the kernel does not let a process reset its peak of memory")
+    return found["peak_rss_bytes"] - found["baseline_bytes"]
 
 
 def threads(options: argparse.Namespace, ours: Contender) -> None:

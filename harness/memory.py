@@ -40,7 +40,7 @@ class ResidentMemory:
     def watch(self, call: Callable[[], Any]) -> dict[str, Any]:
         """Run the call; return ``baseline_bytes`` and ``peak_rss_bytes``."""
         _give_back_freed()
-        reset = self._reset()
+        reset = self.reset_peak()
         baseline = self.status("VmRSS")
         call()
         return {
@@ -56,7 +56,8 @@ class ResidentMemory:
                 return int(line.split()[1]) * 1024
         raise KeyError(f"the kernel does not report {name}")
 
-    def _reset(self) -> bool:
+    def reset_peak(self) -> bool:
+        """Let the peak start anew; return whether the kernel allows it."""
         try:
             (self._process / "clear_refs").write_text("5")
         except OSError:

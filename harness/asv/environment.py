@@ -20,7 +20,7 @@ from typing import Any
 from asv import environment
 from asv.util import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+from harness.machine import ROOT
 
 
 class SharedEnvironment(environment.Environment):

@@ -12,6 +12,7 @@ from harness.errors import BadInput
 from harness.metrics import format_value
 from harness.profile.profile import FILE, Profile
 from harness.profile.profile import read as read_profile
+from harness.profile.ranges import HOST
 from harness.report.style import FAINT, INK, SETTINGS, svg
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 STEPS = 12
 """Layers with a step of their own in the waterfall; the others share one."""
 
-HOST = "host"
 SLOWER, FASTER, TOTAL = "#D55E00", "#009E73", "#7A7A7A"
 
 Key = tuple[str, str, str]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import BadInput
 from harness.metrics import format_value
 from harness.profile.explain import comparable, explain, names_of, signed, waterfall
 from harness.profile.profile import Layer, Memory, Profile
@@ -24,7 +23,7 @@ from harness.profile.roofline import (
     rate,
     sentence,
 )
-from harness.report.page import SHAPES, environment
+from harness.report.page import SHAPES, environment, save
 from harness.report.style import FAINT, INK, PALETTE, SETTINGS, Looks, svg
 
 DIRECTIONS = {
@@ -127,14 +126,7 @@ def write_page(folder: Path, profiles: Sequence[Profile]) -> Path:
     BadInput
         If the folder cannot be written.
     """
-    text = render(profiles)
-    path = folder / "index.html"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; give another folder") from None
-    return path
+    return save(render(profiles), folder / "index.html", "folder")
 
 
 def render(profiles: Sequence[Profile]) -> str:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import BadInput
 from harness.history import Told, short, summary
 from harness.metrics import format_value
-from harness.report.page import SHAPES, environment
+from harness.report.page import SHAPES, environment, save
 from harness.report.style import FAINT, INK, SETTINGS, Looks, svg
 from harness.series import finite
 from harness.verdict import Verdict
@@ -28,14 +27,7 @@ def write_page(folder: Path, told: Sequence[Told]) -> Path:
     BadInput
         If the folder cannot be written.
     """
-    path = folder / "history.html"
-    text = render(told)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; give another --report") from None
-    return path
+    return save(render(told), folder / "history.html", "--report")
 
 
 def render(told: Sequence[Told]) -> str:

@@ -78,12 +78,31 @@ def write_page(
         If the folder cannot be written.
     """
     text = render(frame, cells, ranked, found, frame_before)
-    path = folder / "index.html"
+    return save(text, folder / "index.html", "--report")
+
+
+def save(text: str, path: Path, option: str) -> Path:
+    """Write a page, making its folder if needed, and return its path.
+
+    Parameters
+    ----------
+    text
+        The page as HTML.
+    path
+        The file.
+    option
+        What to give another of if it cannot be written, in words.
+
+    Raises
+    ------
+    BadInput
+        If the file cannot be written.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; give another --report") from None
+        raise BadInput(f"cannot write {path}: {error.strerror}; give another {option}") from None
     return path
 
 
