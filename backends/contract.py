@@ -88,9 +88,9 @@ class SparseBatch:
             raise InvalidBatch("spatial_size and batch_size must be at least 1")
         if len(sites) == 0:
             return
-        bounds = torch.tensor([self.batch_size] + [self.spatial_size] * self.dim)
-        outside = (sites < 0).any(1) | (sites >= bounds.to(sites.device)).any(1)
-        if bool(outside.any()):
+        bounds = torch.tensor([self.batch_size] + [self.spatial_size] * self.dim).to(sites.device)
+        if bool(((sites.amin(0) < 0) | (sites.amax(0) >= bounds)).any()):
+            outside = (sites < 0).any(1) | (sites >= bounds).any(1)
             row = int(outside.nonzero()[0, 0])
             raise InvalidBatch(
                 f"site {row} {sites[row].tolist()} lies outside a batch of {self.batch_size} "

@@ -1,8 +1,8 @@
 """What a machine can do at best, measured: arithmetic, copies, and the cost of asking for work.
 
-Arithmetic in fp32 on a CPU is our own kernel of multiply-adds that stay in registers. For the other
-precisions, and on a GPU, it is the best of large matrix products by torch: no program that matters
-multiplies faster, though the silicon may.
+Arithmetic in fp32 and fp64 on a CPU is our own kernel of multiply-adds that stay in registers. For
+the other precisions, and on a GPU, it is the best of large matrix products by torch: their units
+multiply matrices, and no program that matters multiplies faster, though the silicon may.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from harness.errors import BadInput
 REPEATS = 30
 ROUNDS = 2_000_000
 """Of the multiply-adds in registers: some 5 ms."""
+
+IN_REGISTERS = ("fp32", "fp64")
+"""Precisions that a CPU adds and multiplies in, number by number."""
 
 COPIED = {"cpu": 2**26, "cuda": 2**29}
 """Bytes of the copy: far beyond the caches."""
@@ -104,21 +107,21 @@ def measure(precision: str, device: str, threads: int = 0) -> Ceilings:
     flops, methods = {}, {}
     with _threads(threads):
         for name in dict.fromkeys(("fp32", precision)):
-            if (name, device) == ("fp32", "cpu"):
-                flops[name], methods[name] = fma_peak(threads), "registers"
+            if device == "cpu" and name in IN_REGISTERS:
+                flops[name], methods[name] = fma_peak(threads, name), "registers"
             else:
                 flops[name], methods[name] = matmul_peak(name, device), "matmul"
         return Ceilings(flops, copy_bandwidth(device), launch_latency(device), threads, methods)
 
 
-def fma_peak(threads: int, now: Now = time.perf_counter) -> float:
-    """Measure the fp32 operations a second that registers alone allow on a CPU."""
+def fma_peak(threads: int, precision: str = "fp32", now: Now = time.perf_counter) -> float:
+    """Measure the operations a second that registers alone allow on a CPU, in fp32 or fp64."""
     from backends.sscn import cpu
 
     best = 0.0
     for _ in range(REPEATS):
         start = now()
-        operations = cpu.peak(ROUNDS, threads)
+        operations = cpu.peak(ROUNDS, precision == "fp64", threads)
         best = max(best, operations / (now() - start))
     return best
 

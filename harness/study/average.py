@@ -31,6 +31,10 @@ class WeightAverage:
     def __init__(self, network: Module, decay: float) -> None:
         self._network, self._decay = network, decay
         self._average: dict[str, Tensor] = copy.deepcopy(dict(network.state_dict()))
+        pairs = [(self._average[name], value) for name, value in network.state_dict().items()]
+        numbers = [pair for pair in pairs if pair[1].is_floating_point()]
+        self._averages, self._weights = map(list, zip(*numbers, strict=True))
+        self._counters = [pair for pair in pairs if not pair[1].is_floating_point()]
 
     def state(self) -> dict[str, Tensor]:
         """Return the averaged weights, named as the network's."""
@@ -45,12 +49,9 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Take the network's weights after a step in."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        for name, value in self._network.state_dict().items():
-            average = self._average[name]
-            if value.is_floating_point():
-                average.lerp_(value, 1 - decay)
-            else:
-                average.copy_(value)
+        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+        for average, count in self._counters:
+            average.copy_(count)
 
     @contextmanager
     def shown(self) -> Iterator[None]:

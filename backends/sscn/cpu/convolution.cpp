@@ -656,19 +656,31 @@ void statistics_gradient(const float* grad, const float* out, const double* grad
   });
 }
 
-double peak(int64_t rounds, int threads) {
-  constexpr int kChains = 12;
+namespace {
+
+template <typename Number>
+double multiply_and_add(int64_t rounds, int threads) {
+  constexpr int kChains = 12, kNumbers = kLanes * sizeof(float) / sizeof(Number);
+  typedef Number Numbers __attribute__((vector_size(kLanes * sizeof(float))));
   parallel_for(threads, threads, [&](int64_t, int) {
-    Vector sum[kChains], factor = broadcast(0.999f), addend = broadcast(0.001f);
+    const Numbers factor = Number(0.999) - Numbers{}, addend = Number(0.001) - Numbers{};
+    Numbers sum[kChains];
     for (int i = 0; i < kChains; ++i) sum[i] = addend;
     for (int64_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 12
       for (int i = 0; i < kChains; ++i) sum[i] = sum[i] * factor + addend;
     }
-    volatile float kept = 0;
+    volatile Number kept = 0;
     for (int i = 0; i < kChains; ++i) kept = kept + sum[i][0];
   });
-  return 2.0 * kLanes * kChains * static_cast<double>(rounds) * threads;
+  return 2.0 * kNumbers * kChains * static_cast<double>(rounds) * threads;
+}
+
+}  // namespace
+
+double peak(int64_t rounds, bool doubles, int threads) {
+  return doubles ? multiply_and_add<double>(rounds, threads)
+                 : multiply_and_add<float>(rounds, threads);
 }
 
 }  // namespace sscn::SSCN_TARGET

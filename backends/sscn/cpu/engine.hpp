@@ -75,9 +75,9 @@ struct Engine {
   void (*statistics_gradient)(const float* grad, const float* out, const double* grad_sums,
                               int64_t rows, int channels, float* result, int threads);
 
-  // Multiply and add in registers alone; returns the number of floating-point operations. Timed
-  // from outside, it is the peak that convolutions are compared with.
-  double (*peak)(int64_t rounds, int threads);
+  // Multiply and add floats or doubles in registers alone; returns the number of floating-point
+  // operations. Timed from outside, it is the peak that convolutions are compared with.
+  double (*peak)(int64_t rounds, bool doubles, int threads);
 };
 
 extern const Engine engine_portable;

@@ -85,8 +85,9 @@ NB_MODULE(_kernels, m) {
     throw nb::value_error(("this processor has no instruction set " + name).c_str());
   }, "Use an instruction set from now on.");
 
-  m.def("peak", [](int64_t rounds, int threads) { return engine->peak(rounds, threads); },
-        "Multiply and add in registers; returns the number of floating-point operations.");
+  m.def("peak", [](int64_t rounds, bool doubles, int threads) {
+    return engine->peak(rounds, doubles, threads);
+  }, "Multiply and add in registers; returns the number of floating-point operations.");
 
   m.def("sort_sites", [](Address sites, int64_t rows, int dim, int bits, int64_t size,
                          Address keys, Address order, int threads) {

@@ -13,7 +13,7 @@ from tests.harness.profile.made import CEILINGS
 def test_the_best_of_several_tries_counts(monkeypatch):
     from backends.sscn import cpu
 
-    monkeypatch.setattr(cpu, "peak", lambda rounds, threads: 100.0 * threads)
+    monkeypatch.setattr(cpu, "peak", lambda rounds, doubles, threads: 100.0 * threads)
     ticks = itertools.accumulate(itertools.cycle([0.0, 4.0, 0.0, 2.0]))
     assert ceilings.fma_peak(3, now=lambda: next(ticks)) == pytest.approx(150.0)
 
@@ -39,7 +39,7 @@ def quick(monkeypatch):
     ("precision", "methods"),
     [
         ("fp32", {"fp32": "registers"}),
-        ("fp64", {"fp32": "registers", "fp64": "matmul"}),
+        ("fp64", {"fp32": "registers", "fp64": "registers"}),
         ("bf16", {"fp32": "registers", "bf16": "matmul"}),
     ],
 )
@@ -87,3 +87,9 @@ def test_a_gpu_has_every_ceiling():
     found = ceilings.measure("bf16", "cuda")
     assert found.flops["bf16"] > found.flops["fp32"]
     assert found.launch < 1e-3
+
+
+def test_doubles_are_half_as_many_in_a_register():
+    from backends.sscn import cpu
+
+    assert cpu.peak(10, True, 3) == cpu.peak(10, False, 3) / 2 > 0
