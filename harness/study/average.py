@@ -1,7 +1,7 @@
 """The running average of a network's weights, which is what a training is judged by.
 
-Adam at a constant rate on batches of four keeps the weights in motion: evaluations scatter by
-a per cent from one to the next. Their average over the last steps is steadier and better.
+Adam on a few events a step keeps the weights in motion: evaluations scatter by a per cent from
+one to the next. Their average over the last steps is steadier and better.
 """
 
 from __future__ import annotations

@@ -111,6 +111,8 @@ class Study:
             seconds=training.seconds,
             evaluate_every=training.evaluate_every,
             held_out_events=training.held_out_events,
+            learning_rate=training.learning_rate,
+            warm_up=training.warm_up,
             device=scale.device,
             precision=self.precision,
             model=model,

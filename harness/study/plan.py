@@ -39,7 +39,10 @@ class Plan:
     device, precision, options, model
         As for `harness.cell.Cell`.
     learning_rate : float
-        Of Adam; the study's is 1e-3, without a schedule.
+        Of Adam, the highest; the study's is 1e-3 throughout.
+    warm_up : int
+        Steps in which the rate rises to the highest, from which it falls with the inverse root of
+        the step (arXiv:1706.03762, equation 3); 0 for a constant rate.
     average : float
         As the decay of `harness.study.average.WeightAverage`; 0 judges the latest weights.
     seed : int
@@ -61,6 +64,7 @@ class Plan:
     options: Mapping[str, str] = field(default_factory=dict, hash=False)
     model: ModelSpec = field(default_factory=ModelSpec)
     learning_rate: float = 1e-3
+    warm_up: int = 0
     average: float = 0.998
     seed: int = 0
 
@@ -76,6 +80,12 @@ class Plan:
             raise BadInput(
                 f"{self.name}: training and held-out events must have the same dimension"
             )
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, the first of which is 1."""
+        if not self.warm_up:
+            return self.learning_rate
+        return self.learning_rate * min(step / self.warm_up, (self.warm_up / step) ** 0.5)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""

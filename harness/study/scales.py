@@ -45,7 +45,7 @@ class Training:
         `SPARSE`, `DENSE` or `AS_PUBLISHED`.
     size, crop, dim, classes : int
         As for `harness.study.views.View`.
-    batch, steps, seconds, evaluate_every, held_out_events
+    batch, steps, seconds, evaluate_every, held_out_events, learning_rate, warm_up
         As for `harness.study.plan.Plan`.
     tests : tuple of HeldOut
         What it is tested on in the end, cut, projected and merged like the training events.
@@ -62,6 +62,8 @@ class Training:
     classes: int = 5
     evaluate_every: int = 0
     held_out_events: int = 0
+    learning_rate: float = 1e-3
+    warm_up: int = 0
     tests: tuple[HeldOut, ...] = ()
 
 
@@ -252,11 +254,13 @@ LAPTOP = Scale(
             "sparse 192 px",
             SPARSE,
             192,
-            4,
+            8,
             200_000,
             seconds=1320.0,
-            evaluate_every=500,
+            evaluate_every=250,
             held_out_events=128,
+            learning_rate=4e-3,
+            warm_up=500,
             tests=(*_ALL_TESTS, HeldOut(192, 512, michel=True)),
         ),
         *_pair(32, 3, 4, 250, 50, 256, (SPARSE, DENSE, AS_PUBLISHED)),

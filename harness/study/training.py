@@ -197,6 +197,8 @@ def train(
         while not _finished(plan, state):
             began, energy = clock(), joules()
             batch = next(loader)
+            for group in optimiser.param_groups:
+                group["lr"] = plan.rate(state.step + 1)
             loss, accuracy = step(learner, optimiser, scaler, batch)
             average.update(state.step)
             took, used = clock() - began, joules()

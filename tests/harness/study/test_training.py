@@ -183,3 +183,21 @@ def test_predictions_keep_the_order_of_events_and_leave_empty_ones_empty():
     np.testing.assert_array_equal(together[0], alone[0])
     np.testing.assert_array_equal(together[2], alone[1])
     assert [len(p) for p in training.predict(learner, [empty], 1)] == [0]
+
+
+def test_the_rate_rises_to_its_highest_and_falls_with_the_root_of_the_step():
+    plan = replace(PLAN, learning_rate=4e-3, warm_up=100)
+    rates = [plan.rate(step) for step in (1, 50, 100, 400, 10_000)]
+    assert rates == pytest.approx([4e-5, 2e-3, 4e-3, 2e-3, 4e-4])
+    assert replace(plan, warm_up=0).rate(7) == 4e-3
+
+
+def test_a_warm_up_is_what_the_optimiser_gets(tmp_path):
+    plan = replace(PLAN, steps=1, learning_rate=1e-2)
+    start = dict(training.learner_of(plan).network.named_parameters())
+    moved = {}
+    for warm_up in (0, 10):
+        done = run(replace(plan, warm_up=warm_up, average=0.0), tmp_path / str(warm_up))
+        name = next(iter(start))
+        moved[warm_up] = float((done.network[name] - start[name]).detach().abs().max())
+    assert moved[10] == pytest.approx(moved[0] / 10, rel=1e-3)
