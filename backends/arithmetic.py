@@ -35,3 +35,27 @@ def readback() -> dict[str, Any]:
         "torch.float32_matmul_precision": torch.get_float32_matmul_precision(),
         "torch.num_threads": torch.get_num_threads(),
     }
+
+
+class TorchArithmetic:
+    """What every adapter begins with: its device, precision and dimension, and torch's knobs set.
+
+    Parameters
+    ----------
+    dim : int
+    device : str
+    precision : str
+        As in the contract; the knobs that change torch's own arithmetic are set accordingly.
+    options : dict
+        For the adapters that derive from it.
+    """
+
+    def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
+        self.dim = dim
+        self.device = device
+        self.precision = precision
+        set_torch_knobs(precision)
+
+    def precision_readback(self) -> dict[str, Any]:
+        """Read torch's knobs back."""
+        return readback()

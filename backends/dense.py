@@ -7,13 +7,12 @@ import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from backends.arithmetic import readback, set_torch_knobs
+from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.norm import batch_norm, norm_parameters
 from backends.watching import Watcher, building_maps
@@ -144,20 +143,10 @@ class Linear(nn.Module):
         return replace(x, volume=x.grid.scatter(rows))
 
 
-class Backend:
+class Backend(TorchArithmetic):
     """Dense convolutions masked level by level to the active sites."""
 
     name = "dense"
-
-    def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
-        self.dim = dim
-        self.device = device
-        self.precision = precision
-        set_torch_knobs(precision)
-
-    def precision_readback(self) -> dict[str, Any]:
-        """Read torch's knobs back."""
-        return readback()
 
     def tensor(
         self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int

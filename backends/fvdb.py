@@ -15,7 +15,7 @@ import fvdb.nn
 import torch
 from torch import Tensor, nn
 
-from backends.arithmetic import readback, set_torch_knobs
+from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
 
@@ -85,20 +85,10 @@ class Convolution(nn.Module):
         return GridTensor(self.native(x.values, plan), x.grids, x.level + change)
 
 
-class Backend(PointwiseByTorch):
+class Backend(TorchArithmetic, PointwiseByTorch):
     """fVDB in fp32."""
 
     name = "fvdb"
-
-    def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
-        self.dim = dim
-        self.device = device
-        self.precision = precision
-        set_torch_knobs(precision)
-
-    def precision_readback(self) -> dict[str, Any]:
-        """Read torch's knobs; the engine has none."""
-        return readback()
 
     def tensor(
         self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int

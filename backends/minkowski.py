@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backends.arithmetic import readback, set_torch_knobs
+from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.norm import norm_parameters
 from backends.uresnet import NORM_EPS, NORM_MOMENTUM
@@ -43,21 +43,20 @@ def probe() -> Capabilities:
     )
 
 
-class Backend:
+class Backend(TorchArithmetic):
     """MinkowskiEngine for one device, precision and dimension."""
 
     name = "minkowski"
 
     def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
-        self.dim = dim
-        self.device = device
-        self.precision = precision
+        super().__init__(dim, device, precision, options)
         self._asked: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
-        set_torch_knobs(precision)
 
     def precision_readback(self) -> dict[str, Any]:
         """Read torch's knobs and the threads of OpenBLAS; the engine has no knob of its own."""
-        return readback() | {"OPENBLAS_NUM_THREADS": os.environ["OPENBLAS_NUM_THREADS"]}
+        return super().precision_readback() | {
+            "OPENBLAS_NUM_THREADS": os.environ["OPENBLAS_NUM_THREADS"]
+        }
 
     def tensor(
         self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backends.arithmetic import readback, set_torch_knobs
+from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
 from backends.watching import Watcher, building_maps
@@ -85,18 +85,15 @@ class Convolution(nn.Module):
         return replace(x, values=values, depth=x.depth + self.change)
 
 
-class Backend(PointwiseByTorch):
+class Backend(TorchArithmetic, PointwiseByTorch):
     """ocnn for one device and precision."""
 
     name = "ocnn"
 
     def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
-        self.dim = dim
-        self.device = device
-        self.precision = precision
+        super().__init__(dim, device, precision, options)
         self.method = options["method"]
         self.cast = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
-        set_torch_knobs(precision)
         if device == "cuda":
             self._config().allow_tf32 = precision == "tf32"
 
@@ -111,7 +108,7 @@ class Backend(PointwiseByTorch):
         own: dict[str, Any] = {"ocnn.method": self.method}
         if self.device == "cuda":
             own["ocnn.allow_tf32"] = self._config().allow_tf32
-        return readback() | own
+        return super().precision_readback() | own
 
     def tensor(
         self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Any
 
 import sparseconvnet as scn
 import torch
 from torch import Tensor, nn
 
-from backends.arithmetic import readback, set_torch_knobs
+from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.uresnet import NORM_EPS, NORM_MOMENTUM
 
@@ -42,20 +41,10 @@ def probe() -> Capabilities:
     )
 
 
-class Backend:
+class Backend(TorchArithmetic):
     """SparseConvNet for one device and dimension."""
 
     name = "sparseconvnet"
-
-    def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
-        self.dim = dim
-        self.device = device
-        self.precision = precision
-        set_torch_knobs(precision)
-
-    def precision_readback(self) -> dict[str, Any]:
-        """Read torch's knobs; the engine has none."""
-        return readback()
 
     def tensor(
         self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from backends.arithmetic import readback, set_torch_knobs
 from backends.contract import Capabilities, Kind
 from backends.spconv_interface import SpconvInterface
 
@@ -80,18 +79,15 @@ class Backend(SpconvInterface):
     functions = spconv.pytorch.functional
 
     def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
-        self.dim = dim
-        self.device = device
-        self.precision = precision
+        super().__init__(dim, device, precision, options)
         self.algorithm = ConvAlgo.Native if device == "cpu" else ConvAlgo[options["algorithm"]]
         self.cast = torch.float16 if precision == "fp16" else None
-        set_torch_knobs(precision)
         spconv.constants.SPCONV_ALLOW_TF32 = precision == "tf32"
         ops.SpconvOps.serial = options["scatter"] == "one-thread"
 
     def precision_readback(self) -> dict[str, Any]:
         """Read torch's and spconv's knobs back."""
-        return readback() | {
+        return super().precision_readback() | {
             "spconv.constants.SPCONV_ALLOW_TF32": spconv.constants.SPCONV_ALLOW_TF32,
             "spconv.algorithm": self.algorithm.name,
             "spconv.serial_scatter": ops.SpconvOps.serial,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backends.arithmetic import TorchArithmetic
 from backends.contract import Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
 from backends.watching import Watcher, building_maps
@@ -91,7 +92,7 @@ class Convolution(nn.Module):
         return out
 
 
-class SpconvInterface(PointwiseByTorch):
+class SpconvInterface(TorchArithmetic, PointwiseByTorch):
     """The contract in terms of spconv's programming interface; an adapter sets the attributes.
 
     Attributes

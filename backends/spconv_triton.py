@@ -9,7 +9,6 @@ import spconv_triton.pytorch.functional
 import torch
 from spconv_triton.core import ConvAlgo
 
-from backends.arithmetic import readback, set_torch_knobs
 from backends.contract import Capabilities, Kind
 from backends.spconv_interface import SpconvInterface
 
@@ -37,17 +36,14 @@ class Backend(SpconvInterface):
     functions = spconv_triton.pytorch.functional
 
     def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
-        self.dim = dim
-        self.device = device
-        self.precision = precision
+        super().__init__(dim, device, precision, options)
         self.algorithm = ConvAlgo[options["algorithm"]]
         self.cast = torch.float16 if precision == "fp16" else None
-        set_torch_knobs(precision)
         spconv_triton.constants.SPCONV_ALLOW_TF32 = precision == "tf32"
 
     def precision_readback(self) -> dict[str, Any]:
         """Read torch's and the engine's knobs back."""
-        return readback() | {
+        return super().precision_readback() | {
             "spconv_triton.constants.SPCONV_ALLOW_TF32": (
                 spconv_triton.constants.SPCONV_ALLOW_TF32
             ),

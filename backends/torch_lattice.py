@@ -13,7 +13,7 @@ import torch_lattice
 import torch_lattice.nn
 from torch import Tensor, nn
 
-from backends.arithmetic import readback, set_torch_knobs
+from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
 
@@ -30,21 +30,18 @@ def probe() -> Capabilities:
     )
 
 
-class Backend(PointwiseByTorch):
+class Backend(TorchArithmetic, PointwiseByTorch):
     """torch-lattice for one precision."""
 
     name = "torch-lattice"
 
     def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
-        self.dim = dim
-        self.device = device
-        self.precision = precision
-        set_torch_knobs(precision)
+        super().__init__(dim, device, precision, options)
         torch_lattice.backends.allow_tf32 = precision == "tf32"
 
     def precision_readback(self) -> dict[str, Any]:
         """Read torch's and the engine's knobs back."""
-        return readback() | {
+        return super().precision_readback() | {
             "torch_lattice.backends.allow_tf32": torch_lattice.backends.allow_tf32,
             "torch_lattice.backends.allow_fp16": torch_lattice.backends.allow_fp16,
         }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backends.arithmetic import readback, set_torch_knobs
+from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
 from backends.watching import Watcher, building_maps
@@ -108,17 +108,14 @@ def replace(x: Any, rows: Tensor) -> Any:
     return out
 
 
-class Backend(PointwiseByTorch):
+class Backend(TorchArithmetic, PointwiseByTorch):
     """torchsparse for one device and precision."""
 
     name = "torchsparse"
 
     def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
-        self.dim = dim
-        self.device = device
-        self.precision = precision
+        super().__init__(dim, device, precision, options)
         self.cast = torch.float16 if precision == "fp16" else None
-        set_torch_knobs(precision)
         torchsparse.backends.allow_tf32 = precision == "tf32"
         config = tsfunctional.conv_config.get_default_conv_config()
         config.dataflow = tsfunctional.Dataflow[options["dataflow"]]
@@ -131,7 +128,7 @@ class Backend(PointwiseByTorch):
 
     def precision_readback(self) -> dict[str, Any]:
         """Read torch's and torchsparse's knobs back."""
-        return readback() | {
+        return super().precision_readback() | {
             "torchsparse.backends.allow_tf32": torchsparse.backends.allow_tf32,
             "torchsparse.backends.allow_fp16": torchsparse.backends.allow_fp16,
             "torchsparse.dataflow": self.config.dataflow.name,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from warpconvnet.geometry.types.voxels import Voxels
 from warpconvnet.nn.modules.sparse_conv import SpatiallySparseConv
 
-from backends.arithmetic import readback, set_torch_knobs
+from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
 
@@ -60,20 +60,10 @@ class Convolution(nn.Module):
         return replace(x, voxels=self.native(x.voxels))
 
 
-class Backend(PointwiseByTorch):
+class Backend(TorchArithmetic, PointwiseByTorch):
     """WarpConvNet for one precision and dimension."""
 
     name = "warpconvnet"
-
-    def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
-        self.dim = dim
-        self.device = device
-        self.precision = precision
-        set_torch_knobs(precision)
-
-    def precision_readback(self) -> dict[str, Any]:
-        """Read torch's knobs; the engine's convolutions follow autocast."""
-        return readback()
 
     def tensor(
         self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int

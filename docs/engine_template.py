@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from backends.arithmetic import readback, set_torch_knobs
+from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported, site_keys
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
 
@@ -98,18 +98,19 @@ class Convolution(nn.Module):
         return Tensor(out, x.maps, level)
 
 
-class Backend(PointwiseByTorch):  # which leaves norms, ReLU, matrices, sums and joins to torch
+# TorchArithmetic sets and reads torch's knobs; PointwiseByTorch leaves norms, ReLU, matrices, sums
+# and joins to torch.
+class Backend(TorchArithmetic, PointwiseByTorch):
     """Your engine for one device, precision and dimension."""
 
     name = "example"
 
     def __init__(self, dim, device, precision, options):
-        self.dim, self.device, self.precision = dim, device, precision
-        set_torch_knobs(precision)  # and every arithmetic knob of your own
+        super().__init__(dim, device, precision, options)  # then every knob of your own
 
     def precision_readback(self):
         """Read every knob back, torch's and yours: it goes into the record."""
-        return readback()
+        return super().precision_readback() | {}
 
     def tensor(self, sites, features, spatial_size, batch_size):
         """Make your tensor with nothing cached; sites are int32, the batch index first."""

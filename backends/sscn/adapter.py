@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import backends
-from backends.arithmetic import readback, set_torch_knobs
+from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported, site_keys
 from backends.norm import norm_parameters
 from backends.sscn import kernels
@@ -285,7 +285,7 @@ _STORAGE = {
 }
 
 
-class Backend:
+class Backend(TorchArithmetic):
     """Our own submanifold sparse convolutional network engine."""
 
     name = "sscn"
@@ -293,16 +293,16 @@ class Backend:
     """What its convolutions do on the way: no rows of these layers are ever written."""
 
     def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
-        self.dim = dim
-        self.device = device
-        self.precision = precision
+        super().__init__(dim, device, precision, options)
         self.storage = _STORAGE[precision]
         self.kernel_set = kernels.choose(options.get("kernels", "auto"), device, self.storage)
-        set_torch_knobs(precision)
 
     def precision_readback(self) -> dict[str, Any]:
         """Read torch's knobs back, and the kernels in use."""
-        return {**readback(), "sscn.kernels": self.kernel_set, "sscn.storage": str(self.storage)}
+        return super().precision_readback() | {
+            "sscn.kernels": self.kernel_set,
+            "sscn.storage": str(self.storage),
+        }
 
     def tensor(
         self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int

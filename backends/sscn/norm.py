@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +42,49 @@ class _Fold(torch.autograd.Function):
         )
         to_sums = torch.stack([to_mean, to_variance])
         return to_sums, to_weight.to(weight.dtype), to_shift.to(weight.dtype), None, None
+
+
+class FoldKernels(Protocol):
+    """What the module ``norm`` of a kernel set offers, in one call or launch each."""
+
+    def fold(
+        self,
+        sums: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        rows: int,
+        eps: float,
+        momentum: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Fold the statistics of a batch into scale and shift, and move the running ones in place.
+
+        Parameters
+        ----------
+        sums : Tensor
+            (2, C) float64, sums of the features and of their squares.
+        weight, bias, running_mean, running_var : Tensor
+            (C,) float32.
+        rows : int
+            Number of sites, at least 2.
+        eps, momentum : float
+            As torch's batch normalisation has them.
+
+        Returns
+        -------
+        scale, shift : Tensor
+            (C,) float32.
+        moments : Tensor
+            (2, C) float64: mean and inverse standard deviation, for the gradient.
+        """
+        ...
+
+    def fold_gradient(
+        self, to_scale: Tensor, to_shift: Tensor, weight: Tensor, moments: Tensor, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of the sums and of the weight; that of the bias is ``to_shift``."""
+        ...
 
 
 class Folding(NamedTuple):
@@ -97,8 +139,8 @@ class _FoldOnce(torch.autograd.Function):
 
 
 @functools.cache
-def _folding(kernel_set: str) -> ModuleType:
-    return importlib.import_module(f"backends.sscn.{kernel_set}.norm")
+def _folding(kernel_set: str) -> FoldKernels:
+    return cast(FoldKernels, importlib.import_module(f"backends.sscn.{kernel_set}.norm"))
 
 
 class _Folded(NamedTuple):
@@ -152,6 +194,8 @@ class NormReLU(nn.Module):
                 scale, shift, moments = _folding(kernel_set).fold(
                     sums, weight, bias, running_mean, running_var, rows, norm.eps, NORM_MOMENTUM
                 )
+            for changed in (running_mean, running_var):  # behind torch's back
+                torch.autograd.graph.increment_version(changed)
             return FoldedBatch(Folding(scale, shift, moments, rows, kernel_set), sums, weight, bias)
         scale, shift, mean, variance = _Fold.apply(sums, weight, bias, rows, norm.eps)
         with torch.no_grad():

@@ -65,26 +65,7 @@ def fold(
     eps: float,
     momentum: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fold the statistics of a batch into scale and shift, and move the running ones in place.
-
-    Parameters
-    ----------
-    sums : Tensor
-        (2, C) float64, sums of the features and of their squares.
-    weight, bias, running_mean, running_var : Tensor
-        (C,) float32.
-    rows : int
-        Number of sites, at least 2.
-    eps, momentum : float
-        As torch's batch normalisation has them.
-
-    Returns
-    -------
-    scale, shift : Tensor
-        (C,) float32.
-    moments : Tensor
-        (2, C) float64: mean and inverse standard deviation, for the gradient.
-    """
+    """Fold the statistics of a batch; see ``backends.sscn.norm.FoldKernels``."""
     channels = len(weight)
     scale, shift = torch.empty_like(weight), torch.empty_like(bias)
     moments = torch.empty_like(sums)
@@ -93,15 +74,13 @@ def fold(
         EPS=eps, MOMENTUM=momentum, CHANNELS=channels, BLOCK=triton.next_power_of_2(channels),
         num_warps=1,
     )  # fmt: skip
-    for changed in (running_mean, running_var):  # behind torch's back
-        torch.autograd.graph.increment_version(changed)
     return scale, shift, moments
 
 
 def fold_gradient(
     to_scale: Tensor, to_shift: Tensor, weight: Tensor, moments: Tensor, rows: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the sums and of the weight; that of the bias is ``to_shift``."""
+    """Propagate gradients through ``fold``; see ``backends.sscn.norm.FoldKernels``."""
     channels = len(weight)
     to_sums, to_weight = torch.empty_like(moments), torch.empty_like(weight)
     fold_channels_gradient[(1,)](
