@@ -11,8 +11,11 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from harness.cell import DEVICES, MAPS, PHASES, PRECISIONS, canonical, digest
 from harness.errors import BadInput
@@ -124,7 +127,7 @@ def records(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
         yield own | shared
 
 
-_MARK = ',"cell":{'
+_MARK = b',"cell":{'
 
 
 def _halves(paths: Iterable[Path]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -133,28 +136,28 @@ def _halves(paths: Iterable[Path]) -> Iterator[tuple[dict[str, Any], dict[str, A
     Most of a record is its cell and its machine, which repeat. ``append`` writes them last, so
     that their text is recognised without being parsed and checked again.
     """
-    known: dict[str, dict[str, Any]] = {}
+    known: dict[bytes, dict[str, Any]] = {}
     for path in paths:
         try:
-            content = Path(path).read_bytes().decode(errors="replace")
+            content = Path(path).read_bytes()
         except OSError as error:
             raise BadInput(f"cannot read the results {path}: {error.strerror}") from None
-        for number, line in enumerate(content.split("\n"), 1):
-            if not line.strip():
+        for number, line in enumerate(content.split(b"\n"), 1):
+            if not line or line.isspace():
                 continue
             start, mark, end = line.partition(_MARK)
             shared = known.get(end) if mark else None
             try:
                 if shared is not None:
-                    own = json.loads(start + "}")
+                    own = orjson.loads(start + b"}")
                     wrong = _own_problem(own)
                 else:
-                    record = json.loads(line)
+                    record = orjson.loads(line)
                     wrong = problem(record)
                     if not wrong:
                         shared = {name: record.pop(name) for name in SHARED if name in record}
                         own = record
-                        if _is_object(start + "}"):
+                        if _is_object(start + b"}"):
                             known[end] = shared
             except ValueError:
                 wrong = "not a whole JSON record; left out"
@@ -164,9 +167,9 @@ def _halves(paths: Iterable[Path]) -> Iterator[tuple[dict[str, Any], dict[str, A
                 yield own, shared
 
 
-def _is_object(text: str) -> bool:
+def _is_object(text: bytes) -> bool:
     try:
-        json.loads(text)
+        orjson.loads(text)
     except ValueError:
         return False
     return True
@@ -287,7 +290,10 @@ def _columns(rows: list[dict[str, Any]], prefix: str = "") -> dict[str, Any]:
     """Turn rows into columns, following nested objects; whole columns at a time, for speed."""
     columns: dict[str, Any] = {}
     for key in dict.fromkeys(chain.from_iterable(rows)):
-        values = [row.get(key) for row in rows]
+        try:
+            values = list(map(itemgetter(key), rows))
+        except KeyError:  # not in every row
+            values = [row.get(key) for row in rows]
         if dict in set(map(type, values)):
             nested = [value if type(value) is dict else {} for value in values]
             columns |= _columns(nested, f"{prefix}{key}.")
