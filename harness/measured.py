@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from harness.cell import EventSpec, ModelSpec
 from harness.metrics import GRAD_REL_RMSE, NVML_PEAK, PEAK_RSS, REL_RMSE, Metric
@@ -171,7 +174,7 @@ def _pool_cell(
     samples: dict[Any, list[float]] = {key: columns["host_seconds"][i] for key, i in timed.items()}
     if cell["map"] == "first":  # every sample is the first call of a process of its own: a round
         samples = {(*key, k): [s] for key, found in samples.items() for k, s in enumerate(found)}
-    ordered = sorted(s for found in samples.values() for s in found)
+    low, middle, high = quartiles(list(chain.from_iterable(samples.values())))
     device_metric = NVML_PEAK if cell["device"] == "cuda" else PEAK_RSS
     error_metric = GRAD_REL_RMSE if cell["phase"] == "step" else REL_RMSE
     sites = _values(columns, "sites", rows.values())
@@ -181,23 +184,21 @@ def _pool_cell(
         cell=cell,
         side=Side(samples, outcome, reason),
         sites=int(sites[0]) if sites else None,
-        seconds=quantile(ordered, 0.5),
-        low=quantile(ordered, 0.25),
-        high=quantile(ordered, 0.75),
+        seconds=middle,
+        low=low,
+        high=high,
         memory=_typical(columns, device_metric, timed.values()),
         error=_typical(columns, error_metric, rows.values()),
         active=int(active[0]) if active else None,
     )
 
 
-def quantile(ordered: Sequence[float], share: float) -> float | None:
-    """Quantile of sorted values by linear interpolation; None of none."""
-    if not ordered:
-        return None
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+def quartiles(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """Lower quartile, median and upper quartile by linear interpolation; None of none."""
+    if not values:
+        return None, None, None
+    low, middle, high = np.quantile(np.asarray(values, np.float64), (0.25, 0.5, 0.75)).tolist()
+    return low, middle, high
 
 
 def _typical(columns: Mapping[str, Sequence[Any]], metric: Metric, rows: Any) -> float | None:
