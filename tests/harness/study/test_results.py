@@ -13,7 +13,7 @@ from harness.job import Job
 from harness.launch import Code, Task
 from harness.measured import pool
 from harness.run import assemble
-from harness.study import page, published, results
+from harness.study import accuracy_sections, cost_sections, published, results
 from harness.study.cells import DENSE, TABLE
 from harness.study.predictions import Predicted, load, save, step_of
 from harness.study.results import Evaluated, Sweep
@@ -92,7 +92,7 @@ def test_factors_compare_dense_and_sparse_on_the_same_configuration(tmp_path):
     assert table["time factor"].tolist()[:2] == pytest.approx([20, 60])
     assert table["memory factor"].tolist()[:2] == pytest.approx([40, 150])
     assert np.isnan(table.loc[192, "time factor"])
-    said = page.factor_sentence(table.reset_index(), 3)
+    said = cost_sections.factor_sentence(table.reset_index(), 3)
     assert "364×" in said and "33×" in said
     assert "gave no dense time here; for the largest that did (64 px, batch 4):" in said
     assert "dense 150× memory, 60× time" in said
@@ -104,7 +104,7 @@ def test_factors_for_the_same_configuration_are_called_that(tmp_path):
         (DENSE, "sscn", 192, 4, "forward", 0.5, 30 * MB),
         (DENSE, "dense", 192, 4, "forward", 5.0, 300 * MB),
     )
-    said = page.factor_sentence(results.factor_table(cells, "sscn"), 3)
+    said = cost_sections.factor_sentence(results.factor_table(cells, "sscn"), 3)
     assert "for the same size and batch: dense 10× memory, 10× time" in said
 
 
@@ -140,22 +140,22 @@ def test_dense_overtakes_where_the_curves_cross():
     found = results.overtaking(occupancies(10, 1), "sscn", "dense", "forward")
     assert found is not None
     assert found.at == pytest.approx(0.1, rel=1e-6)
-    assert "overtakes sscn at 10 %" in page.overtaking_sentence(found, "inference", "sscn")
+    assert "overtakes sscn at 10 %" in cost_sections.overtaking_sentence(found, "inference", "sscn")
 
 
 def test_dense_may_never_overtake_or_be_the_quicker_one_from_the_start():
     never = results.overtaking(occupancies(1, 2), "sscn", "dense", "forward")
     assert never == results.Overtaking(None)
-    assert "never" in page.overtaking_sentence(never, "inference", "sscn")
+    assert "never" in cost_sections.overtaking_sentence(never, "inference", "sscn")
     always = results.overtaking(occupancies(1e6, 2), "sscn", "dense", "forward")
     assert always == results.Overtaking(0.001, True)
-    assert "already at 0.1 %" in page.overtaking_sentence(always, "inference", "sscn")
+    assert "already at 0.1 %" in cost_sections.overtaking_sentence(always, "inference", "sscn")
 
 
 def test_what_was_not_measured_overtakes_nothing():
     found = results.overtaking(occupancies(1, 2), "sscn", "dense", "step")
     assert found is None
-    assert page.overtaking_sentence(found, "training", "sscn") == ""
+    assert cost_sections.overtaking_sentence(found, "training", "sscn") == ""
 
 
 def test_the_published_factors_in_2d_are_not_given_a_configuration_they_do_not_have(tmp_path):
@@ -171,7 +171,7 @@ def test_the_published_factors_in_2d_are_not_given_a_configuration_they_do_not_h
             "memory factor",
         ],
     )
-    said = page.factor_sentence(table, 2)
+    said = cost_sections.factor_sentence(table, 2)
     assert "93× memory and 3.1× time" in said
     assert "same size" not in said
     assert "the largest that was measured (192 px, batch 4): dense 9× memory, 3× time" in said
@@ -207,7 +207,9 @@ def test_the_tables_of_a_test():
     assert classes.loc["shower", "accuracy"] == 0.0
     shares = results.confusion_table(test)
     assert shares.loc["shower", "HIP"] == 1.0
-    assert page.confusion_sentence(shares).startswith("The largest confusion: 100.0 % of")
+    assert accuracy_sections.confusion_sentence(shares).startswith(
+        "The largest confusion: 100.0 % of"
+    )
 
 
 def test_the_michel_table_starts_with_the_study():
