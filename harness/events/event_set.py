@@ -4,8 +4,9 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 from harness.errors import BadInput
 from harness.events.event import Event
@@ -79,6 +80,30 @@ class EventSet(Sequence[Event], ABC):
         block = 16
         for start in range(0, len(self), block):
             yield from self.read(start, min(start + block, len(self)))
+
+
+class FileSet(EventSet):
+    """Events of one file, which a derived class opens as ``_file`` when it is made.
+
+    Parameters
+    ----------
+    path : Path
+    """
+
+    _file: Any
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.name = str(path)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the file, see `file_sha256`."""
+        return file_sha256(self._path)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class EventSubset(EventSet):

@@ -1,6 +1,5 @@
 """Reads larcv2 ROOT files, the format of the public data set, through uproot."""
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from harness.errors import BadInput
 from harness.events.event import Event
-from harness.events.event_set import EventSet, explained, file_sha256
+from harness.events.event_set import FileSet, explained
 from harness.events.larcv_products import choose_products, join_products
 
 # Entries at the beginning among which one with a valid image is looked for.
@@ -18,7 +17,7 @@ _COUNTS = ("_meta._xnum", "_meta._ynum", "_meta._znum")
 _VOXELS = ("_voxel_v._id", "_voxel_v._value")
 
 
-class Larcv2Set(EventSet):
+class Larcv2Set(FileSet):
     """Events of a larcv2 ROOT file.
 
     Each product ``X`` is a tree ``sparse3d_X_tree``; a voxel's id is
@@ -37,8 +36,7 @@ class Larcv2Set(EventSet):
     def __init__(self, path: Path) -> None:
         import uproot
 
-        self._path = path
-        self.name = str(path)
+        super().__init__(path)
         with explained(path, "the list of trees"):
             self._file = uproot.open(path)
             trees = {
@@ -63,17 +61,8 @@ class Larcv2Set(EventSet):
             raise BadInput(f"{path}: the first {len(counts)} entries have no valid image size")
         self.sizes = (int(counts.max()),)
 
-    @cached_property
-    def sha256(self) -> str:
-        """Hash of the file, see `file_sha256`."""
-        return file_sha256(self._path)
-
     def __len__(self) -> int:
         return self._length
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
     def read(self, start: int, stop: int) -> list[Event]:
         """Read consecutive entries."""

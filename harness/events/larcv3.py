@@ -1,6 +1,5 @@
 """Reads larcv3 HDF5 files."""
 
-from functools import cached_property
 from pathlib import Path
 
 import h5py
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from harness.errors import BadInput
 from harness.events.event import Event
-from harness.events.event_set import EventSet, explained, file_sha256
+from harness.events.event_set import FileSet, explained
 from harness.events.larcv_products import choose_products, join_products
 
 # Image descriptions at the beginning among which a valid one is looked for.
@@ -21,7 +20,7 @@ def is_larcv3(file: h5py.File) -> bool:
     return "Data" in file and "Events" in file
 
 
-class Larcv3Set(EventSet):
+class Larcv3Set(FileSet):
     """Events of a larcv3 HDF5 file.
 
     Each product ``X`` is a group ``Data/sparse3d_X_group``: ``extents`` gives an event's rows of
@@ -39,8 +38,7 @@ class Larcv3Set(EventSet):
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self.name = str(path)
+        super().__init__(path)
         with explained(path, "the list of products"):
             self._file = h5py.File(path, "r")
             groups = [
@@ -64,17 +62,8 @@ class Larcv3Set(EventSet):
             raise BadInput(f"{path}: the first {len(counts)} images have no valid size")
         self.sizes = (int(counts.max()),)
 
-    @cached_property
-    def sha256(self) -> str:
-        """Hash of the file, see `file_sha256`."""
-        return file_sha256(self._path)
-
     def __len__(self) -> int:
         return len(self._energies.extents)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
     def read(self, start: int, stop: int) -> list[Event]:
         """Read consecutive events."""

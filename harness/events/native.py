@@ -12,7 +12,6 @@ Data sets, with E events and N voxels in all:
 """
 
 import os
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from harness.errors import BadInput
 from harness.events.event import Event, checked_event
-from harness.events.event_set import EventSet, explained, file_sha256
+from harness.events.event_set import FileSet, explained
 
 FORMAT = "sscn-bench events"
 _VERSION = 1
@@ -136,7 +135,7 @@ def _extend(column: h5py.Dataset, rows: NDArray) -> None:
     column[len(column) - len(rows) :] = rows
 
 
-class NativeSet(EventSet):
+class NativeSet(FileSet):
     """Events of a file in this format.
 
     Parameters
@@ -150,8 +149,7 @@ class NativeSet(EventSet):
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self.name = str(path)
+        super().__init__(path)
         with explained(path, "the head"):
             self._file = h5py.File(path, "r")
             version = int(self._file.attrs["version"])
@@ -164,11 +162,6 @@ class NativeSet(EventSet):
         if lengths != {int(self._offsets[-1])} or (np.diff(self._offsets) < 0).any():
             raise BadInput(f"{path}: the offsets do not match the voxels; make the file again")
 
-    @cached_property
-    def sha256(self) -> str:
-        """Hash of the file, see `file_sha256`."""
-        return file_sha256(self._path)
-
     @property
     def source(self) -> str:
         """Where the events come from, as written."""
@@ -176,10 +169,6 @@ class NativeSet(EventSet):
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
     def read(self, start: int, stop: int) -> list[Event]:
         """Read consecutive events."""

@@ -1,6 +1,5 @@
 """Reads PILArNet-M HDF5 files, both revisions."""
 
-from functools import cached_property
 from pathlib import Path
 
 import h5py
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from harness.errors import BadInput
 from harness.events.event import Event, Label, checked_event
-from harness.events.event_set import EventSet, explained, file_sha256
+from harness.events.event_set import FileSet, explained
 from harness.events.larcv_products import SHAPE_ORDER, translate_labels
 
 SIZE = 768
@@ -28,7 +27,7 @@ def is_pilarnet_m(file: h5py.File) -> bool:
     return "point" in file and "cluster" in file
 
 
-class PilarnetMSet(EventSet):
+class PilarnetMSet(FileSet):
     """Events of a PILArNet-M file.
 
     ``point[i]`` is flat, eight numbers a point: x, y, z (voxel indices), energy in MeV, and four
@@ -48,8 +47,7 @@ class PilarnetMSet(EventSet):
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self.name = str(path)
+        super().__init__(path)
         self.sizes = (SIZE,)
         with explained(path, "the list of data sets"):
             self._file = h5py.File(path, "r")
@@ -62,17 +60,8 @@ class PilarnetMSet(EventSet):
             )
         self._columns = self._cluster_columns()
 
-    @cached_property
-    def sha256(self) -> str:
-        """Hash of the file, see `file_sha256`."""
-        return file_sha256(self._path)
-
     def __len__(self) -> int:
         return len(self._points)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
     def read(self, start: int, stop: int) -> list[Event]:
         """Read consecutive events."""
