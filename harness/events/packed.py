@@ -20,6 +20,7 @@ A file holds events of one size:
 import json
 import lzma
 import math
+import os
 import zlib
 from collections.abc import Iterable
 from functools import cached_property
@@ -97,7 +98,9 @@ def write_packed(path: Path, events: Iterable[Event]) -> None:
         separators=(",", ":"),
     ).encode()
     lead = len(header).to_bytes(4, "little") + zlib.crc32(header).to_bytes(4, "little")
-    path.write_bytes(MAGIC + lead + header + b"".join(streams))
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(MAGIC + lead + header + b"".join(streams))
+    os.replace(part, path)
 
 
 class PackedSet(EventSet):
