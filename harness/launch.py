@@ -120,7 +120,15 @@ class Watcher(Protocol):
 
 
 class Worker(Protocol):
-    """One process that measures one cell."""
+    """One process that measures one cell.
+
+    Attributes
+    ----------
+    known : dict
+        Entries of the record that it told before the engine ran.
+    """
+
+    known: dict[str, Any]
 
     def ask(self, command: dict[str, Any], timeout: float) -> dict[str, Any]:
         """Send a command and wait for its answer; raise ``Failed`` if there is none."""
@@ -156,6 +164,7 @@ class LocalWorker:
         self._oom_kills = _oom_kills()
         self._unread = b""
         self._closed = False
+        self.known: dict[str, Any] = {}
         try:
             self._process = subprocess.Popen(
                 [*command, str(orders), str(replies)],
@@ -191,7 +200,15 @@ class LocalWorker:
             raise Failed("crashed", "the worker was ended before")
         with contextlib.suppress(BrokenPipeError):  # its death is noticed when reading
             os.write(self._orders, json.dumps(command).encode() + b"\n")
-        line = self._line(time.monotonic() + timeout)
+        deadline = time.monotonic() + timeout
+        answer = self._answer(deadline, timeout)
+        while "known" in answer:
+            self.known = answer["known"]
+            answer = self._answer(deadline, timeout)
+        return answer
+
+    def _answer(self, deadline: float, timeout: float) -> dict[str, Any]:
+        line = self._line(deadline)
         if line is None:
             self.close()
             raise Failed("timeout", f"gave no answer in {timeout:g} s and was killed")
@@ -369,7 +386,8 @@ def _prepare(task: Task, start: Callable[[Task], Worker]) -> _Runner | dict[str,
     except Failed as failed:
         worker.close()
         limit = {"limit_bytes": task.job.memory_bytes or None}
-        return {"outcome": failed.outcome, "reason": failed.reason, "memory": limit}
+        ends = {"outcome": failed.outcome, "reason": failed.reason}
+        return {"memory": limit} | worker.known | ends
     except BaseException:
         worker.close()
         raise

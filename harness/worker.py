@@ -101,6 +101,23 @@ class Session:
         self._warm_up: list[float] = []
         self._throttled: list[int] = []
 
+    def load(self) -> None:
+        """Find the instruments and load the events."""
+        job = self.job
+        self._confine()
+        import torch
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if not job.threads else job.threads)
+        self._find_instruments(torch)
+        from harness.subject import event_sites, load_batch
+
+        self._batch, skipped = load_batch(job.cell, job.events)
+        self.record |= {
+            "sites": len(self._batch.sites),
+            "event_sites": event_sites(self._batch),
+            "skipped_empty": skipped,
+        }
+
     def prepare(self) -> None:
         """Build the network, measure its memory, check its results, and warm it up.
 
@@ -109,22 +126,11 @@ class Session:
         Failed
             If the results are wrong or anything on the way breaks.
         """
-        job, cell = self.job, self.job.cell
-        self._confine()
-        import torch
-
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if not job.threads else job.threads)
-        self._find_instruments(torch)
         # The worker's memory is measured over what it holds after imports, inputs and weights.
-        from harness.subject import event_sites, load_batch, subject_of
+        from harness.subject import subject_of
 
-        batch, skipped = load_batch(cell, job.events)
-        self.record |= {
-            "sites": len(batch.sites),
-            "event_sites": event_sites(batch),
-            "skipped_empty": skipped,
-        }
-        self._subject = subject_of(cell, batch)
+        job, cell = self.job, self.job.cell
+        self._subject = subject_of(cell, self._batch)
         self.record["precision_readback"] = self._subject.backend.precision_readback()
         self.record["versions"][cell.backend] = self._subject.version
         start = time.perf_counter()
@@ -305,13 +311,16 @@ def answers(commands: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Answer a launcher's commands, one each, until it asks to finish or something fails.
 
     An answer to ``prepare`` and ``sample`` holds the times; the answer to ``finish``, and any that
-    has an ``outcome``, is the last.
+    has an ``outcome``, is the last. While it prepares it says what is ``known`` of the record
+    before the engine has run: that stands even if it never answers.
     """
     session: Session | None = None
     try:
         for command in commands:
             if command["do"] == "prepare":
                 session = Session(Job.from_json(command["job"]))
+                session.load()
+                yield {"known": dict(session.record)}
                 session.prepare()
                 yield {"ready": True, "record": session.record}
             elif session is None:
@@ -344,6 +353,8 @@ def in_one_go(job: Job) -> dict[str, Any]:
 
     start = 0.0
     for answer in answers(commands()):
+        if "known" in answer:
+            continue
         if "outcome" in answer:
             return answer["record"] | {
                 "outcome": answer["outcome"],

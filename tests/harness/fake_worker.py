@@ -20,8 +20,12 @@ class Scripted:
     def __init__(self, job):
         self.name = job.cell.backend
         self.job = job
-        self.record = {"sites": 5, "memory": {"limit_bytes": job.memory_bytes}}
+        self.record = {"memory": {"limit_bytes": job.memory_bytes}}
         self.host = []
+
+    def load(self):
+        self.do("load")
+        self.record["sites"] = 5
 
     def prepare(self):
         print("an engine prints what it likes")

@@ -59,7 +59,7 @@ def test_a_steady_worker_gives_times():
     assert gone(found["pid"])
 
 
-@pytest.mark.parametrize("when", ["prepare", "sample", "finish"])
+@pytest.mark.parametrize("when", ["load", "prepare", "sample", "finish"])
 @pytest.mark.parametrize(
     ("deed", "outcome", "reason"),
     [
@@ -77,6 +77,7 @@ def test_whatever_happens_becomes_an_outcome_and_the_rest_goes_on(deed, when, ou
     found = entries_of("steady", bad, "slow")
     assert found[bad]["outcome"] == outcome
     assert reason in found[bad]["reason"]
+    assert found[bad].get("sites") == (None if when == "load" else 5)  # known before the engine ran
     assert found["steady"]["outcome"] == found["slow"]["outcome"] == "ok"
 
 
