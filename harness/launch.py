@@ -302,9 +302,10 @@ class _Runner:
     device: list[float] = field(default_factory=list)
     elapsed: float = 0.0
     turns: int = 0
+    enough: sampling.Stop | None = None
 
     def turn(self) -> dict[str, Any] | None:
-        """Take samples for one turn; return the entries of the record once there are enough."""
+        """Take samples for one turn; return the entries of the record if the worker failed."""
         start = time.monotonic()
         command = {"do": "sample", "seconds": TURN_SECONDS}
         answer = self.worker.ask(command, self.task.timeout)
@@ -314,13 +315,14 @@ class _Runner:
             return answer["record"] | {"outcome": answer["outcome"], "reason": answer["reason"]}
         self.samples += answer["host"]
         self.device += answer["device"]
-        why = sampling.stop(self.samples, self.elapsed, self.task.job.rule)
-        return None if why is None else self.finish() | {"stop": why}
+        self.enough = self.enough or sampling.stop(self.samples, self.elapsed, self.task.job.rule)
+        return None
 
     def finish(self) -> dict[str, Any]:
         """Return the entries of the record."""
         answer = self.worker.ask({"do": "finish"}, self.task.timeout)
-        return answer["record"] | {"outcome": answer["outcome"], "reason": answer["reason"]}
+        ends = {"outcome": answer["outcome"], "reason": answer["reason"], "stop": self.enough}
+        return answer["record"] | ends
 
 
 def measure(
@@ -330,6 +332,9 @@ def measure(
     start: Callable[[Task], Worker] = start_local,
 ) -> Iterator[tuple[Task, dict[str, Any]]]:
     """Measure some tasks, taking turns, and yield the entries of each record when it is ready.
+
+    Two versions of one cell go on until both have enough samples: a machine that is slow for some
+    seconds is then slow for both.
 
     Parameters
     ----------
@@ -358,11 +363,19 @@ def measure(
                 yield task, found
         turn = 0
         while alive:
+            ended: list[tuple[_Runner, dict[str, Any]]] = []
             for runner in sampling.turns(alive, seed, turn):
-                entries = _attempt(runner)
+                entries = _attempt(runner, runner.turn)
                 if entries is None:
                     watcher.sampled(runner.task, runner.samples)
-                    continue
+                else:
+                    ended.append((runner, entries))
+            failed = [runner for runner, _ in ended]
+            waiting = {r.task.job.cell for r in alive if r not in failed and not r.enough}
+            for runner in alive:
+                if runner not in failed and runner.task.job.cell not in waiting:
+                    ended.append((runner, _attempt(runner, runner.finish) or {}))
+            for runner, entries in ended:
                 runner.worker.close()
                 alive.remove(runner)
                 yield runner.task, entries | {"turns": runner.turns}
@@ -397,10 +410,10 @@ def _prepare(task: Task, start: Callable[[Task], Worker]) -> _Runner | dict[str,
     return _Runner(task, worker, answer["record"])
 
 
-def _attempt(runner: _Runner) -> dict[str, Any] | None:
-    """Give a runner its turn; a failure ends it with the samples that it has."""
+def _attempt(runner: _Runner, what: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Let a runner do something; a failure ends it with the samples that it has."""
     try:
-        return runner.turn()
+        return what()
     except Failed as failed:
         return runner.partial | {
             "outcome": failed.outcome,

@@ -36,7 +36,7 @@ from harness.memory import (
     nvml_baselines,
 )
 
-TURN_SECONDS = 0.5
+TURN_SECONDS = 0.1
 """How long a worker samples before the next one takes its turn."""
 
 NVML_INTERVAL = 0.002
