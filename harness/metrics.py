@@ -123,7 +123,11 @@ def format_value(value: float | None, unit: str) -> str:
         return f"{value / scale:.3g} {symbol}" if value < 1000 else f"{value:.0f} s"
     if unit == "bytes":
         scale, symbol = next(
-            ((s, u) for s, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if abs(value) >= s),
+            (
+                (s, u)
+                for s, u in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+                if abs(value) >= s
+            ),
             (1.0, "B"),
         )
         return f"{value / scale:.3g} {symbol}"

@@ -299,7 +299,7 @@ def michel_section(w: Writer) -> Section:
                 f"Mistake {rank}: truth beside prediction",
                 f"{found.found} of {found.true_clusters} Michel electrons found with "
                 f"{len(found.candidates)} candidates; {differ:,} of {len(event.truth):,} voxels "
-                "differ (circles).",
+                "differ (grey behind them).",
                 displays.voxel_table(event),
                 partial(displays.draw_truth_and_prediction, event=event),
                 size=(9.2, 4.2),

@@ -57,7 +57,7 @@ def voxel_table(event: Predicted) -> pd.DataFrame:
 
 
 def draw_truth_and_prediction(axes: Sequence[Axes], event: Predicted) -> None:
-    """Draw truth (left) and prediction (right) seen along z; circles mark voxels that differ."""
+    """Draw truth (left) and prediction (right) seen along z; voxels that differ have a halo."""
     voxels = event.event.voxels
     differs = event.truth != event.predicted
     for panel, labels, title in zip(
@@ -77,11 +77,11 @@ def draw_truth_and_prediction(axes: Sequence[Axes], event: Predicted) -> None:
         panel.scatter(
             voxels[differs, 0],
             voxels[differs, 1],
-            s=9,
-            facecolors="none",
-            edgecolors="#7a7a7a",
-            lw=0.35,
+            s=22,
+            c="#cfcfcf",
             label="differs",
+            lw=0,
+            zorder=0.9,
             rasterized=True,
         )
         panel.set_aspect("equal")
