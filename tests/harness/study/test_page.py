@@ -6,7 +6,7 @@ import pytest
 
 from harness import store
 from harness.events import Event, Label
-from harness.study import displays, michel, page
+from harness.study import accuracy_sections, displays, michel, sections
 from harness.study.conduct import Study
 from harness.study.predictions import Predicted
 from harness.study.results import Curve, Results
@@ -35,7 +35,7 @@ def curve(role, joules):
 def section(tmp_path, curves):
     nothing = store.read([])
     found = Results(Study(tmp_path, "laptop"), curves, [], [], nothing)
-    return page.learning_section(page._Writer(found))
+    return accuracy_sections.learning_section(sections.Writer(found))
 
 
 def test_trainings_are_drawn_against_iterations_time_and_energy(tmp_path):
@@ -105,4 +105,4 @@ def test_a_turned_event_marks_what_differs():
     ],
 )
 def test_values_of_a_table_are_written_for_people(value, written):
-    assert page.plain(value) == written
+    assert sections.plain(value) == written
