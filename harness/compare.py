@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 from collections import Counter
@@ -181,6 +182,7 @@ def compare(
         _explain(a, b, report, format)
         return
     frame_before, frame = load_sides(a, b)
+    gc.freeze()  # looking for garbage among a hundred thousand records costs seconds
     cells = pool(frame)
     ranked = standings(cells.values())
     if not ranked:
