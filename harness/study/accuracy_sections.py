@@ -15,7 +15,7 @@ from harness.study.cells import DENSE
 from harness.study.results import Curve, Evaluated, Results
 from harness.study.scales import DENSE as DENSE_ROLE
 from harness.study.scales import SPARSE
-from harness.study.sections import SIZES, Section, Turned, Writer, share
+from harness.study.sections import ACCURACIES, SIZES, Section, Turned, Writer, share
 
 
 def main_test(found: Results) -> Evaluated | None:
@@ -138,7 +138,7 @@ def sizes_section(w: Writer) -> Section:
             "Mean and spread over events. A test size that differs from the training's is the same "
             "network on larger images.",
             frame,
-            dict.fromkeys(("nonzero accuracy", "spread over events", "error of the mean"), share),
+            ACCURACIES,
         )
     )
     whole = [t for t in tests if not t.training.crop and not t.test.michel]

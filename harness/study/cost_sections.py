@@ -11,7 +11,9 @@ from harness.study import figures, published, results
 from harness.study.cells import DENSE, PLANES, TABLE
 from harness.study.figures import Figure
 from harness.study.results import Overtaking, Sweep
-from harness.study.sections import Section, Writer, share, times
+from harness.study.sections import ACCURACIES, Section, Writer, times
+
+_FACTORS = {"time factor": times, "memory factor": times}
 
 
 def cost_section(w: Writer) -> Section:
@@ -47,7 +49,7 @@ def cost_section(w: Writer) -> Section:
                 "Dense over sparse",
                 f"{factor_sentence(factors, 3)} Memory is what a call adds to its process.",
                 _in_units(factors),
-                {"time factor": times, "memory factor": times},
+                _FACTORS,
             )
         )
     return section
@@ -183,7 +185,7 @@ def planes_section(w: Writer) -> Section:
                 "Dense over sparse in 2D",
                 factor_sentence(factors, 2),
                 _in_units(factors),
-                {"time factor": times, "memory factor": times},
+                _FACTORS,
             )
         )
     tests = [t for t in w.found.tests if t.training.dim == 2]
@@ -194,9 +196,7 @@ def planes_section(w: Writer) -> Section:
                 "Accuracy in 2D",
                 "Events projected on the xy plane; dense and sparse learn from the same batches.",
                 results.accuracy_table(tests),
-                dict.fromkeys(
-                    ("nonzero accuracy", "spread over events", "error of the mean"), share
-                ),
+                ACCURACIES,
             )
         )
     return section

@@ -110,3 +110,7 @@ def times(value: float | None) -> str:
     if value is None or value != value:
         return "–"
     return f"{value:,.0f}×" if value >= 1000 else f"{value:.3g}×"
+
+
+ACCURACIES = dict.fromkeys(("nonzero accuracy", "spread over events", "error of the mean"), share)
+"""How the columns of ``results.accuracy_table`` are written."""
