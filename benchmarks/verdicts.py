@@ -117,6 +117,7 @@ def gather(
             "wall_seconds": round(time.monotonic() - began, 2),
             "processor": found["one"]["machine"]["processor"],
             **{side: found[side]["host_seconds"] for side in SIDES},
+            "turns": {side: found[side]["turn_samples"] for side in SIDES},
         }
         with out.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -163,7 +164,13 @@ def judge_rounds(
 
 
 def _verdict(lines: Sequence[dict[str, Any]], before: str, after: str) -> Verdict:
-    one, two = (Side({r: line[side] for r, line in enumerate(lines)}) for side in (before, after))
+    one, two = (
+        Side(
+            {r: line[side] for r, line in enumerate(lines)},
+            turns={r: line["turns"][side] for r, line in enumerate(lines) if "turns" in line},
+        )
+        for side in (before, after)
+    )
     return judge([Pair(one, two, took_turns=True)])[0].verdict
 
 

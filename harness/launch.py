@@ -293,7 +293,13 @@ def start_local(task: Task) -> Worker:
 
 @dataclass
 class _Runner:
-    """A task whose worker is alive and takes turns."""
+    """A task whose worker is alive and takes turns.
+
+    Attributes
+    ----------
+    turns : list of int
+        Samples of each turn, in order.
+    """
 
     task: Task
     worker: Worker
@@ -301,7 +307,7 @@ class _Runner:
     samples: list[float] = field(default_factory=list)
     device: list[float] = field(default_factory=list)
     elapsed: float = 0.0
-    turns: int = 0
+    turns: list[int] = field(default_factory=list)
     enough: sampling.Stop | None = None
 
     def turn(self) -> dict[str, Any] | None:
@@ -310,7 +316,7 @@ class _Runner:
         command = {"do": "sample", "seconds": TURN_SECONDS}
         answer = self.worker.ask(command, self.task.timeout)
         self.elapsed += time.monotonic() - start
-        self.turns += 1
+        self.turns.append(len(answer.get("host", ())))
         if "outcome" in answer:
             return answer["record"] | {"outcome": answer["outcome"], "reason": answer["reason"]}
         self.samples += answer["host"]
@@ -378,7 +384,7 @@ def measure(
             for runner, entries in ended:
                 runner.worker.close()
                 alive.remove(runner)
-                yield runner.task, entries | {"turns": runner.turns}
+                yield runner.task, entries | {"turn_samples": runner.turns}
             turn += 1
     finally:
         for runner in alive:

@@ -112,7 +112,7 @@ ENGINE_KEYS = ("suite", "backend", "options")
 
 COLUMNS = (
     *CELL_COLUMNS,
-    *("cell.name", "run", "round", "outcome", "reason", "sites", "host_seconds"),
+    *("cell.name", "run", "round", "outcome", "reason", "sites", "host_seconds", "turn_samples"),
     "active_sites",
     *(key for m in (PEAK_RSS, NVML_PEAK) for key in (m.key, m.baseline)),
     *(REL_RMSE.key, GRAD_REL_RMSE.key),
@@ -174,6 +174,11 @@ def _pool_cell(
     samples: dict[Any, list[float]] = {key: columns["host_seconds"][i] for key, i in timed.items()}
     if cell["map"] == "first":  # every sample is the first call of a process of its own: a round
         samples = {(*key, k): [s] for key, found in samples.items() for k, s in enumerate(found)}
+    turns = {
+        key: columns["turn_samples"][i]
+        for key, i in (timed if "turn_samples" in columns else {}).items()
+        if isinstance(columns["turn_samples"][i], list)
+    }
     low, middle, high = quartiles(list(chain.from_iterable(samples.values())))
     device_metric = NVML_PEAK if cell["device"] == "cuda" else PEAK_RSS
     error_metric = GRAD_REL_RMSE if cell["phase"] == "step" else REL_RMSE
@@ -182,7 +187,7 @@ def _pool_cell(
     return Measured(
         name=name,
         cell=cell,
-        side=Side(samples, outcome, reason),
+        side=Side(samples, outcome, reason, turns),
         sites=int(sites[0]) if sites else None,
         seconds=middle,
         low=low,

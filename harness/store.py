@@ -176,6 +176,7 @@ def _is_object(text: bytes) -> bool:
 
 
 _NUMBERS = {int, float}
+_SERIES = (("host_seconds", _NUMBERS), ("device_seconds", _NUMBERS), ("turn_samples", {int}))
 
 
 def problem(record: Any) -> str:
@@ -196,11 +197,11 @@ def _own_problem(record: Mapping[str, Any]) -> str:
     for name in ("run", "utc", "commit"):
         if type(record.get(name)) is not str:
             return f"a record without {name}; left out"
-    for name in ("host_seconds", "device_seconds"):
+    for name, allowed in _SERIES:
         samples = record.get(name)
         if samples is None:
             continue
-        if type(samples) is not list or not set(map(type, samples)) <= _NUMBERS:
+        if type(samples) is not list or not set(map(type, samples)) <= allowed:
             return f"a record whose {name} are not numbers; left out"
     if record["outcome"] == "ok" and not record.get("host_seconds"):
         return "a record that is ok but has no times; left out"

@@ -6,7 +6,9 @@ not independent; treating them as if they were is what makes benchmarks cry wolf
 
 How a time is judged
     *Effect.* The ratio of the two sides, by Hodges and Lehmann's estimator over rounds, so that one
-    disturbed round does not move it.
+    disturbed round does not move it. Where the sides took turns within their rounds, and the
+    records say where each turn ended, a round is the same estimator over its turns: a machine that
+    is slow for a second is then slow for both sides.
 
     *Test.* Sides that took turns are compared round by round with Wilcoxon's signed-rank test: an
     exact permutation test over which side of each pair was which, blind to drift that hits both.
@@ -33,7 +35,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -45,8 +47,9 @@ Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 FEWEST_SAMPLES = 3
+FEWEST_TURNS = 3
 MOST_ROUNDS = 256
-"""Rounds that are compared one by one: the work grows with their square."""
+"""Rounds, or turns of one, that are compared one by one: the work grows with their square."""
 
 
 class Verdict(StrEnum):
@@ -123,11 +126,14 @@ class Side:
         The worst outcome of the rounds, one of `OUTCOMES`.
     reason
         Why, when the outcome is not ``ok``.
+    turns
+        How many samples each turn of a round gave, in order; only rounds of which that is known.
     """
 
     rounds: Mapping[Any, Sequence[float]] = field(default_factory=dict)
     outcome: str = "ok"
     reason: str = ""
+    turns: Mapping[Any, Sequence[int]] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -310,34 +316,73 @@ def _because(what: str, reason: str) -> str:
 def _weigh(pairs: Sequence[Pair], rule: Rule) -> list[dict[str, Any]]:
     """Effect, interval and p-value of each pair, computed together for pairs of the same shape."""
     groups: dict[tuple[bool, int, int], list[int]] = defaultdict(list)
-    sides: list[tuple[list[float], list[float], float]] = []
+    series: list[tuple[list[float], list[float], float]] = []
     for i, pair in enumerate(pairs):
         assert pair.before is not None and pair.after is not None
-        before, after = pair.before.rounds, pair.after.rounds
-        common = sorted(before.keys() & after.keys()) if pair.took_turns else []
+        before, after = pair.before, pair.after
+        common = sorted(before.rounds.keys() & after.rounds.keys()) if pair.took_turns else []
         # Rounds that one side lost cannot be paired; fewer than one pair means no turns were taken.
-        left = [before[r] for r in common] if common else list(before.values())
-        right = [after[r] for r in common] if common else list(after.values())
-        inside = max(_mean_variance_inside(left), _mean_variance_inside(right))
-        old, new = (_condensed([math.log(median(r)) for r in rounds]) for rounds in (left, right))
-        sides.append((old, new, inside))
+        if common:
+            moves = [_round_move(before, after, name) for name in common]
+            old, new = [], [move for move, _ in moves]
+            inside = sum(variance for _, variance in moves) / len(moves)
+        else:
+            left, right = list(before.rounds.values()), list(after.rounds.values())
+            inside = max(_mean_variance_inside(left), _mean_variance_inside(right))
+            old, new = ([math.log(median(r)) for r in rounds] for rounds in (left, right))
+        old, new = _condensed(old), _condensed(new)
+        series.append((old, new, inside))
         groups[bool(common), len(old), len(new)].append(i)
 
     found: list[dict[str, Any]] = [{} for _ in pairs]
     needed = rule.rounds_needed(max(len(pairs), 1))
     for (turns, n_before, n_after), members in groups.items():
-        x = np.array([sides[i][0] for i in members])
-        y = np.array([sides[i][1] for i in members])
-        noise = np.array([sides[i][2] for i in members])
+        x = np.array([series[i][0] for i in members])
+        y = np.array([series[i][1] for i in members])
+        noise = np.array([series[i][2] for i in members])
         if turns:
-            columns = _weigh_turns(y - x, noise, rule, by_rank=n_before >= needed)
+            columns = _weigh_turns(y, noise, rule, by_rank=n_after >= needed)
         else:
             columns = _weigh_apart(x, y, noise, rule, len(pairs))
         test = columns.pop("test")
+        count = n_after if turns else min(n_before, n_after)
         for k, i in enumerate(members):
             found[i] = {name: float(column[k]) for name, column in columns.items()}
-            found[i] |= {"test": test, "turns": turns, "rounds": min(n_before, n_after)}
+            found[i] |= {"test": test, "turns": turns, "rounds": count}
     return found
+
+
+def _round_move(before: Side, after: Side, name: Any) -> tuple[float, float]:
+    """Change of log time in a round that both sides have, and its variance within the round.
+
+    Turn by turn where both sides say where their turns ended, else by the medians of the round.
+    """
+    moves = [
+        math.log(median(new) / median(old))
+        for old, new in zip(_turns(before, name), _turns(after, name), strict=False)
+        if old and new
+    ]
+    if len(moves) < FEWEST_TURNS:
+        old, new = before.rounds[name], after.rounds[name]
+        noise = _mean_variance_inside([old]) + _mean_variance_inside([new])
+        return math.log(median(new) / median(old)), noise
+    moves = _condensed(moves)
+    return _center(np.array([moves])).item(), _median_variance(moves)
+
+
+def _turns(side: Side, name: Any) -> list[Sequence[float]]:
+    """Samples of a round by turn; nothing where the turns do not add up to its samples."""
+    samples, counts = side.rounds[name], side.turns.get(name, ())
+    if sum(counts) != len(samples):
+        return []
+    ends = list(accumulate(counts, initial=0))
+    return [samples[start:stop] for start, stop in pairwise(ends)]
+
+
+def _center(d: Array) -> Array:
+    """Hodges and Lehmann's estimate of the center of each row of `d`."""
+    walsh: Array = np.median((d[:, :, None] + d[:, None, :])[:, *np.triu_indices(d.shape[1])], 1)
+    return walsh / 2
 
 
 def _condensed(values: list[float]) -> list[float]:
@@ -352,20 +397,22 @@ def _condensed(values: list[float]) -> list[float]:
 
 
 def _mean_variance_inside(rounds: Sequence[Sequence[float]]) -> float:
-    """Mean variance of a round's log median, from the quartiles of its samples.
+    """Mean variance of a round's log median."""
+    return sum(_median_variance([math.log(s) for s in samples]) for samples in rounds) / len(rounds)
 
-    The median of n normal samples has variance pi/2 sigma^2 / n; sigma is taken as the quartiles'
+
+def _median_variance(values: Sequence[float]) -> float:
+    """Variance of the median of some values, from their quartiles; zero of fewer than two.
+
+    The median of n normal values has variance pi/2 sigma^2 / n; sigma is taken as the quartiles'
     distance over 1.349, so that a few outliers do not count.
     """
-    total = 0.0
-    for samples in rounds:
-        ordered = sorted(samples)
-        n = len(ordered)
-        if n < 2:
-            continue
-        spread = math.log(ordered[(3 * (n - 1) + 2) // 4] / ordered[(n - 1) // 4]) / 1.349
-        total += math.pi / 2 * spread * spread / n
-    return total / len(rounds)
+    ordered = sorted(values)
+    n = len(ordered)
+    if n < 2:
+        return 0.0
+    spread = (ordered[(3 * (n - 1) + 2) // 4] - ordered[(n - 1) // 4]) / 1.349
+    return math.pi / 2 * spread * spread / n
 
 
 def _moderated(
@@ -382,7 +429,7 @@ def _moderated(
 
 
 def _weigh_turns(d: Array, inside: Array, rule: Rule, by_rank: bool) -> dict[str, Any]:
-    """Weigh paired differences of log time `d`, shaped (cells, rounds)."""
+    """Weigh changes of log time `d`, shaped (cells, rounds), with their variance in a round."""
     n = d.shape[1]
     if by_rank:
         walsh = np.sort((d[:, :, None] + d[:, None, :])[:, *np.triu_indices(n)] / 2, axis=1)
@@ -394,11 +441,10 @@ def _weigh_turns(d: Array, inside: Array, rule: Rule, by_rank: bool) -> dict[str
             "p": signed_rank_p(d),
             "test": "signed-rank test over rounds",
         }
-    prior = 2 * (rule.between_rounds**2 + inside)
+    prior = 2 * rule.between_rounds**2 + inside
     spread = d.var(axis=1, ddof=1) if n > 1 else np.zeros(len(d))
     variance, freedom = _moderated(spread, n - 1, prior, rule.prior_weight)
-    effect = np.median((d[:, :, None] + d[:, None, :])[:, *np.triu_indices(n)] / 2, axis=1)
-    return _t_columns(effect, np.sqrt(variance / n), freedom)
+    return _t_columns(_center(d), np.sqrt(variance / n), freedom)
 
 
 def _weigh_apart(x: Array, y: Array, inside: Array, rule: Rule, cells: int) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def test_a_steady_worker_gives_times():
     assert found["outcome"] == "ok"
     assert found["host_seconds"] == [0.01] * 8
     assert found["stop"] == "spread"
-    assert found["turns"] == 2
+    assert len(found["turn_samples"]) == 2
+    assert sum(found["turn_samples"]) == len(found["host_seconds"])
     assert found["memory"]["limit_bytes"] > 0  # the launcher bounds what a cell may take
     assert gone(found["pid"])
 

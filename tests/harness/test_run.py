@@ -131,7 +131,7 @@ def test_two_sides_take_turns_and_write_to_two_files(tmp_path, monkeypatch):
     assert {r["commit"] for r in theirs} == {"b" * 40}
     assert [r["round"] for r in mine] == [r["round"] for r in theirs] == [0, 1]
     assert {r["run"] for r in mine} == {r["run"] for r in theirs}
-    assert {r["turns"] for r in mine + theirs} == {3}
+    assert {len(r["turn_samples"]) for r in mine + theirs} == {3}
 
 
 KILLED = """

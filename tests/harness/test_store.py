@@ -65,6 +65,7 @@ def damaged(record):
     yield json.dumps(record | {"outcome": "splendid"}), "outcome 'splendid'"
     yield json.dumps(record | {"host_seconds": ["fast"]}), "host_seconds are not numbers"
     yield json.dumps(record | {"host_seconds": []}), "ok but has no times"
+    yield json.dumps(record | {"turn_samples": [1.5]}), "turn_samples are not numbers"
     yield json.dumps(record | {"memory": 3}), "memory is not an object"
     yield json.dumps(record | {"cell": record["cell"] | {"map": "hot"}}), "cell.map 'hot'"
     yield json.dumps(record | {"cell": record["cell"] | {"size": "big"}}), "no size or batch"

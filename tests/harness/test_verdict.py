@@ -121,6 +121,50 @@ def test_a_few_disturbed_rounds_neither_raise_nor_hide_an_alarm():
     assert share(found, Verdict.SLOWER) >= 0.9
 
 
+def in_turns(levels, shift=0.0):
+    """A side whose machine ran at `levels`, (rounds, turns) in log time, with its turns' ends."""
+    return {
+        r: [0.05 * math.exp(level + shift) * wobble for level in row for wobble in (0.99, 1, 1.01)]
+        for r, row in enumerate(levels)
+    }
+
+
+def test_a_machine_of_two_speeds_is_seen_through_turn_by_turn():
+    rng = np.random.default_rng(21)
+    found = {True: [], False: []}
+    for known in found:
+        for _ in range(20):
+            slow = rng.integers(0, 2, (12, 15))
+            sides = [(slow, 0.0), (slow ^ (rng.random((12, 15)) < 0.1), np.log(1.05))]
+            turns = dict.fromkeys(range(12), (3,) * 15) if known else {}
+            before, after = (
+                Side(in_turns(np.log(1.7) * at + rng.normal(0, 0.02, at.shape), shift), turns=turns)
+                for at, shift in sides  # a tenth of the turns sees the speed change between sides
+            )
+            found[known] += verdicts([Pair(before, after, True)])
+    assert share(found[True], Verdict.SLOWER) >= 0.95
+    assert share(found[False], Verdict.SLOWER) < 0.5
+
+
+def test_turns_are_paired_by_their_number():
+    levels = np.log(np.linspace(1, 2, 15))[None] + np.zeros((12, 1))
+    before, after = in_turns(levels[:, :9]), in_turns(levels)  # one side stopped early
+    sides = [
+        Side(samples, turns={r: (3,) * (len(samples[r]) // 3) for r in samples})
+        for samples in (before, after)
+    ]
+    assert judge([Pair(*sides, True)])[0].ratio == pytest.approx(1)
+
+
+@pytest.mark.parametrize("counts", [(), (3, 3), (3, 3, 3, 3, 100)])
+def test_turns_that_do_not_add_up_are_left_out(counts):
+    rng = np.random.default_rng(25)
+    before, after = rounds(rng, 12), rounds(rng, 12, np.log(1.3))
+    plain = judge([Pair(Side(before), Side(after), True)])
+    turns = dict.fromkeys(before, counts)
+    assert judge([Pair(Side(before, turns=turns), Side(after, turns=turns), True)]) == plain
+
+
 def test_single_outlying_samples_do_not_move_the_effect():
     rng = np.random.default_rng(19)
     before, after = rounds(rng, 10), rounds(rng, 10)
