@@ -35,6 +35,13 @@ Backend.features = _end
 """
 
 
+# An editable installation answers imports before the folder of the clone is asked.
+WITHOUT_EDITABLE_FINDERS = """
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if "Redirecting" not in type(f).__name__]
+"""
+
+
 def git(repository, *words):
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
     done = subprocess.run(
@@ -49,7 +56,9 @@ def gate(clone, **settings):
     return subprocess.run(
         ["bash", "docs/gate.sh", "HEAD~1"],
         cwd=clone,
-        env=os.environ | {"PATH": path, "ENGINE": "spconv", "ROUNDS": "8", **settings},
+        env=os.environ
+        | {"PATH": path, "PYTHONPATH": str(clone.parent / "site")}
+        | {"ENGINE": "spconv", "ROUNDS": "8", **settings},
         capture_output=True,
         text=True,
     )
@@ -61,6 +70,8 @@ def test_a_pull_request_that_slows_an_engine_by_a_tenth_fails_with_a_verdict(tmp
     pytest.importorskip("spconv")
     pytest.importorskip("scikit_build_core")
     clone = tmp_path / "clone"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(WITHOUT_EDITABLE_FINDERS)
     git(tmp_path, "clone", "--quiet", str(ROOT), str(clone))
     for kernels in (ROOT / "backends/sscn/cpu").glob("_kernels*.so"):
         (clone / "backends/sscn/cpu" / kernels.name).write_bytes(kernels.read_bytes())
@@ -70,6 +81,8 @@ def test_a_pull_request_that_slows_an_engine_by_a_tenth_fails_with_a_verdict(tmp
 
     done = gate(clone)
 
+    before = git(clone, "rev-parse", "--short=12", "HEAD~1")
+    assert f"at {before}" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 1, done.stdout + done.stderr
     assert "SLOWER" in done.stdout
     assert "spconv" in done.stdout
