@@ -58,7 +58,7 @@ def gate(clone, **settings):
         cwd=clone,
         env=os.environ
         | {"PATH": path, "PYTHONPATH": str(clone.parent / "site")}
-        | {"ENGINE": "spconv", "ROUNDS": "8", **settings},
+        | {"ENGINE": "spconv", **settings},
         capture_output=True,
         text=True,
     )
