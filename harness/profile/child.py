@@ -97,7 +97,7 @@ class Session:
         cell = self._job.cell
         self._warm_up()
         plain, passes = self._time()
-        layers = self._layers([spent(noted) for noted in passes])
+        layers = self._layers(merged([spent(noted) for noted in passes], plain))
         ceilings, counted = self._ceilings(), self._count()
         held, resident = None, None
         if self._on_gpu:
@@ -159,7 +159,7 @@ class Session:
         return Ranges(ticks, number, Nvtx(torch.cuda.nvtx)), ticks.resolve
 
     def _time(self) -> tuple[list[float], list[Pass]]:
-        """Time calls without and with ranges in turns; return the former, and passes."""
+        """Time calls without and with ranges in turns; return the former, and as many passes."""
         ranges, resolve = self._ranges()
         plain: list[float] = []
         passes: list[Pass] = []
@@ -183,7 +183,7 @@ class Session:
         gc.unfreeze()
         return plain, passes
 
-    def _layers(self, passes: Sequence[Mapping[Key, Spent]]) -> list[Layer]:
+    def _layers(self, typical: Mapping[Key, Spent]) -> list[Layer]:
         subject, cell = self._subject, self._job.cell
         grids = pyramid(self._sites, cell.model.depth)
         needs = Needs(
@@ -194,7 +194,7 @@ class Session:
             item=_item(cell.precision),
             fused=getattr(subject.backend, "fused", ()),
         )
-        return [layer(key, found, needs) for key, found in merged(passes).items()]
+        return [layer(key, found, needs) for key, found in typical.items()]
 
     def _trace(self, noted: Pass) -> None:
         """Write the trace: the layers of a pass, and torch's operators in another."""
@@ -236,22 +236,37 @@ def note(subject: Subject, call: Callable[[], Any], ranges: Ranges) -> Pass:
         return ranges.end()
 
 
-def merged(passes: Sequence[Mapping[Key, Spent]]) -> dict[Key, Spent]:
+def merged(passes: Sequence[Mapping[Key, Spent]], plain: Sequence[float]) -> dict[Key, Spent]:
     """Return what each range took in a typical pass, in the order of their first run.
 
-    The mean over the middle half of the passes by their time: unlike medians of the ranges, which
-    leave out every interruption wherever it fell, it sums to the time of the whole. A range that a
-    pass lacks took no time in it.
+    Each pass is held against the call without ranges beside it, so that a machine whose speed
+    changes from second to second changes neither a range's share nor the sum of all. Shares are
+    means over the middle half of the passes by their time over that call's: unlike medians of the
+    ranges, which leave out every interruption wherever it fell, they sum to the whole. A range that
+    a pass lacks took no time in it.
+
+    Parameters
+    ----------
+    passes : sequence of mapping
+        What each range spent.
+    plain : sequence of float
+        Seconds of the call beside each pass.
     """
-    ordered = sorted(passes, key=lambda found: sum(one.seconds for one in found.values()))
+
+    def over_plain(pair: tuple[Mapping[Key, Spent], float]) -> float:
+        return sum(one.seconds for one in pair[0].values()) / pair[1]
+
+    ordered = sorted(zip(passes, plain, strict=True), key=over_plain)
     quarter = len(ordered) // 4
     middle = ordered[quarter : len(ordered) - quarter]
-    keys = dict.fromkeys(key for found in middle for key in found)
-    nothing = Spent(0.0, 0)
+    keys = dict.fromkeys(key for found, _ in middle for key in found)
+    nothing, whole = Spent(0.0, 0), median(plain)
     return {
         key: Spent(
-            sum(found.get(key, nothing).seconds for found in middle) / len(middle),
-            max(found.get(key, nothing).calls for found in middle),
+            whole
+            * sum(found.get(key, nothing).seconds / own for found, own in middle)
+            / len(middle),
+            max(found.get(key, nothing).calls for found, _ in middle),
         )
         for key in keys
     }

@@ -64,7 +64,8 @@ class Layer:
     calls : int
         Times that it ran.
     seconds : float
-        Mean over the middle half of the passes, so that layers sum to the whole.
+        Mean share of the middle half of the passes, times the cell's seconds: layers sum to the
+        whole, ranges included.
     bytes : int or None
         Bytes that have to be read or written at least: rows, weights and map, once each.
     flops : int or None

@@ -94,11 +94,18 @@ def test_the_result_is_the_same_and_nothing_stays_behind(name, phase):
     subject.call()()  # and without ranges it still runs
 
 
-def test_passes_are_merged_by_the_middle_of_their_totals():
+def test_passes_are_merged_by_the_middle_of_their_times_over_the_call_beside_them():
     layer, late = Key("a", "add", "forward"), Key("b", "add", "forward")
     passes = [{layer: Spent(seconds, 1)} for seconds in (1.0, 2.0, 4.0, 100.0)]
-    assert merged(passes) == {layer: Spent(3.0, 1)}
-    assert merged([{layer: Spent(1.0, 1)}, {layer: Spent(1.0, 1), late: Spent(1.0, 2)}])[late] == (
-        0.5,
-        2,
-    )
+    assert merged(passes, [1.0] * 4) == {layer: Spent(3.0, 1)}
+    both = [{layer: Spent(1.0, 1)}, {layer: Spent(1.0, 1), late: Spent(1.0, 2)}]
+    assert merged(both, [1.0, 1.0])[late] == (0.5, 2)
+
+
+def test_passes_on_a_machine_of_two_speeds_sum_to_the_cell():
+    first, second = Key("a", "add", "forward"), Key("b", "add", "forward")
+    speeds = (1.0, 2.0, 1.0, 1.0, 2.0)
+    passes = [{first: Spent(0.3 * speed, 1), second: Spent(0.7 * speed, 1)} for speed in speeds]
+    found = merged(passes, speeds)
+    assert sum(spent.seconds for spent in found.values()) == pytest.approx(1.0)
+    assert found[first].seconds == pytest.approx(0.3)
