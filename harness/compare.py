@@ -17,6 +17,7 @@ from harness.comparison import (
     Standing,
     changes,
     common_drift,
+    disturbance,
     failures,
     finding,
     standings,
@@ -255,6 +256,7 @@ def _print_tables(
         for f in failures(cells.values()):
             if f.outcome == "unavailable":
                 console.print(f"{f.engine} is not available here: {escape(f.reason)}", style="dim")
+        _print_disturbance(console, cells)
         _print_left_out(console, sum(s.measured.tried for s in ranked))
         return
     moved = sum(c.judgement.verdict is not Verdict.SAME for c in found)
@@ -266,7 +268,14 @@ def _print_tables(
         console.print(
             f"All engines moved together ({percent(drift)}): suspect the machine, not the code."
         )
+    _print_disturbance(console, cells)
     _print_left_out(console, moved)
+
+
+def _print_disturbance(console: Any, cells: Mapping[str, Measured]) -> None:
+    said = disturbance(cells.values())
+    if said:
+        console.print(said, markup=False, style="yellow")
 
 
 def _print_left_out(console: Any, rows: int) -> None:

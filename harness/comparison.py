@@ -12,6 +12,9 @@ from harness.measured import Measured
 from harness.metrics import TIME, Metric, format_value
 from harness.verdict import Judgement, Pair, Verdict, judge, judge_metric
 
+MUCH_STOLEN = 0.05
+"""Part of the processors' time from which a measurement counts as disturbed."""
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -317,3 +320,16 @@ def common_drift(found: Iterable[Change]) -> float | None:
     if shifts[0] > limit or shifts[-1] < -limit:
         return math.exp(shifts[len(shifts) // 2])
     return None
+
+
+def disturbance(cells: Iterable[Measured]) -> str:
+    """Say whether the machine's host gave much of its processors to others; else nothing."""
+    suffered = [m for m in cells if m.stolen is not None and m.stolen >= MUCH_STOLEN]
+    if not suffered:
+        return ""
+    worst = max(suffered, key=lambda m: m.stolen or 0.0)
+    return (
+        f"The host took up to {worst.stolen:.0%} of this virtual machine's processor time for "
+        f"others ({worst.engine}, {worst.where}; {len(suffered)} cells above {MUCH_STOLEN:.0%}): "
+        f"times scatter more than they would alone."
+    )

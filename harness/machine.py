@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,41 @@ def versions(distributions: tuple[str, ...] = ("torch", "numpy")) -> dict[str, s
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+class StolenTime:
+    """Time that the host of a virtual machine gave to others while this machine wanted to compute.
+
+    Counts from its making.
+
+    Parameters
+    ----------
+    stat : Path
+        The kernel's counters of processor time, in ticks.
+    now : callable
+        Seconds since any moment.
+    """
+
+    def __init__(
+        self, stat: Path = Path("/proc/stat"), now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stat, self._now = stat, now
+        self._since, self._ticks = now(), self._read()
+
+    def share(self) -> float | None:
+        """Return the stolen part of all processors' time; None where nobody counts it."""
+        ticks, seconds = self._read(), self._now() - self._since
+        if ticks is None or self._ticks is None or seconds <= 0:
+            return None
+        stolen = (ticks - self._ticks) / os.sysconf("SC_CLK_TCK")
+        return min(stolen / seconds / (os.cpu_count() or 1), 1.0)
+
+    def _read(self) -> int | None:
+        try:
+            first = self._stat.read_text().partition("\n")[0].split()
+            return int(first[8])  # cpu user nice system idle iowait irq softirq steal
+        except (OSError, IndexError, ValueError):
+            return None
 
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:

@@ -35,6 +35,9 @@ class Measured:
         Active sites of the batch, or None where the worker died before counting.
     active
         Active sites after the convolutions of a stack; None of a UResNet.
+    stolen
+        Largest part over rounds of the processors' time that the machine's host gave to others
+        meanwhile, 0 to 1; None where nobody counts it.
     seconds, low, high
         Median and quartiles of a call over all samples in seconds; None without an ``ok`` round.
     memory, error
@@ -52,6 +55,7 @@ class Measured:
     memory: float | None
     error: float | None
     active: int | None = None
+    stolen: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -113,7 +117,7 @@ ENGINE_KEYS = ("suite", "backend", "options")
 COLUMNS = (
     *CELL_COLUMNS,
     *("cell.name", "run", "round", "outcome", "reason", "sites", "host_seconds", "turn_samples"),
-    "active_sites",
+    *("active_sites", "conditions.stolen"),
     *(key for m in (PEAK_RSS, NVML_PEAK) for key in (m.key, m.baseline)),
     *(REL_RMSE.key, GRAD_REL_RMSE.key),
 )
@@ -195,6 +199,7 @@ def _pool_cell(
         memory=_typical(columns, device_metric, timed.values()),
         error=_typical(columns, error_metric, rows.values()),
         active=int(active[0]) if active else None,
+        stolen=max(_values(columns, "conditions.stolen", timed.values()), default=None),
     )
 
 

@@ -166,7 +166,11 @@ class Session:
 
     def finish(self) -> dict[str, Any]:
         """Measure the energy where there is a counter, and return the entries of the record."""
-        self.record["conditions"]["after"] = self._conditions()
+        stolen = self._stolen.share()
+        self.record["conditions"] |= {
+            "after": self._conditions(),
+            "stolen": None if stolen is None else round(stolen, 4),
+        }
         self.record["energy_joules"] = None
         if self._energy is not None and self.job.cell.map != "first":
             self.record["energy_joules"] = joules_an_event(
@@ -215,6 +219,7 @@ class Session:
             self._device_memory.append(TorchMemory(torch.cuda))
             self.record["versions"]["cuda"] = torch.version.cuda
         self.record["conditions"] = {"before": self._conditions()}
+        self._stolen = machine.StolenTime()
 
     def _nvml_instruments(self, torch: Any) -> None:
         self._energy = None

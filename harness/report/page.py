@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.comparison import Change, Finding, Standing, common_drift, failures, finding, tally
+from harness.comparison import (
+    Change,
+    Finding,
+    Standing,
+    common_drift,
+    disturbance,
+    failures,
+    finding,
+    tally,
+)
 from harness.errors import BadInput
 from harness.measured import Measured
 from harness.metrics import format_value
@@ -138,6 +147,7 @@ def render(
             change_count=len(moved),
             tally=tally(found),
             drift=common_drift(found),
+            disturbance=disturbance(measured),
             change_figure=change_figure(found),
             ranked=shown[:ROWS_SHOWN],
             ranked_count=len(shown),

@@ -159,6 +159,17 @@ def test_all_engines_together_point_to_the_machine(write_records, run_records):
     assert common_drift(changes(before, alone)) is None
 
 
+def test_time_that_the_host_took_away_is_said_and_where_it_was_worst(write_records, run_records):
+    records = run_records()
+    assert "The host took" not in run(write_records(records, "quiet.jsonl")).stdout
+    for record, stolen in zip(records, (0.01, 0.31, 0.08, None), strict=False):
+        record["conditions"] = {"stolen": stolen}
+    said = run(write_records(records)).stdout
+    assert "The host took up to 31%" in said
+    assert records[1]["cell"]["backend"] in said.partition("The host took")[2]
+    assert "2 cells above 5%" in said
+
+
 def test_one_run_prints_engines_outcomes_and_reasons(write_records, run_records):
     result = run(write_records(run_records()))
     assert result.exit_code == 0

@@ -317,6 +317,21 @@ def test_without_rapl_there_is_no_energy(tmp_path):
     assert RaplEnergy(tmp_path).joules() is None
 
 
+def test_stolen_time_is_counted_from_the_start(tmp_path):
+    stat, clock = tmp_path / "stat", iter([100.0, 110.0])
+    stat.write_text("cpu  9 9 9 9 9 9 9 500 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
+    stolen = machine.StolenTime(stat, lambda: next(clock))
+    ticks = 500 + 2 * os.sysconf("SC_CLK_TCK")
+    stat.write_text(f"cpu  99 99 99 99 99 99 99 {ticks} 0 0\n")
+    assert stolen.share() == pytest.approx(0.2 / os.cpu_count())
+
+
+def test_stolen_time_is_unknown_where_nobody_counts_it(tmp_path):
+    (tmp_path / "old").write_text("cpu  9 9 9 9\n")
+    assert machine.StolenTime(tmp_path / "old").share() is None
+    assert machine.StolenTime(tmp_path / "none").share() is None
+
+
 def test_this_machine_is_described():
     found = machine.facts()
     assert found["cores"] == os.cpu_count()

@@ -50,6 +50,8 @@ def test_a_cell_is_checked_and_timed(phase, state, truths):
     assert (found["outcome"], found["reason"]) == ("ok", "")
     assert found["sites"] == sum(found["event_sites"]) > 100
     assert all(seconds > 0 for seconds in found["host_seconds"])
+    stolen = found["conditions"]["stolen"]
+    assert stolen is None or 0 <= stolen <= 1
     # A quick engine fills its turn with samples; the first call happens once.
     assert len(found["host_seconds"]) == 1 if state == "first" else len(found["host_seconds"]) >= 2
     assert found["memory"]["peak_rss_bytes"] >= found["memory"]["baseline_bytes"] > 0
