@@ -113,6 +113,7 @@ class Study:
             held_out_events=training.held_out_events,
             learning_rate=training.learning_rate,
             warm_up=training.warm_up,
+            average=training.average,
             device=scale.device,
             precision=self.precision,
             model=model,
