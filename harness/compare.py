@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from harness.measured import Measured, pool
 from harness.metrics import format_value
 from harness.rows import Format, change_rows, spread, standing_rows, times, write_rows
 from harness.store import AGAINST, load, read, resolve
+from harness.terminal import table_console
 from harness.verdict import Verdict, percent
 
 if TYPE_CHECKING:
@@ -222,9 +222,7 @@ def _explain(a: str | None, b: str | None, report: Path | None, format: Format) 
     profiles = [explain.load(a), explain.load(b)]
     found = explain.explain(*profiles)
     if format is Format.table:
-        from rich.console import Console
-
-        console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+        console = table_console()
         console.print(f"{found.claim}. {found.reason}", style="bold", markup=False)
         console.print(explain.table(found))
     else:
@@ -242,11 +240,9 @@ def _print_tables(
     found: Sequence[Change],
     two_runs: bool,
 ) -> None:
-    from rich.console import Console
     from rich.markup import escape
 
-    # A pipe has no width of its own: give the table the room that keeps its rows on one line.
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = table_console()
     if not two_runs:
         console.print(standing_table(ranked))
         said = finding(cells)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from harness.rows import Format, write_rows
 from harness.series import Commits, Key, Point, finite, level_values, load
 from harness.steps import SHORTEST, Course, follow
 from harness.store import RESULTS
+from harness.terminal import table_console
 from harness.verdict import WORDS, Verdict, percent
 
 LINES_ON_A_SCREEN = 40
@@ -282,11 +282,10 @@ def history(
 
 def _print(told: Sequence[Told]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = table_console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("engine", "where", "metric", "now", "what happened"):
         table.add_column(name, overflow="fold")

@@ -15,6 +15,7 @@ from harness.cell import Cell, EventSpec
 from harness.errors import BadInput
 from harness.job import Job
 from harness.profile.profile import Profile, memory_from_json, write
+from harness.terminal import table_console
 
 
 def profile(
@@ -68,10 +69,9 @@ def profile(
     if reason:
         raise BadInput(f"cannot profile {cell.engine}: {reason}")
     folder = out or default_out(cell)
-    console = Console()
     found = measured(Job(cell, events, threads=threads), folder, seconds, cpu_counters, timeout)
     write(found, folder)
-    show(found, folder, console)
+    show(found, folder, table_console())
 
 
 def default_out(cell: Cell, results: Path = store.RESULTS) -> Path:
