@@ -345,10 +345,10 @@ def _weigh(pairs: Sequence[Pair], rule: Rule) -> list[dict[str, Any]]:
         else:
             columns = _weigh_apart(x, y, noise, rule, len(pairs))
         test = columns.pop("test")
-        count = n_after if turns else min(n_before, n_after)
+        rounds = n_after if turns else min(n_before, n_after)
         for k, i in enumerate(members):
             found[i] = {name: float(column[k]) for name, column in columns.items()}
-            found[i] |= {"test": test, "turns": turns, "rounds": count}
+            found[i] |= {"test": test, "turns": turns, "rounds": rounds}
     return found
 
 
@@ -367,7 +367,8 @@ def _round_move(before: Side, after: Side, name: Any) -> tuple[float, float]:
         noise = _mean_variance_inside([old]) + _mean_variance_inside([new])
         return math.log(median(new) / median(old)), noise
     moves = _condensed(moves)
-    return _center(np.array([moves])).item(), _median_variance(moves)
+    low, high = _quartiles(moves)
+    return _center(np.array([moves])).item(), _median_variance(high - low, len(moves))
 
 
 def _turns(side: Side, name: Any) -> list[Sequence[float]]:
@@ -381,8 +382,20 @@ def _turns(side: Side, name: Any) -> list[Sequence[float]]:
 
 def _center(d: Array) -> Array:
     """Hodges and Lehmann's estimate of the center of each row of `d`."""
-    walsh: Array = np.median((d[:, :, None] + d[:, None, :])[:, *np.triu_indices(d.shape[1])], 1)
-    return walsh / 2
+    center: Array = np.median(_walsh(d), axis=1)
+    return center
+
+
+def _walsh(d: Array) -> Array:
+    """Averages of all pairs of values in each row of `d`, each value with itself included."""
+    averages: Array = (d[:, :, None] + d[:, None, :])[:, *_pairs_of(d.shape[1])] / 2
+    return averages
+
+
+@lru_cache
+def _pairs_of(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Places of the first and of the second of all pairs of n values."""
+    return np.triu_indices(n)
 
 
 def _condensed(values: list[float]) -> list[float]:
@@ -398,20 +411,27 @@ def _condensed(values: list[float]) -> list[float]:
 
 def _mean_variance_inside(rounds: Sequence[Sequence[float]]) -> float:
     """Mean variance of a round's log median."""
-    return sum(_median_variance([math.log(s) for s in samples]) for samples in rounds) / len(rounds)
+    total = 0.0
+    for samples in rounds:
+        low, high = _quartiles(samples)
+        total += _median_variance(math.log(high / low), len(samples))
+    return total / len(rounds)
 
 
-def _median_variance(values: Sequence[float]) -> float:
-    """Variance of the median of some values, from their quartiles; zero of fewer than two.
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """Values nearest to the quartiles; the same twice of a single one."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return ordered[last // 4], ordered[(3 * last + 2) // 4]
+
+
+def _median_variance(distance: float, n: int) -> float:
+    """Variance of the median of n values whose quartiles lie a distance apart.
 
     The median of n normal values has variance pi/2 sigma^2 / n; sigma is taken as the quartiles'
     distance over 1.349, so that a few outliers do not count.
     """
-    ordered = sorted(values)
-    n = len(ordered)
-    if n < 2:
-        return 0.0
-    spread = (ordered[(3 * (n - 1) + 2) // 4] - ordered[(n - 1) // 4]) / 1.349
+    spread = distance / 1.349
     return math.pi / 2 * spread * spread / n
 
 
@@ -432,7 +452,7 @@ def _weigh_turns(d: Array, inside: Array, rule: Rule, by_rank: bool) -> dict[str
     """Weigh changes of log time `d`, shaped (cells, rounds), with their variance in a round."""
     n = d.shape[1]
     if by_rank:
-        walsh = np.sort((d[:, :, None] + d[:, None, :])[:, *np.triu_indices(n)] / 2, axis=1)
+        walsh = np.sort(_walsh(d), axis=1)
         k = _walsh_cut(n)
         return {
             "effect": np.median(walsh, axis=1),
