@@ -86,9 +86,9 @@ def learning_section(w: Writer) -> Section:
         section.paragraphs.append(
             "This machine has no energy counter that may be read: joules are not known."
         )
-    twin = twins_sentence(w.found)
-    if twin:
-        section.paragraphs.append(twin)
+    for sentence in (recipes_sentence(w.found), twins_sentence(w.found)):
+        if sentence:
+            section.paragraphs.append(sentence)
     return section
 
 
@@ -102,6 +102,20 @@ def _time_sentence(curves: Sequence[Curve]) -> str:
         for c in curves
     )
     return f"A step takes, in the median: {each}."
+
+
+def recipes_sentence(found: Results) -> str:
+    """State what every network learnt from, how long, and with which optimiser."""
+    if not found.curves:
+        return ""
+    recipes = (
+        f"{c.training.name}: {len(c.steps):,} steps of {c.training.batch} events "
+        f"({c.events:,} in all) in "
+        f"{format_value(float(c.steps['seconds'].iloc[-1]), 's')}, "
+        f"{c.training.optimiser.title()} at {c.training.learning_rate:g}"
+        for c in found.curves
+    )
+    return "Trainings: " + "; ".join(recipes) + "."
 
 
 def twins_sentence(found: Results) -> str:

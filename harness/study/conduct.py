@@ -111,6 +111,7 @@ class Study:
             seconds=training.seconds,
             evaluate_every=training.evaluate_every,
             held_out_events=training.held_out_events,
+            optimiser=training.optimiser,
             learning_rate=training.learning_rate,
             warm_up=training.warm_up,
             average=training.average,

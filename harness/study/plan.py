@@ -38,8 +38,10 @@ class Plan:
         Events of each evaluation, the first ones of `held_out`; 0 for all.
     device, precision, options, model
         As for `harness.cell.Cell`.
+    optimiser : str
+        One of `harness.study.optimiser.OPTIMISERS`; the study's is Adam.
     learning_rate : float
-        Of Adam, the highest; the study's is 1e-3 throughout.
+        Its highest; the study's is 1e-3 throughout.
     warm_up : int
         Steps in which the rate rises to the highest, from which it falls with the inverse root of
         the step (arXiv:1706.03762, equation 3); 0 for a constant rate.
@@ -63,6 +65,7 @@ class Plan:
     precision: str = "fp32"
     options: Mapping[str, str] = field(default_factory=dict, hash=False)
     model: ModelSpec = field(default_factory=ModelSpec)
+    optimiser: str = "adam"
     learning_rate: float = 1e-3
     warm_up: int = 0
     average: float = 0.998

@@ -25,6 +25,7 @@ from backends.uresnet import UResNetConfig
 from harness.errors import BadInput
 from harness.events import Event, EventSet, TrainingLoader, collate
 from harness.study import checkpoint
+from harness.study import optimiser as optimisers
 from harness.study.accuracy import Accuracy, class_accuracy, summarise
 from harness.study.average import WeightAverage
 from harness.study.checkpoint import Checkpoint
@@ -153,7 +154,7 @@ def train(
     path = folder / "checkpoint.pt"
     learner = learner_of(plan) if learner is None else learner
     learning = learner.network
-    optimiser = torch.optim.Adam(learning.parameters(), plan.learning_rate, fused=True)
+    optimiser = optimisers.make(plan.optimiser, learning, plan.learning_rate)
     scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
     average = WeightAverage(learning, plan.average)
     held_out = _first(plan.held_out.open(), plan.held_out_events)
@@ -336,7 +337,7 @@ def _first(events: EventSet, count: int) -> EventSet:
 
 def _check_plan(saved: Checkpoint, plan: Plan, folder: Path) -> None:
     """Refuse to mix two trainings; only how long one goes on may change."""
-    ours, theirs = plan.to_json(), dict(saved.plan)
+    ours, theirs = plan.to_json(), Plan.from_json(saved.plan).to_json()
     for values in (ours, theirs):
         for limit in ("steps", "seconds"):
             values.pop(limit)

@@ -33,6 +33,7 @@ def test_every_training_of_a_scale_has_a_plan_and_says_its_size_first(scale, tmp
         (line,) = (line for line in said.splitlines() if f"trains {training.name}:" in line)
         assert f"{training.steps:,} steps" in line
         assert (f"{training.seconds / 60:g} minutes" in line) == bool(training.seconds)
+        assert line.lower().endswith(f"with {plan.optimiser}")
     names = [training.name for training in scale.trainings]
     assert len(set(names)) == len(names)
 
@@ -41,7 +42,9 @@ def test_dense_and_sparse_learn_from_the_same_events_with_the_same_seed(tmp_path
     study = Study(tmp_path, "laptop")
     crops = [study.plan(t) for t in SCALES["laptop"].trainings if t.crop]
     assert [plan.backend for plan in crops] == ["sscn", DENSE, AS_PUBLISHED]
-    alike = {(p.events, p.batch, p.seed, p.steps, p.learning_rate, p.model) for p in crops}
+    alike = {
+        (p.events, p.batch, p.seed, p.steps, p.optimiser, p.learning_rate, p.model) for p in crops
+    }
     assert len(alike) == 1
 
 

@@ -56,6 +56,12 @@ def test_trainings_are_drawn_against_iterations_time_and_energy(tmp_path):
     assert all(item.image.startswith("<svg") for item in made.items)
 
 
+def test_the_page_states_what_every_network_learnt_from(tmp_path):
+    made = section(tmp_path, [curve(SPARSE, True)])
+    (stated,) = (p for p in made.paragraphs if p.startswith("Trainings:"))
+    assert "40 steps of 4 events (160 in all) in 20 s, Adam at 0.001" in stated
+
+
 def test_without_an_energy_counter_the_page_says_so(tmp_path):
     made = section(tmp_path, [curve(SPARSE, False)])
     assert not any("joules" in item.name for item in made.items)
