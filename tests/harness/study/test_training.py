@@ -15,6 +15,7 @@ import torch
 
 from harness.cell import ModelSpec
 from harness.errors import BadInput
+from harness.events.native import EventWriter
 from harness.study import training
 from harness.study.checkpoint import load
 from harness.study.plan import Plan
@@ -116,6 +117,22 @@ def test_more_steps_continue_a_finished_training(tmp_path):
     parts = run(PLAN, tmp_path / "parts")
     whole = run(PLAN, tmp_path / "whole")
     assert all(torch.equal(whole.network[name], parts.network[name]) for name in whole.network)
+
+
+def test_a_training_goes_on_where_its_folder_was_moved_to(tmp_path):
+    first, then = tmp_path / "first", tmp_path / "then"
+    first.mkdir()
+    with EventWriter(first / "events.h5", 192, 3, "from the sample") as writer:
+        for number in range(4):
+            writer.append(View("sample", 192).open()[number])
+
+    def plan(folder, steps):
+        return replace(PLAN, events=replace(CROPS, source=str(folder / "events.h5")), steps=steps)
+
+    run(plan(first, 2), first / "training")
+    first.rename(then)
+    assert run(plan(then, 4), then / "training").step == 4
+    assert pd.read_csv(then / "training" / "steps.csv")["step"].tolist() == [1, 2, 3, 4]
 
 
 def test_another_plan_may_not_continue_a_training(tmp_path):
