@@ -99,7 +99,8 @@ def test_a_killed_training_goes_on_with_identical_bits(backend, optimiser, tmp_p
         assert torch.equal(tensor, resumed.network[name]), name
     moments = tensors_of(whole.optimiser)
     assert len(moments) >= len(list(whole.network)) / 2
-    assert all(map(torch.equal, moments, tensors_of(resumed.optimiser)))
+    for ours, theirs in zip(moments, tensors_of(resumed.optimiser), strict=True):
+        assert torch.equal(ours, theirs)
     pd.testing.assert_frame_equal(steps_of(tmp_path / "whole"), steps_of(killed))
     assert pd.read_csv(killed / "held_out.csv")["step"].tolist() == [6, 12]
 
