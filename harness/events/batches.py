@@ -132,6 +132,9 @@ class TrainingLoader:
     empty ones are passed over. Order and orientations depend on the seed and the epoch alone, so
     a loader that is given a saved state goes on with exactly the batches that would have come.
 
+    Events stay in memory once they have been read: reading and checking them takes several times
+    as long as turning them, on processors that the training wants for itself.
+
     Use it as a context manager, or call `close`, to end the thread.
 
     Parameters
@@ -146,6 +149,8 @@ class TrainingLoader:
         As for `collate`.
     ahead : int
         Batches kept ready.
+    keep : int
+        Bytes of events that may stay in memory; those beyond are read in every epoch.
 
     Raises
     ------
@@ -162,6 +167,7 @@ class TrainingLoader:
         augment: bool = True,
         features: str = "energy",
         ahead: int = 4,
+        keep: int = 1 << 30,
     ) -> None:
         if not 1 <= batch <= len(event_set):
             raise BadInput(
@@ -170,6 +176,8 @@ class TrainingLoader:
             )
         self._set, self._batch, self._seed = event_set, batch, seed
         self._augment, self._features, self._ahead = augment, features, ahead
+        self._kept: dict[int, Event] = {}
+        self._room = keep
         self._epoch = self._used = 0
         self._thread: threading.Thread | None = None
 
@@ -259,7 +267,7 @@ class TrainingLoader:
         order, turn = epoch_plan(len(self._set), epoch, self._seed)
         events: list[Event] = []
         for position in range(used, len(order)):
-            event = self._set[int(order[position])]
+            event = self._event(int(order[position]))
             if not len(event):
                 continue
             if self._augment:
@@ -270,6 +278,16 @@ class TrainingLoader:
             if len(events) == self._batch:
                 yield collate(events, features=self._features), position + 1
                 events = []
+
+    def _event(self, index: int) -> Event:
+        if index in self._kept:
+            return self._kept[index]
+        event = self._set[index]
+        size = event.voxels.nbytes + event.energies.nbytes + event.labels.nbytes
+        if size <= self._room:
+            self._room -= size
+            self._kept[index] = event
+        return event
 
 
 def epoch_plan(count: int, epoch: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

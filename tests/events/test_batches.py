@@ -198,9 +198,25 @@ def test_batches_are_prepared_before_they_are_asked_for(some_events):
         return read(start, stop)
 
     held.read = counted
-    with TrainingLoader(held, 2, seed=0, ahead=4) as loader:
+    with TrainingLoader(held, 2, seed=0, ahead=4, keep=0) as loader:
         next(loader)
         assert prepared.wait(20)
+
+
+def test_events_are_read_once_as_far_as_memory_allows(some_events):
+    full = [event for event in some_events if len(event)]
+
+    def epochs(keep):
+        held = MemorySet(full)
+        with TrainingLoader(held, 2, seed=0, ahead=1, keep=keep) as loader:
+            return take(loader, 6), held.reads
+
+    (first, all_reads), (second, few_reads) = epochs(0), epochs(1 << 20)
+    assert all(same(a, b) for a, b in zip(first, second, strict=True))
+    assert few_reads == len(full) < 12 <= all_reads
+    size = [event.voxels.nbytes + event.energies.nbytes + event.labels.nbytes for event in full]
+    _, reads = epochs(min(size))  # room for one event, or for none if a larger one comes first
+    assert reads > len(full)
 
 
 def test_what_goes_wrong_in_the_background_reaches_the_caller(some_events):
