@@ -1,8 +1,8 @@
 // Sorting sites and listing the pairs of kernel maps; compiled once for each instruction set.
 //
-// The 64 sites that share all but the lowest six bits of their keys form a brick (4 x 4 x 4, or
-// 8 x 8), which is one 64-bit mask: a neighbour is a bit test, and its row the brick's first row
-// plus the number of bits below. Only bricks need a hash table.
+// The 64 places whose keys share all but the lowest six bits form a brick (4 x 4 x 4, or 8 x 8),
+// for which there is a table of its rows. Only bricks need a hash table; within them, and from one
+// to the next, a neighbour is found by two look-ups.
 #include "maps.hpp"
 
 #include "parallel.hpp"
@@ -15,10 +15,12 @@ namespace sscn::SSCN_TARGET {
 namespace {
 
 constexpr int kBrickBits = 6;
+constexpr uint64_t kPlaces = (1 << kBrickBits) - 1;
 constexpr uint64_t kNoKey = uint64_t{1} << 63;
 
-uint64_t spread(uint64_t v, int dim) {
-  if (dim == 2) {
+template <int kDim>
+inline uint64_t spread(uint64_t v) {
+  if constexpr (kDim == 2) {
     v &= 0xffffffff;
     v = (v | v << 16) & 0x0000ffff0000ffff;
     v = (v | v << 8) & 0x00ff00ff00ff00ff;
@@ -33,6 +35,8 @@ uint64_t spread(uint64_t v, int dim) {
   v = (v | v << 4) & 0x10c30c30c30c30c3;
   return (v | v << 2) & 0x1249249249249249;
 }
+
+uint64_t spread(uint64_t v, int dim) { return dim == 2 ? spread<2>(v) : spread<3>(v); }
 
 uint64_t compact(uint64_t v, int dim) {
   if (dim == 2) {
@@ -61,25 +65,26 @@ struct Widening {
   }
 };
 
-struct Brick {
-  uint64_t mask;
-  int64_t first;
-};
-
+// The bricks of a level, numbered from 1 in the order of their keys; 0 is the empty brick.
 class Bricks {
  public:
   Bricks(const int64_t* keys, int64_t rows, Widening widen) {
-    bricks_ = memory_.get<Named>(static_cast<size_t>(rows) + 1);  // touched as far as it is used
-    bricks_[0] = {kNoKey, {0, 0}};                                // what empty slots lead to
-    int64_t number = 0;
-    for (int64_t i = 0; i < rows;) {
-      uint64_t site = widen(keys[i]), mask = 0;
-      const uint64_t key = site >> kBrickBits;
-      const int64_t first = i;
-      do {
-        mask |= uint64_t{1} << (site & 63);
-      } while (++i < rows && (site = widen(keys[i])) >> kBrickBits == key);
-      bricks_[++number] = {key, {mask, first}};
+    int64_t number = rows > 0;
+    for (int64_t i = 1; i < rows; ++i)
+      number += widen(keys[i]) >> kBrickBits != widen(keys[i - 1]) >> kBrickBits;
+    const auto bricks = static_cast<size_t>(number) + 1;
+    keys_ = key_memory_.get<uint64_t>(bricks);
+    rows_ = row_memory_.get<int32_t>(bricks << kBrickBits);
+    keys_[0] = kNoKey;
+    std::memset(rows_, 0xff, sizeof(int32_t) << kBrickBits);
+    int64_t brick = 0;
+    for (int64_t i = 0; i < rows; ++i) {
+      const uint64_t site = widen(keys[i]);
+      if (keys_[brick] != site >> kBrickBits) {
+        keys_[++brick] = site >> kBrickBits;
+        std::memset(rows_ + (brick << kBrickBits), 0xff, sizeof(int32_t) << kBrickBits);
+      }
+      rows_[brick << kBrickBits | static_cast<int64_t>(site & kPlaces)] = static_cast<int32_t>(i);
     }
     int log = 6;
     while (log < 40 && (int64_t{1} << log) < 6 * number) ++log;
@@ -88,36 +93,35 @@ class Bricks {
     last_ = room - 1;
     slots_ = table_.get<int32_t>(room);
     std::memset(slots_, 0, room * sizeof(int32_t));
-    for (int64_t brick = 1; brick <= number; ++brick) {
-      uint64_t slot = home(bricks_[brick].key);
+    for (brick = 1; brick <= number; ++brick) {
+      uint64_t slot = home(keys_[brick]);
       while (slots_[slot]) slot = (slot + 1) & last_;
       slots_[slot] = static_cast<int32_t>(brick);
     }
   }
 
-  // Return the brick, empty if there is none. The table is sparse: that the first slot holds
-  // another brick is rare enough to be predicted.
-  Brick find(uint64_t key) const {
+  // The row at each place of each brick, -1 where there is no site.
+  const int32_t* rows() const { return rows_; }
+
+  // Return the number of a brick, 0 if there is none. The table is sparse: that the first slot
+  // holds another brick is rare enough to be predicted. Whether there is a brick is not, so no
+  // branch may depend on that alone.
+  int32_t find(uint64_t key) const {
     uint64_t slot = home(key);
-    int32_t index = slots_[slot];
-    while (__builtin_expect(index != 0 && bricks_[index].key != key, 0)) {
+    int32_t brick = slots_[slot];
+    while (__builtin_expect((brick != 0) & (keys_[brick] != key), 0)) {
       slot = (slot + 1) & last_;
-      index = slots_[slot];
+      brick = slots_[slot];
     }
-    return bricks_[index].brick;
+    return brick;
   }
 
  private:
-  struct Named {
-    uint64_t key;
-    Brick brick;
-  };
-
   uint64_t home(uint64_t key) const { return key * 0x9e3779b97f4a7c15 >> shift_; }
 
-  Scratch table_, memory_;
-  int32_t* slots_;
-  Named* bricks_;
+  Scratch table_, key_memory_, row_memory_;
+  int32_t *slots_, *rows_;
+  uint64_t* keys_;
   uint64_t last_;
   int shift_;
 };
@@ -125,8 +129,9 @@ class Bricks {
 // Where each tap leads from each place in a brick: the neighbouring brick and the place in it.
 struct Steps {
   int dim, kernel_size, window, reach, taps, neighbours;
-  Scratch memory;
-  uint16_t* step;  // (taps, 64): neighbour << 6 | place
+  Scratch brick_memory, place_memory;
+  uint16_t* brick;  // (taps, 64)
+  uint8_t* place;   // (taps, 64)
 
   Steps(int dim_, int kernel_size_) : dim(dim_), kernel_size(kernel_size_) {
     const int side_bits = kBrickBits / dim, side = 1 << side_bits;
@@ -135,20 +140,22 @@ struct Steps {
     window = 2 * reach + 1;
     taps = neighbours = 1;
     for (int d = 0; d < dim; ++d) taps *= kernel_size, neighbours *= window;
-    step = memory.get<uint16_t>(static_cast<size_t>(taps) * 64);
+    brick = brick_memory.get<uint16_t>(static_cast<size_t>(taps) * 64);
+    place = place_memory.get<uint8_t>(static_cast<size_t>(taps) * 64);
     for (int tap = 0; tap < taps; ++tap)
-      for (int place = 0; place < 64; ++place) {
+      for (int start = 0; start < 64; ++start) {
         int neighbour = 0, scale = 1, rest = tap;
         uint64_t to = 0;
         for (int axis = 0; axis < dim; ++axis) {  // axis 0 is the fastest: the last coordinate
-          const int from = static_cast<int>(compact(static_cast<uint64_t>(place) >> axis, dim));
+          const int from = static_cast<int>(compact(static_cast<uint64_t>(start) >> axis, dim));
           const int at = from + rest % kernel_size - centre + reach * side;
           rest /= kernel_size;
           neighbour += (at >> side_bits) * scale;
           scale *= window;
           to |= spread(static_cast<uint64_t>(at & (side - 1)), dim) << axis;
         }
-        step[tap * 64 + place] = static_cast<uint16_t>(neighbour << 6 | static_cast<int>(to));
+        brick[tap * 64 + start] = static_cast<uint16_t>(neighbour);
+        place[tap * 64 + start] = static_cast<uint8_t>(to);
       }
   }
 };
@@ -163,28 +170,54 @@ const Steps& steps_of(int dim, int kernel_size) {
 
 // Look up the bricks around one brick; those outside the volume are empty.
 void find_neighbours(const Bricks& bricks, const Steps& steps, uint64_t key, int bits_above,
-                     Brick* found) {
+                     int32_t* found) {
   constexpr int kMostWindow = 64;
-  const uint64_t limit = uint64_t{1} << (bits_above / steps.dim);
-  const uint64_t own = key & ((uint64_t{1} << bits_above) - 1);
+  const uint64_t volume = (uint64_t{1} << bits_above) - 1;
   uint64_t part[3][kMostWindow];  // each axis' share of the key, or no key at all
   int window[3] = {1, 1, 1};
   part[2][0] = 0;
   for (int axis = 0; axis < steps.dim; ++axis) {
-    window[axis] = steps.window;
-    const uint64_t first = compact(own >> axis, steps.dim) - static_cast<uint64_t>(steps.reach);
-    for (int w = 0; w < steps.window; ++w) {
-      const uint64_t at = first + static_cast<uint64_t>(w);  // below zero wraps over the limit
-      part[axis][w] = at < limit ? spread(at, steps.dim) << axis : kNoKey;
+    // Numbers whose bits lie apart count up and down if ones, or zeros, fill the gaps.
+    const uint64_t bits = spread(~uint64_t{0}, steps.dim) << axis & volume;
+    uint64_t* own = part[axis] + steps.reach;
+    *own = key & bits;
+    for (int w = 1; w <= steps.reach; ++w) {
+      own[-w] = own[1 - w] - 1 < kNoKey - 1 ? (own[1 - w] - 1) & bits : kNoKey;
+      own[w] = own[w - 1] < bits ? ((own[w - 1] | ~bits) + 1) & bits : kNoKey;
     }
+    window[axis] = steps.window;
   }
-  const uint64_t batch = key - own;
+  const uint64_t batch = key & ~volume;
   for (int c = 0; c < window[2]; ++c)
     for (int b = 0; b < window[1]; ++b)
       for (int a = 0; a < window[0]; ++a) {
         const uint64_t neighbour = part[0][a] | part[1][b] | part[2][c];
-        *found++ = neighbour < kNoKey ? bricks.find(batch | neighbour) : Brick{0, 0};
+        *found++ = neighbour < kNoKey ? bricks.find(batch | neighbour) : 0;
       }
+}
+
+// The rows of a block: where each one's brick has its neighbours listed, and its place in it.
+struct Places {
+  int32_t list[256];
+  uint8_t place[256];
+};
+
+// List the pairs of one tap and return their number. Each is written in any case and kept by
+// advancing: a branch would be mispredicted often.
+inline int list_pairs(const uint16_t* to_brick, const uint8_t* to_place, const Places& from,
+                      const int32_t* neighbours, const int32_t* rows, int number, int32_t* in,
+                      uint8_t* out) {
+  int pairs = 0;
+#pragma GCC unroll 8
+  for (int i = 0; i < number; ++i) {
+    const int place = from.place[i];
+    const int64_t brick = neighbours[from.list[i] + to_brick[place]];
+    const int32_t row = rows[(brick << kBrickBits) + to_place[place]];
+    in[pairs] = row;
+    out[pairs] = static_cast<uint8_t>(i);
+    pairs += row >= 0;
+  }
+  return pairs;
 }
 
 }  // namespace
@@ -198,33 +231,35 @@ struct Wide {  // a key with its row, where both do not fit into 64 bits
 inline uint64_t digits_of(uint64_t item) { return item; }
 inline uint64_t digits_of(const Wide& item) { return item.key; }
 
-// Sort items by bits [from, to) of their digits, least significant byte first; `items` and `spare`
-// change places. Parts of the rows are counted and moved by threads of their own.
+// Sort items by bits [from, to) of their digits in as few passes as ten bits each allow, the least
+// significant bits first; `items` and `spare` change places. Parts of the rows are counted and
+// moved by threads of their own.
 template <class Item>
 Item* radix_sort(Item* items, Item* spare, int64_t rows, int from, int to, int parts, int threads) {
-  constexpr int kBuckets = 256;
+  const int passes = (to - from + 9) / 10, bits = passes ? (to - from + passes - 1) / passes : 0;
+  const int buckets = 1 << bits;
   Scratch memory;
-  auto* count = memory.get<int64_t>(static_cast<size_t>(parts) * kBuckets);
+  auto* count = memory.get<int64_t>(static_cast<size_t>(parts) * buckets);
   const auto start = [&](int64_t p) { return rows * p / parts; };
-  for (int shift = from; shift < to; shift += 8) {
+  for (int shift = from; shift < to; shift += bits) {
     parallel_for(threads, parts, [&](int64_t p, int) {
-      int64_t* mine = count + p * kBuckets;
-      std::memset(mine, 0, kBuckets * sizeof(int64_t));
+      int64_t* mine = count + p * buckets;
+      std::memset(mine, 0, static_cast<size_t>(buckets) * sizeof(int64_t));
       for (int64_t i = start(p), end = start(p + 1); i < end; ++i)
-        ++mine[digits_of(items[i]) >> shift & (kBuckets - 1)];
+        ++mine[digits_of(items[i]) >> shift & (buckets - 1)];
     });
     int64_t total = 0;
-    for (int bucket = 0; bucket < kBuckets; ++bucket)
+    for (int bucket = 0; bucket < buckets; ++bucket)
       for (int p = 0; p < parts; ++p) {
-        int64_t& slot = count[p * kBuckets + bucket];
+        int64_t& slot = count[p * buckets + bucket];
         const int64_t number = slot;
         slot = total;
         total += number;
       }
     parallel_for(threads, parts, [&](int64_t p, int) {
-      int64_t* mine = count + p * kBuckets;
+      int64_t* mine = count + p * buckets;
       for (int64_t i = start(p), end = start(p + 1); i < end; ++i)
-        spare[mine[digits_of(items[i]) >> shift & (kBuckets - 1)]++] = items[i];
+        spare[mine[digits_of(items[i]) >> shift & (buckets - 1)]++] = items[i];
     });
     Item* swap = items;
     items = spare, spare = swap;
@@ -234,41 +269,49 @@ Item* radix_sort(Item* items, Item* spare, int64_t rows, int from, int to, int p
 
 int bits_of(uint64_t value) { return value ? 64 - __builtin_clzll(value) : 0; }
 
+inline bool lies_within(const int32_t* site, int dim, uint32_t size) {
+  bool within = site[0] >= 0;
+  for (int axis = 1; axis <= dim; ++axis) within &= static_cast<uint32_t>(site[axis]) < size;
+  return within;
+}
+
+// Write the keys of sites [begin, end). Returns the bits in use, all of them if one site does not
+// lie within the volume.
+template <int kDim>
+uint64_t encode(const int32_t* sites, int64_t begin, int64_t end, int bits, uint32_t size,
+                uint64_t* keys) {
+  uint64_t used = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    const int32_t* site = sites + i * (kDim + 1);
+    uint64_t key = static_cast<uint64_t>(site[0]) << (kDim * bits);
+    for (int axis = 0; axis < kDim; ++axis)
+      key |= spread<kDim>(static_cast<uint64_t>(site[kDim - axis])) << axis;
+    used |= key | -static_cast<uint64_t>(!lies_within(site, kDim, size));
+    keys[i] = key;
+  }
+  return used;
+}
+
 }  // namespace
 
 int64_t sort_sites(const int32_t* sites, int64_t rows, Numbering numbering, int64_t size,
                    int64_t* keys, int64_t* order, int threads) {
-  const int dim = numbering.dim, columns = dim + 1;
+  const int dim = numbering.dim;
   const int parts = rows < 8192 ? 1 : (threads < 1 ? 1 : threads);
   const auto start = [&](int64_t p) { return rows * p / parts; };
-  struct Part {  // each part of the rows notes its first bad row and the bits in use
-    int64_t bad;
-    uint64_t bits;
-  };
   Scratch part_memory;
-  auto* part = part_memory.get<Part>(static_cast<size_t>(parts));
+  auto* part = part_memory.get<uint64_t>(static_cast<size_t>(parts));
   auto* encoded = reinterpret_cast<uint64_t*>(keys);
+  const auto volume = static_cast<uint32_t>(size);
   parallel_for(threads, parts, [&](int64_t p, int) {
-    part[p] = {-1, 0};
-    for (int64_t i = start(p), end = start(p + 1); i < end; ++i) {
-      const int32_t* site = sites + i * columns;
-      bool good = site[0] >= 0;
-      auto key = static_cast<uint64_t>(site[0]) << (dim * numbering.bits);
-      for (int axis = 0; axis < dim; ++axis) {
-        const int32_t at = site[dim - axis];
-        good &= at >= 0 && at < size;
-        key |= spread(static_cast<uint64_t>(at), dim) << axis;
-      }
-      if (!good && part[p].bad < 0) part[p].bad = i;
-      part[p].bits |= key;
-      encoded[i] = key;
-    }
+    const auto function = dim == 2 ? encode<2> : encode<3>;
+    part[p] = function(sites, start(p), start(p + 1), numbering.bits, volume, encoded);
   });
   uint64_t used = 0;
-  for (int p = 0; p < parts; ++p) {
-    if (part[p].bad >= 0) return part[p].bad;
-    used |= part[p].bits;
-  }
+  for (int p = 0; p < parts; ++p) used |= part[p];
+  if (used == ~uint64_t{0})
+    for (int64_t i = 0; i < rows; ++i)
+      if (!lies_within(sites + i * (dim + 1), dim, volume)) return i;
   const int key_bits = bits_of(used), row_bits = bits_of(static_cast<uint64_t>(rows));
   Scratch memory;
   const auto number = static_cast<size_t>(rows);
@@ -310,43 +353,33 @@ void connect(const int64_t* keys_in, int64_t rows_in, const int64_t* keys_out, i
   const int64_t blocks = (rows_out + block - 1) / block;
   const auto per_worker = static_cast<size_t>(block) * steps.neighbours;
   Scratch memory;
-  auto* around = memory.get<Brick>(per_worker * static_cast<size_t>(threads < 1 ? 1 : threads));
+  auto* around = memory.get<int32_t>(per_worker * static_cast<size_t>(threads < 1 ? 1 : threads));
   parallel_for(threads, blocks, [&](int64_t b, int worker) {
-    Brick* mine = around + static_cast<size_t>(worker) * per_worker;
+    int32_t* mine = around + static_cast<size_t>(worker) * per_worker;
     const int64_t first = b * block;
     const int rows = static_cast<int>(rows_out - first < block ? rows_out - first : block);
-    const Brick* near[256];
-    uint8_t place[256];
+    Places from;
     uint64_t last = ~uint64_t{0};
-    Brick* found = mine - steps.neighbours;
+    int next = 0;
     for (int i = 0; i < rows; ++i) {
       const uint64_t key = widen(keys_out[first + i]);
       if (key >> kBrickBits != last) {
         last = key >> kBrickBits;
-        found += steps.neighbours;
-        find_neighbours(bricks, steps, last, bits_above, found);
+        find_neighbours(bricks, steps, last, bits_above, mine + next);
+        next += steps.neighbours;
       }
-      near[i] = found;
-      place[i] = key & 63;
+      from.list[i] = next - steps.neighbours;
+      from.place[i] = static_cast<uint8_t>(key & kPlaces);
     }
+    // At most rows * tap pairs are kept before a tap, so that all writes stay within the room.
     int32_t* to_in = in + first * taps;
     uint8_t* to_out = out + first * taps;
     int32_t* starts = span + b * (taps + 1);
-    int32_t number = 0;
+    int number = 0;
     for (int tap = 0; tap < taps; ++tap) {
       starts[tap] = number;
-      const uint16_t* step = steps.step + tap * 64;
-      // Written always and kept by advancing: a branch here would be mispredicted often. At most
-      // rows * tap pairs are kept before a tap, so the write stays within the block's room.
-      for (int i = 0; i < rows; ++i) {
-        const int to = step[place[i]];
-        const Brick brick = near[i][to >> 6];
-        const int bit = to & 63;
-        to_in[number] = static_cast<int32_t>(
-            brick.first + __builtin_popcountll(brick.mask & ((uint64_t{1} << bit) - 1)));
-        to_out[number] = static_cast<uint8_t>(i);
-        number += static_cast<int32_t>(brick.mask >> bit & 1);
-      }
+      number += list_pairs(steps.brick + tap * 64, steps.place + tap * 64, from, mine,
+                           bricks.rows(), rows, to_in + number, to_out + number);
     }
     starts[taps] = number;
   });

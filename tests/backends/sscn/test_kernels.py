@@ -105,6 +105,21 @@ def test_submanifold_convolution_is_its_definition(kernel_set, case, kernel_size
     assert_near(sums, torch.stack([expected.sum(0), expected.square().sum(0)]))
 
 
+@pytest.mark.parametrize(("dim", "kernel_size", "size"), [(2, 19, 32), (3, 11, 16), (3, 11, 9)])
+def test_kernels_that_reach_beyond_the_next_bricks(kernel_set, dim, kernel_size, size):
+    # The C++ maps go by bricks of 4 x 4 x 4 or 8 x 8 sites.
+    ends = [0, 3, size // 2, size - 1]
+    sites = torch.tensor(list(itertools.product([0, 2], *[ends] * dim)), dtype=torch.int32)
+    results = []
+    for name in ("reference", kernel_set):
+        functions = kernels.load(name)
+        keys, _ = functions.sort_sites(sites, size)
+        kernel_map = functions.submanifold_map(keys, dim, kernel_size, size).forward
+        x, weight = values(len(sites), 2), values(kernel_size**dim, 2, 3, seed=1)
+        results.append(functions.convolve(x, None, weight, kernel_map, None, None, None, False)[0])
+    assert_near(results[1], results[0].double())
+
+
 @given(site_sets())
 @examples
 def test_strided_convolution_and_its_inverse_are_their_definitions(kernel_set, case):
