@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -89,6 +89,10 @@ class Plan:
         if not self.warm_up:
             return self.learning_rate
         return self.learning_rate * min(step / self.warm_up, (self.warm_up / step) ** 0.5)
+
+    def anywhere(self) -> Self:
+        """Return the plan without the folders of its events: what stays when a study is moved."""
+        return replace(self, events=self.events.anywhere(), held_out=self.held_out.anywhere())
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""

@@ -103,7 +103,7 @@ def run(
         Outcome, as in `harness.store.OUTCOMES`.
     """
     finished = folder / ENTRIES
-    if finished.exists() and read_plan(folder) == (plan, dict(tests)):
+    if finished.exists() and _anywhere(*read_plan(folder)) == _anywhere(plan, tests):
         console.print(f"{plan.name}: there already", highlight=False)
         return str(json.loads(finished.read_text())["outcome"])
     finished.unlink(missing_ok=True)
@@ -126,6 +126,11 @@ def run(
     identity = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-study"
     store.append(out, assemble(task, entries, identity, plan.seed))
     return str(entries["outcome"])
+
+
+def _anywhere(plan: Plan, tests: Mapping[str, tuple[View, int]]) -> tuple[Plan, dict[str, Any]]:
+    """Return what is asked for, wherever the study's folder lies."""
+    return plan.anywhere(), {name: (view.anywhere(), n) for name, (view, n) in tests.items()}
 
 
 def _child(folder: Path, python: str) -> int:

@@ -337,12 +337,11 @@ def _first(events: EventSet, count: int) -> EventSet:
 
 def _check_plan(saved: Checkpoint, plan: Plan, folder: Path) -> None:
     """Refuse to mix two trainings; how long one goes on may change, and where its events lie."""
-    ours, theirs = plan.to_json(), Plan.from_json(saved.plan).to_json()
+    both = plan, Plan.from_json(saved.plan)
+    ours, theirs = (one.anywhere().to_json() for one in both)
     for values in (ours, theirs):
         for limit in ("steps", "seconds"):
             values.pop(limit)
-        for view in (values["events"], values["held_out"]):
-            view["source"] = Path(view["source"]).name
     if ours != theirs:
         changed = next(key for key in ours if ours[key] != theirs.get(key))
         raise BadInput(

@@ -55,6 +55,10 @@ class View:
         if not 0 <= self.crop <= self.size:
             raise BadInput(f"a crop of {self.crop} does not fit into {self.size} voxels a side")
 
+    def anywhere(self) -> View:
+        """Return the view without the folder of its source: what stays when a study is moved."""
+        return replace(self, source=Path(self.source).name)
+
     @property
     def image_size(self) -> int:
         """Voxels a side of what the network sees."""

@@ -51,8 +51,12 @@ def test_a_training_leaves_tables_predictions_and_one_valid_record(tmp_path, qui
     predicted = list(predictions.load(folder / "sample-192px.npz", events))
     assert [len(p.predicted) for p in predicted] == [len(event) for event in events]
 
-    # Asked again, nothing is done; asked for more steps, it goes on and predicts anew.
-    assert trainer.run(folder, PLAN, TESTS, out, quiet) == "ok"
+    # Asked again, also after a move, nothing is done; asked for more steps, it goes on and
+    # predicts anew.
+    folder = folder.rename(tmp_path / "moved")
+    elsewhere = replace(CROPS, source="elsewhere/sample")
+    moved = replace(PLAN, events=elsewhere, held_out=elsewhere)
+    assert trainer.run(folder, moved, {"sample-192px": (elsewhere, 4)}, out, quiet) == "ok"
     assert len(list(store.records([out]))) == 1
     assert trainer.run(folder, replace(PLAN, steps=5), TESTS, out, quiet) == "ok"
     assert len(pd.read_csv(folder / "steps.csv")) == 5
