@@ -53,6 +53,8 @@ def test_a_training_leaves_tables_predictions_and_one_valid_record(tmp_path, qui
 
     # Asked again, also after a move, nothing is done; asked for more steps, it goes on and
     # predicts anew.
+    assert trainer.run(folder, PLAN, TESTS, out, quiet) == "ok"
+    assert len(list(store.records([out]))) == 1
     folder = folder.rename(tmp_path / "moved")
     elsewhere = replace(CROPS, source="elsewhere/sample")
     moved = replace(PLAN, events=elsewhere, held_out=elsewhere)
