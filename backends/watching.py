@@ -12,6 +12,23 @@ from typing import Any, Protocol
 Function = Callable[..., Any]
 
 
+class Account(Protocol):
+    """Counts for one layer what is done elsewhere than in its call."""
+
+    @property
+    def told(self) -> bool:
+        """Whether it is enough to tell the times afterwards."""
+        ...
+
+    def call(self, function: Callable[[], None], *, back: bool) -> None:
+        """Call a function that does the layer's work, or makes its gradients."""
+        ...
+
+    def tell(self, begin: float, end: float, *, back: bool) -> None:
+        """Tell when that was done, in seconds of ``time.perf_counter``, one after the other."""
+        ...
+
+
 class Watcher(Protocol):
     """Notes which layer spends the time."""
 
@@ -21,6 +38,14 @@ class Watcher(Protocol):
 
     def later(self, function: Function) -> Function:
         """Return the function so that its call counts for the layer that runs now."""
+        ...
+
+    def account(self) -> Account:
+        """Return the account of the layer that runs now."""
+        ...
+
+    def outside(self, function: Function) -> Function:
+        """Return the function so that its call, and nodes of autograd's, count for no layer."""
         ...
 
 

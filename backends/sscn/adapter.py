@@ -18,10 +18,11 @@ import backends
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported, site_keys
 from backends.norm import norm_parameters
-from backends.sscn import kernels
-from backends.sscn.convolution import convolve, convolve_normed
+from backends.sscn import kernels, tape
+from backends.sscn.convolution import convolve
 from backends.sscn.kernels import Connection, axis_bits, demorton, identity
-from backends.sscn.norm import FoldedBatch, NormReLU
+from backends.sscn.norm import NormReLU, differentiable
+from backends.sscn.tape import BatchNorm, Rows, tracked
 from backends.watching import Watcher, building_maps, replaced
 
 
@@ -108,18 +109,6 @@ class Pyramid:
         return order, inverse
 
 
-@dataclass
-class Rows:
-    """Features (N, C) in sorted order, with the sums for the norm that follows, if known.
-
-    ``carried`` are the same features as a convolution hands them on, whose gradient it collects.
-    """
-
-    features: Tensor
-    sums: Tensor | None
-    carried: Tensor | None = None
-
-
 class SiteTensor:
     """Features on the sites of one level, perhaps still to be computed.
 
@@ -133,8 +122,8 @@ class SiteTensor:
         pyramid: Pyramid,
         level: int,
         rows: tuple[Rows, ...] = (),
-        norm: FoldedBatch | tuple[Tensor, Tensor] | None = None,
-        pending: Callable[[Tensor | None], Rows] | None = None,
+        norm: tape.Norm = None,
+        pending: Callable[[Rows | None], Rows] | None = None,
     ) -> None:
         self.pyramid = pyramid
         self.level = level
@@ -175,24 +164,16 @@ class _Weighted(nn.Module):
     def launch(self, x: SiteTensor, connection: Connection, level: int) -> SiteTensor:
         """Return a tensor that waits for its residual."""
         sources, norm = x.rows, x.norm
-        kernel_set = x.pyramid.kernel_set
+        functions = x.pyramid.functions
 
-        def compute(residual: Tensor | None) -> Rows:
-            first = sources[0].features
-            skip = sources[1].features if len(sources) > 1 else None
-            weight = self.weight.to(first.dtype)
-            if isinstance(norm, FoldedBatch):
-                features, sums, sources[0].carried = convolve_normed(
-                    first, skip, weight, connection, norm, residual,
-                    statistics=self.training, kernel_set=kernel_set,
-                )  # fmt: skip
-            else:
-                scale, shift = norm or (None, None)
-                features, sums = convolve(
-                    first, skip, weight, connection, scale, shift, residual,
-                    statistics=self.training, kernel_set=kernel_set,
-                )  # fmt: skip
-            return Rows(features, sums if self.training else None)
+        def compute(residual: Rows | None) -> Rows:
+            weight = self.weight.to(sources[0].dtype)
+            if torch.compiler.is_compiling():
+                return _compiled(sources, weight, connection, norm, residual, self.training, x)
+            return tape.note(
+                sources, weight, connection, norm, residual,
+                statistics=self.training, functions=functions,
+            )  # fmt: skip
 
         return SiteTensor(x.pyramid, level, pending=compute)
 
@@ -236,8 +217,7 @@ class Linear(_Weighted):
         out = self.launch(x, identity(rows), x.level)
         if self.bias is None:
             return out
-        features = out.rows[0].features
-        return SiteTensor(x.pyramid, x.level, (Rows(features + self.bias, None),))
+        return SiteTensor(x.pyramid, x.level, (Rows(tracked(out.rows[0]) + self.bias),))
 
 
 class Norm(NormReLU):
@@ -248,32 +228,67 @@ class Norm(NormReLU):
         x = _plain(x)
         if not self.training:
             return SiteTensor(x.pyramid, x.level, x.rows, self.from_running())
-        sums = [_sums(rows) for rows in x.rows]
-        joined = sums[0] if len(sums) == 1 else torch.cat(sums, 1)
-        folded = self.fold(joined, x.rows[0].features.shape[0], x.pyramid.kernel_set)
-        return SiteTensor(x.pyramid, x.level, x.rows, folded)
+        for rows in x.rows:
+            _sum_up(rows)
+        return SiteTensor(x.pyramid, x.level, x.rows, self.from_batch(x.rows))
 
 
-def _sums(rows: Rows) -> Tensor:
-    """Return the sums of features and of their squares, where no kernel left them."""
-    if rows.sums is not None:
-        return rows.sums
-    exact = rows.features.double()
-    return torch.stack([exact.sum(0), exact.square().sum(0)])
+def _compiled(
+    sources: tuple[Rows, ...],
+    weight: Tensor,
+    connection: Connection,
+    norm: tape.Norm,
+    residual: Rows | None,
+    statistics: bool,
+    x: SiteTensor,
+) -> Rows:
+    """As ``tape.note``, but run now by the operator that ``torch.compile`` keeps whole."""
+    features = [tracked(rows) for rows in sources]
+    scale, shift = _scale_and_shift(sources, norm, x.pyramid.functions) or (None, None)
+    out, sums = convolve(
+        features[0], features[1] if len(features) > 1 else None, weight, connection, scale, shift,
+        None if residual is None else tracked(residual),
+        statistics=statistics, kernel_set=x.pyramid.kernel_set,
+    )  # fmt: skip
+    return Rows(out, sums if statistics else None)
+
+
+def _scale_and_shift(
+    sources: tuple[Rows, ...], norm: tape.Norm, functions: kernels.Kernels
+) -> tuple[Tensor, Tensor] | None:
+    """Return a norm as autograd knows it."""
+    if not isinstance(norm, BatchNorm):
+        return norm
+    for rows in sources:
+        tracked(rows)
+    return differentiable(norm, sources, functions)
+
+
+def _sum_up(rows: Rows) -> None:
+    """Sum up features and their squares where no kernel does."""
+    if rows.made is not None and rows.made.statistics:
+        return
+    values = tracked(rows)
+    untracked = rows.sums is not None and not rows.sums.requires_grad
+    if rows.sums is None or (untracked and values.requires_grad and torch.is_grad_enabled()):
+        exact = values.double()
+        rows.sums = torch.stack([exact.sum(0), exact.square().sum(0)])
 
 
 def _plain(x: SiteTensor) -> SiteTensor:
     """Carry a noted norm out, for the rare layer that does not gather."""
-    if x.norm is None:
+    norm = _scale_and_shift(x.rows, x.norm, x.pyramid.functions)
+    if norm is None:
         return x
-    scale, shift = x.norm.differentiable() if isinstance(x.norm, FoldedBatch) else x.norm
-    features = (_joined(x) * scale + shift).relu().to(x.rows[0].features.dtype)
-    return SiteTensor(x.pyramid, x.level, (Rows(features, None),))
+    scale, shift = norm
+    features = (_joined(x) * scale + shift).relu().to(x.rows[0].dtype)
+    return SiteTensor(x.pyramid, x.level, (Rows(features),))
 
 
 def _joined(x: SiteTensor) -> Tensor:
-    rows = x.rows
-    return rows[0].features if len(rows) == 1 else torch.cat([r.features for r in rows], 1)
+    """Return all channels as autograd knows them."""
+    features = [tracked(rows) for rows in x.rows]
+    return features[0] if len(features) == 1 else torch.cat(features, 1)
 
 
 _STORAGE = {
@@ -319,7 +334,7 @@ class Backend(TorchArithmetic):
     def _on(self, pyramid: Pyramid, features: Tensor) -> SiteTensor:
         order, inverse = pyramid.presented(0)
         rows = _Reorder.apply(features.to(self.storage), order, inverse)
-        return SiteTensor(pyramid, 0, (Rows(rows, None),))
+        return SiteTensor(pyramid, 0, (Rows(rows),))
 
     def features(self, x: SiteTensor) -> Tensor:
         """Return the rows in input order, or ascending by site where there is no input order."""
@@ -354,19 +369,17 @@ class Backend(TorchArithmetic):
         if a.pending is None:
             a, b = b, a
         b = _plain(b)
-        other = _joined(b)
-        if len(b.rows) == 1 and b.rows[0].carried is not None:
-            other = b.rows[0].carried
+        other = b.rows[0] if len(b.rows) == 1 else Rows(_joined(b))
         if a.pending is not None:
             return SiteTensor(a.pyramid, a.level, (a.pending(other),))
-        return SiteTensor(a.pyramid, a.level, (Rows(_joined(_plain(a)) + other, None),))
+        return SiteTensor(a.pyramid, a.level, (Rows(_joined(_plain(a)) + tracked(other)),))
 
     def cat(self, a: SiteTensor, b: SiteTensor) -> SiteTensor:
         """Note two sources; the next convolution gathers from both."""
         a, b = _plain(a), _plain(b)
         rows = a.rows + b.rows
         if len(rows) > 2:
-            rows = (Rows(_joined(a), None), Rows(_joined(b), None))
+            rows = (Rows(_joined(a)), Rows(_joined(b)))
         return SiteTensor(a.pyramid, a.level, rows)
 
     def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
@@ -391,7 +404,7 @@ class Backend(TorchArithmetic):
 
     @contextlib.contextmanager
     def watched(self, watcher: Watcher) -> Iterator[None]:
-        """Tell a profiler of maps, and of convolutions that run after their layer was called."""
+        """Tell a profiler of maps, and of layers, which run after they were called."""
 
         def deferred(launch: Callable[..., SiteTensor]) -> Callable[..., SiteTensor]:
             def launched(*arguments: Any) -> SiteTensor:
@@ -404,5 +417,11 @@ class Backend(TorchArithmetic):
 
         functions = kernels.load(self.kernel_set)
         maps = [(functions, f"{kind}_map") for kind in ("submanifold", "strided", "ordinary")]
-        with building_maps(watcher, *maps), replaced(_Weighted, "launch", deferred):
+        with (
+            building_maps(watcher, *maps),
+            replaced(_Weighted, "launch", deferred),
+            replaced(tape, "account", lambda _: watcher.account),
+            replaced(tape, "run", watcher.outside),
+            replaced(tape, "node", watcher.outside),
+        ):
             yield

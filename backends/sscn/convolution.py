@@ -1,8 +1,8 @@
-"""Convolutions over kernel maps with gradients: one operator and its autograd, for all kernel sets.
+"""Convolutions over kernel maps with gradients: one operator for torch, for all kernel sets.
 
 ``sscn::convolve`` and ``sscn::convolve_backward`` are torch custom operators, so ``torch.compile``
-keeps them whole. Eager code calls the same kernels through a plain ``autograd.Function``, which
-spares the dispatcher's cost: detector networks have many small layers.
+keeps them whole. Eager networks call the same kernels through ``tape``, which spares the costs of
+the dispatcher and of autograd: detector networks have many small layers.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from backends.sscn import kernels
-from backends.sscn.kernels import Connection, KernelMap
-from backends.sscn.norm import FoldedBatch, Folding
+from backends.sscn.kernels import Connection, KernelMap, Kernels
 
 
 def convolve(
@@ -65,57 +64,11 @@ def convolve(
     rows = forward.rows
     if x.shape[0] != backward.rows:
         raise ValueError(f"the kernel map takes {backward.rows} rows, the input has {x.shape[0]}")
-    if torch.compiler.is_compiling():
-        return torch.ops.sscn.convolve(
-            x, skip, weight, scale, shift, residual,
-            forward.tensors, backward.tensors, rows, mirrored, statistics, kernel_set,
-        )  # fmt: skip
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, weight, skip, scale, shift, residual)
-    ):
-        return _Convolve.apply(
-            x, skip, weight, scale, shift, residual,
-            forward.tensors, backward.tensors, rows, mirrored, statistics, kernel_set,
-        )  # fmt: skip
-    functions = kernels.load(kernel_set)
-    return functions.convolve(x, skip, weight, forward, scale, shift, residual, statistics)
-
-
-def convolve_normed(
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    connection: Connection,
-    folded: FoldedBatch,
-    residual: Tensor | None = None,
-    *,
-    statistics: bool = False,
-    kernel_set: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As ``convolve``, with the folded norm of a batch in place of ``scale`` and ``shift``.
-
-    Returns
-    -------
-    out, sums : Tensor
-        As ``convolve``.
-    carried : Tensor
-        x again. Whoever adds it to something, as residual blocks do, gives the gradient back
-        through this layer, which adds it where it writes its own.
-    """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        norm = folded.differentiable()
-        out, sums = convolve(
-            x, skip, weight, connection, *norm, residual,
-            statistics=statistics, kernel_set=kernel_set,
-        )  # fmt: skip
-        return out, sums, x
-    if x.shape[0] != connection.backward.rows:
-        raise ValueError(
-            f"the kernel map takes {connection.backward.rows} rows, the input has {x.shape[0]}"
-        )
-    return _NormedConvolve.apply(
-        x, skip, weight, folded.sums, folded.weight, folded.bias, residual, folded.folding,
-        connection, statistics, kernel_set,
+    if weight.shape[0] != forward.taps:
+        raise ValueError(f"the weights have {weight.shape[0]} taps, the kernel map {forward.taps}")
+    return torch.ops.sscn.convolve(
+        x, skip, weight, scale, shift, residual,
+        forward.tensors, backward.tensors, rows, mirrored, statistics, kernel_set,
     )  # fmt: skip
 
 
@@ -138,7 +91,61 @@ def _forward(
     return functions.convolve(x, skip, weight, kernel_map, scale, shift, residual, statistics)
 
 
-def _gradients(
+def gradients(
+    functions: Kernels,
+    grad: Tensor,
+    out: Tensor,
+    grad_sums: Tensor | None,
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    connection: Connection,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    *,
+    to_input: bool,
+    to_weight: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Make the gradients of a convolution that are wanted.
+
+    Parameters
+    ----------
+    functions : Kernels
+        The kernel set.
+    grad, grad_sums : Tensor
+        What reaches the output and, if anything does, its sums.
+    out, x, skip, weight, connection, scale, shift
+        As ``convolve`` took and gave them.
+    to_input, to_weight : bool
+        What is wanted.
+
+    Returns
+    -------
+    to_x, to_skip, to_norm, to_weight : Tensor or None
+        ``to_norm`` is (2, C_in) float64, the gradients of scale and shift.
+    total : Tensor or None
+        What reaches ``out`` in all, and so the residual: None if it is ``grad``.
+    """
+    forward, backward, mirrored = connection
+    together = getattr(functions, "gradients", None)
+    if together is not None:
+        return together(
+            grad, out, grad_sums, x, skip, weight, backward, mirrored, scale, shift, to_input,
+            to_weight,
+        )  # fmt: skip
+    to_x = to_skip = to_norm = weights = total = None
+    if grad_sums is not None:
+        grad = total = functions.statistics_gradient(grad, out, grad_sums)
+    if to_input:
+        to_x, to_skip, to_norm = functions.input_gradient(
+            grad, weight, backward, mirrored, x, skip, scale, shift
+        )
+    if to_weight:
+        weights = functions.weight_gradient(x, skip, grad, forward, scale, shift)
+    return to_x, to_skip, to_norm, weights, total
+
+
+def _gradients_for_torch(
     grad: Tensor,
     out: Tensor | None,
     grad_sums: Tensor | None,
@@ -153,43 +160,19 @@ def _gradients(
     to_input: bool,
     to_weight: bool,
     kernel_set: str,
-    carried: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of x, skip, the norm (see ``input_gradient``), weight and residual.
-
-    ``carried`` is a gradient that reaches x elsewhere and is added.
-    """
-    functions = kernels.load(kernel_set)
+) -> tuple[Tensor, ...]:
+    """As ``gradients``, with (0,) for what was not asked: operators return no None."""
     taps = weight.shape[0]
-    together = getattr(functions, "gradients", None)
-    if together is not None:
-        kernel_map = KernelMap(tuple(backward_map), x.shape[0], taps)
-        return together(
-            grad, out, grad_sums, x, skip, weight, kernel_map, mirrored, scale, shift, to_input,
-            to_weight, carried,
-        )  # fmt: skip
-    to_x = to_skip = norm = weights = total = None
-    if grad_sums is not None:
-        assert out is not None
-        grad = total = functions.statistics_gradient(grad, out, grad_sums)
-    if to_input:
-        kernel_map = KernelMap(tuple(backward_map), x.shape[0], taps)
-        to_x, to_skip, norm = functions.input_gradient(
-            grad, weight, kernel_map, mirrored, x, skip, scale, shift
-        )
-        if carried is not None:
-            to_x = to_x + carried
-    if to_weight:
-        kernel_map = KernelMap(tuple(forward_map), grad.shape[0], taps)
-        weights = functions.weight_gradient(x, skip, grad, kernel_map, scale, shift)
-    return to_x, to_skip, norm, weights, total
-
-
-def _gradients_for_torch(*arguments: Any) -> tuple[Tensor, ...]:
-    """As ``_gradients``, with (0,) for what was not asked: operators return no None."""
-    return tuple(
-        arguments[0].new_empty(0) if value is None else value for value in _gradients(*arguments)
+    connection = Connection(
+        KernelMap(tuple(forward_map), grad.shape[0], taps),
+        KernelMap(tuple(backward_map), x.shape[0], taps),
+        mirrored,
     )
+    made = gradients(
+        kernels.load(kernel_set), grad, grad if out is None else out, grad_sums, x, skip, weight,
+        connection, scale, shift, to_input=to_input, to_weight=to_weight,
+    )  # fmt: skip
+    return tuple(grad.new_empty(0) if value is None else value for value in made)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -201,119 +184,6 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.mirrored, ctx.kernel_set = mirrored, name
     kept = output[0] if statistics else None
     ctx.save_for_backward(kept, x, skip, weight, scale, shift, *forward_map, *backward_map)
-
-
-def _backward(
-    ctx: Any, gradients: Any, grad: Tensor | None, grad_sums: Tensor | None
-) -> tuple[Any, ...]:
-    out, x, skip, weight, scale, shift, *maps = ctx.saved_tensors
-    if out is None:
-        grad_sums = None
-    if grad is None:
-        if grad_sums is None:
-            return (None,) * 12
-        grad = torch.zeros_like(out)
-    needs_x, needs_skip, needs_weight, needs_scale, needs_shift, needs_residual = (
-        ctx.needs_input_grad[:6]
-    )
-    to_input = needs_x or needs_skip or needs_scale or needs_shift
-    to_x, to_skip, norm, weights, total = gradients(
-        grad.contiguous(), out if grad_sums is not None else None, grad_sums,
-        x, skip, weight, scale, shift, maps[: ctx.maps], maps[ctx.maps :], ctx.mirrored,
-        to_input, needs_weight, ctx.kernel_set,
-    )  # fmt: skip
-    to_scale = to_shift = None
-    if needs_scale or needs_shift:
-        to_scale, to_shift = norm.to(scale.dtype).unbind(0)
-    return (
-        to_x if needs_x else None,
-        to_skip if needs_skip else None,
-        weights if needs_weight else None,
-        to_scale if needs_scale else None,
-        to_shift if needs_shift else None,
-        (total if grad_sums is not None else grad) if needs_residual else None,
-        *(None,) * 6,
-    )
-
-
-class _Convolve(torch.autograd.Function):
-    """The eager way to the kernels."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        output = _forward(*arguments)
-        _save(ctx, arguments, output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _backward(ctx, _gradients, *grads)
-
-
-class _NormedConvolve(torch.autograd.Function):
-    """As ``_Convolve``, through the norm to the sums that it was folded from."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        skip: Tensor | None,
-        weight: Tensor,
-        sums: Tensor,
-        gain: Tensor,
-        bias: Tensor,
-        residual: Tensor | None,
-        folding: Folding,
-        connection: Connection,
-        statistics: bool,
-        kernel_set: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        out, next_sums = kernels.load(kernel_set).convolve(
-            x, skip, weight, connection.forward, folding.scale, folding.shift, residual, statistics
-        )
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(out if statistics else None, x, skip, weight, gain)
-        ctx.folding, ctx.connection, ctx.kernel_set = folding, connection, kernel_set
-        return out, next_sums, x.view_as(x)
-
-    @staticmethod
-    def backward(
-        ctx: Any, grad: Tensor | None, grad_sums: Tensor | None, carried: Tensor | None
-    ) -> tuple[Any, ...]:
-        out, x, skip, weight, gain = ctx.saved_tensors
-        if out is None:
-            grad_sums = None
-        if grad is None:
-            if grad_sums is None:
-                return carried, *(None,) * 10
-            grad = torch.zeros_like(out)
-        x_too, skip_too, weight_too, sums_too, gain_too, bias_too, residual_too = (
-            ctx.needs_input_grad[:7]
-        )
-        normed = sums_too or gain_too or bias_too
-        forward, backward, mirrored = ctx.connection
-        folding = ctx.folding
-        to_x, to_skip, norm, weights, total = _gradients(
-            grad.contiguous(), out, grad_sums, x, skip, weight, folding.scale, folding.shift,
-            forward.tensors, backward.tensors, mirrored, x_too or skip_too or normed, weight_too,
-            ctx.kernel_set, carried,
-        )  # fmt: skip
-        to_sums = to_gain = to_bias = None
-        if norm is not None:
-            to_scale, to_bias = norm.to(gain.dtype).unbind(0)
-            to_sums, to_gain = folding.gradient(gain, to_scale, to_bias)
-        if residual_too and total is None:
-            total = grad
-        return (
-            to_x if x_too else None,
-            to_skip if skip_too else None,
-            weights if weight_too else None,
-            to_sums if sums_too else None,
-            to_gain if gain_too else None,
-            to_bias if bias_too else None,
-            total if residual_too else None,
-            *(None,) * 4,
-        )
 
 
 torch.library.define(
@@ -332,17 +202,41 @@ torch.library.impl("sscn::convolve", ("cpu", "cuda"), _forward)
 torch.library.impl("sscn::convolve_backward", ("cpu", "cuda"), _gradients_for_torch)
 
 
-def _backward_for_torch(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-    *to_tensors, _, _, rows, mirrored, statistics, kernel_set = _backward(
-        ctx, torch.ops.sscn.convolve_backward, *grads
+def _backward(ctx: Any, grad: Tensor | None, grad_sums: Tensor | None) -> tuple[Any, ...]:
+    out, x, skip, weight, scale, shift, *maps = ctx.saved_tensors
+    not_tensors = [None] * ctx.maps, [None] * (len(maps) - ctx.maps), *(None,) * 4
+    if out is None:
+        grad_sums = None
+    if grad is None:
+        if grad_sums is None:
+            return *(None,) * 6, *not_tensors
+        grad = torch.zeros_like(out)
+    needs_x, needs_skip, needs_weight, needs_scale, needs_shift, needs_residual = (
+        ctx.needs_input_grad[:6]
     )
-    no_maps = [None] * ctx.maps, [None] * (len(ctx.saved_tensors) - 6 - ctx.maps)
-    return *to_tensors, *no_maps, rows, mirrored, statistics, kernel_set
+    to_input = needs_x or needs_skip or needs_scale or needs_shift
+    to_x, to_skip, to_norm, to_weight, total = torch.ops.sscn.convolve_backward(
+        grad.contiguous(), out if grad_sums is not None else None, grad_sums,
+        x, skip, weight, scale, shift, maps[: ctx.maps], maps[ctx.maps :], ctx.mirrored,
+        to_input, needs_weight, ctx.kernel_set,
+    )  # fmt: skip
+    to_scale = to_shift = None
+    if needs_scale or needs_shift:
+        to_scale, to_shift = to_norm.to(scale.dtype).unbind(0)
+    return (
+        to_x if needs_x else None,
+        to_skip if needs_skip else None,
+        to_weight if needs_weight else None,
+        to_scale if needs_scale else None,
+        to_shift if needs_shift else None,
+        (total if grad_sums is not None else grad) if needs_residual else None,
+        *not_tensors,
+    )
 
 
 torch.library.register_autograd(
     "sscn::convolve",
-    _backward_for_torch,
+    _backward,
     setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
 )
 

@@ -193,6 +193,48 @@ class Kernels(Protocol):
         """Return ``grad + grad_sums[0] + 2 * out * grad_sums[1]``, what reaches ``out`` in all."""
         ...
 
+    def fold(
+        self,
+        sums: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        rows: int,
+        eps: float,
+        momentum: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Fold the norm of a batch into scale and shift, and move the running ones in place.
+
+        Parameters
+        ----------
+        sums : Tensor
+            (2, C) float64, sums of the features and of their squares.
+        weight, bias, running_mean, running_var : Tensor
+            (C,) float32 (``reference``: any type).
+        rows : int
+            Number of sites, at least 2.
+        eps, momentum : float
+            As torch's batch normalisation has them.
+
+        Returns
+        -------
+        scale, shift : Tensor
+            (C,) of the type of ``weight``.
+        moments : Tensor
+            (2, C) float64: mean and inverse standard deviation, for the gradient.
+        """
+        ...
+
+    def fold_gradient(
+        self, to_norm: Tensor, weight: Tensor, moments: Tensor, rows: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of the sums, the weight and the bias of a folded norm.
+
+        ``to_norm`` is (2, C) float64, the gradients of scale and shift.
+        """
+        ...
+
 
 NAMES = ("auto", "reference", "cpu", "cuda")
 COMPILED = "backends.sscn.cpu._kernels"

@@ -169,6 +169,39 @@ def statistics_gradient(grad: Tensor, out: Tensor, grad_sums: Tensor) -> Tensor:
     return (grad + grad_sums[0] + 2 * out * grad_sums[1]).to(out.dtype)
 
 
+def fold(
+    sums: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    rows: int,
+    eps: float,
+    momentum: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fold the norm of a batch into scale and shift; see ``kernels.Kernels``."""
+    mean, square = (sums / rows).unbind(0)
+    variance = (square - mean * mean).clamp(min=0)
+    inverse = (variance + eps).rsqrt()
+    scale = weight * inverse
+    shift = bias - mean * scale
+    running_mean.lerp_(mean.to(weight.dtype), momentum)
+    running_var.lerp_((variance * (rows / (rows - 1))).to(weight.dtype), momentum)
+    return scale.to(weight.dtype), shift.to(weight.dtype), torch.stack([mean, inverse])
+
+
+def fold_gradient(
+    to_norm: Tensor, weight: Tensor, moments: Tensor, rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Propagate gradients through ``fold``; see ``kernels.Kernels``."""
+    (to_scale, to_shift), (mean, inverse) = to_norm, moments
+    to_weight = (to_scale - to_shift * mean) * inverse
+    # The variance enters through inverse = (variance + eps)^(-1/2).
+    to_square = to_weight * weight * inverse.square() * (-0.5 / rows)
+    to_sum = to_shift * weight * inverse * (-1 / rows) - 2 * mean * to_square
+    return torch.stack([to_sum, to_square]), to_weight.to(weight.dtype), to_shift.to(weight.dtype)
+
+
 def _joined(x: Tensor, skip: Tensor | None) -> Tensor:
     return x if skip is None else torch.cat([x, skip], 1)
 

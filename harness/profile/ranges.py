@@ -151,6 +151,26 @@ class Ranges:
         """Return the function in a range of the layer that runs now."""
         return self._in(function, self._stack[-1], _AGAIN)
 
+    def account(self) -> Account:
+        """Return the account of the layer that runs now."""
+        forth = self._stack[-1]
+        return Account(self, forth, self.code(self._keys[forth]._replace(direction="backward")))
+
+    @property
+    def told(self) -> bool:
+        """Whether a range can be added after it has ended."""
+        return self._tick is time.perf_counter and self._announcer is None
+
+    def tell(self, code: int, begin: float, end: float, again: int = 0) -> None:
+        """Add a range that has ended, after all that were noted."""
+        self._times += (begin, end)
+        self._codes += (code + again, LEAVE)
+        self._sequences += (self._sequence(),) * 2
+
+    def outside(self, function: Function) -> Function:
+        """Return the function in a range of the host."""
+        return self._in(function, self.code(Key(HOST, HOST, "forward")))
+
     def owners(self) -> Callable[[int], int]:
         """Return what maps the number of an autograd node to the code of the range it began in."""
         sequences = self._sequences.copy()
@@ -177,6 +197,35 @@ class Ranges:
                 leave()
 
         return ranged
+
+
+class Account:
+    """Ranges of one layer's work, where it is not done in the layer's call."""
+
+    def __init__(self, ranges: Ranges, forth: int, back: int) -> None:
+        self._ranges = ranges
+        self._forth, self._back = forth, back
+
+    @property
+    def told(self) -> bool:
+        """Whether it is enough to tell the times afterwards."""
+        return self._ranges.told
+
+    def call(self, function: Function, *, back: bool) -> None:
+        """Call a function in a range."""
+        self._ranges.enter(*self._code(back))
+        try:
+            function()
+        finally:
+            self._ranges.leave()
+
+    def tell(self, begin: float, end: float, *, back: bool) -> None:
+        """Add a range that has ended."""
+        code, again = self._code(back)
+        self._ranges.tell(code, begin, end, again)
+
+    def _code(self, back: bool) -> tuple[int, int]:
+        return (self._back, 0) if back else (self._forth, _AGAIN)
 
 
 def _tops(codes: Sequence[int]) -> list[int]:

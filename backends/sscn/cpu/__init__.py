@@ -17,10 +17,17 @@ from backends.contract import InvalidBatch
 from backends.sscn import reference
 from backends.sscn.cpu import _kernels
 from backends.sscn.cpu._kernels import instruction_set, instruction_sets, peak, use
+from backends.sscn.cpu.arrays import block_rows, checked, pairs
+from backends.sscn.cpu.norm import fold, fold_gradient
+from backends.sscn.cpu.program import Backward, Forward
 from backends.sscn.kernels import Connection, KernelMap, axis_bits
 
 __all__ = [
+    "Backward",
+    "Forward",
     "convolve",
+    "fold",
+    "fold_gradient",
     "gradients",
     "instruction_set",
     "instruction_sets",
@@ -58,11 +65,6 @@ def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
             f"the site {sites[bad].tolist()} lies outside a volume of {spatial_size} voxels a side"
         )
     return keys, order
-
-
-def block_rows(rows: int) -> int:
-    """Return how many output rows make a block: few rows make small blocks, for all threads."""
-    return 256 if rows >= 8192 else 128 if rows >= 2048 else 64
 
 
 def submanifold_map(keys: Tensor, dim: int, kernel_size: int, spatial_size: int) -> Connection:
@@ -111,15 +113,15 @@ def convolve(
     """Convolve, add the residual, and sum up the result."""
     rows, out_channels = kernel_map.rows, weight.shape[2]
     source, kept = _source(x, skip, weight.shape[1], scale, shift)
-    weight = _array(weight)
+    weight = checked(weight)
     out = x.new_empty((rows, out_channels))
     sums = torch.empty((2, out_channels) if statistics else 0, dtype=torch.float64)
     if residual is not None:
-        residual = _array(residual)
+        residual = checked(residual)
         if residual.shape != out.shape:
             raise ValueError(f"the residual must have shape {tuple(out.shape)}")
     _kernels.convolve(
-        *source, weight.data_ptr(), out_channels, *_pairs(kernel_map, weight.shape[0]),
+        *source, weight.data_ptr(), out_channels, *pairs(kernel_map),
         0 if residual is None else residual.data_ptr(), out.data_ptr(),
         sums.data_ptr() if statistics else 0, torch.get_num_threads(),
     )  # fmt: skip
@@ -140,32 +142,27 @@ def gradients(
     shift: Tensor | None,
     to_input: bool = True,
     to_weight: bool = True,
-    carried: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Make all gradients of a convolution, over the backward map alone.
 
     Returns
     -------
     to_x, to_skip, sums : Tensor or None
-        As ``input_gradient`` of other sets, None unless ``to_input``; ``carried`` is added to
-        ``to_x``.
+        As ``input_gradient`` of other sets, None unless ``to_input``.
     weights : Tensor or None
         (K, C_in, C_out), None unless ``to_weight``.
     total : Tensor or None
         As ``statistics_gradient`` of other sets, None without ``grad_sums``.
     """
-    taps, channels, _ = weight.shape
-    source, kept = _source(x, skip, channels, scale, shift)
+    source, kept = _source(x, skip, weight.shape[1], scale, shift)
     if source[2] != kernel_map.rows:
         raise ValueError(f"the map leads back to {kernel_map.rows} rows, not {source[2]}")
-    grad, weight = _array(grad), _array(weight)
+    grad, weight = checked(grad), checked(weight)
     to_x = to_skip = sums = weights = total = None
     if grad_sums is not None:
         assert out is not None
         grad = total = statistics_gradient(grad, out, grad_sums)
-    if carried is not None:
-        carried = _array(carried)
-    layer = _Layer(source, kept, weight, grad, _pairs(kernel_map, taps), mirrored, carried)
+    layer = _Layer(source, kept, weight, grad, pairs(kernel_map), mirrored)
     if to_input:
         to_x, to_skip, sums = input_gradient(layer)
     if to_weight:
@@ -182,7 +179,6 @@ class _Layer(NamedTuple):
     grad: Tensor
     back: tuple[int, int, int, int, int, int]
     mirrored: bool
-    carried: Tensor | None
 
 
 def input_gradient(layer: _Layer) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,7 +191,7 @@ def input_gradient(layer: _Layer) -> tuple[Tensor, Tensor, Tensor]:
     _kernels.input_gradient(
         grad.data_ptr(), grad.shape[0], weight.shape[2], weight.data_ptr(), *layer.back,
         layer.mirrored, x, skip, x_channels, skip_channels, scale, shift,
-        0 if layer.carried is None else layer.carried.data_ptr(), to_x.data_ptr(),
+        0, 0, to_x.data_ptr(),
         to_skip.data_ptr(), sums.data_ptr() if scale else 0, torch.get_num_threads(),
     )  # fmt: skip
     return to_x, to_skip, sums
@@ -213,7 +209,7 @@ def weight_gradient(layer: _Layer) -> Tensor:
 
 def statistics_gradient(grad: Tensor, out: Tensor, grad_sums: Tensor) -> Tensor:
     """Return ``grad + grad_sums[0] + 2 * out * grad_sums[1]``."""
-    out, grad_sums = _array(out), grad_sums.to(torch.float64).contiguous()
+    out, grad_sums = checked(out), grad_sums.to(torch.float64).contiguous()
     total = torch.empty_like(out)
     _kernels.statistics_gradient(
         grad.data_ptr(), out.data_ptr(), grad_sums.data_ptr(), *out.shape, total.data_ptr(),
@@ -222,29 +218,22 @@ def statistics_gradient(grad: Tensor, out: Tensor, grad_sums: Tensor) -> Tensor:
     return total
 
 
-def _array(values: Tensor) -> Tensor:
-    """Return contiguous float32 values on the CPU, or say what is wrong with them."""
-    if values.dtype is not torch.float32 or not values.is_cpu:
-        raise ValueError(f"the cpu kernels need float32 on the CPU, not {values.dtype}")
-    return values.contiguous()
-
-
 def _source(
     x: Tensor, skip: Tensor | None, channels: int, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[tuple[int, int, int, int, int, int, int], list[Tensor]]:
     """Return the addresses and sizes of an input, and the arrays to keep alive meanwhile."""
-    kept = [_array(x)]
+    kept = [checked(x)]
     rows, x_channels = x.shape
     skip_address = skip_channels = scale_address = shift_address = 0
     if skip is not None:
-        kept.append(_array(skip))
+        kept.append(checked(skip))
         skip_address, skip_channels = kept[-1].data_ptr(), skip.shape[1]
         if skip.shape[0] != rows:
             raise ValueError(f"both sources must have {rows} rows, the second has {skip.shape[0]}")
     if x_channels + skip_channels != channels:
         raise ValueError(f"the weights take {channels} channels, not {x_channels + skip_channels}")
     if scale is not None and shift is not None:
-        kept += [_array(scale), _array(shift)]
+        kept += [checked(scale), checked(shift)]
         scale_address, shift_address = kept[-2].data_ptr(), kept[-1].data_ptr()
         if scale.numel() != channels or shift.numel() != channels:
             raise ValueError(f"scale and shift must have {channels} channels")
@@ -257,24 +246,6 @@ def _source(
         scale_address,
         shift_address,
     ), kept
-
-
-def _pairs(kernel_map: KernelMap, taps: int) -> tuple[int, int, int, int, int, int]:
-    """Return the addresses and sizes of a map."""
-    if kernel_map.taps != taps:
-        raise ValueError(f"the weights have {taps} taps, the kernel map {kernel_map.taps}")
-    rows = kernel_map.rows
-    if not kernel_map.tensors:
-        return 0, 0, 0, rows, taps, block_rows(rows)
-    rows_in, rows_out, spans = kernel_map.tensors
-    return (
-        rows_in.data_ptr(),
-        rows_out.data_ptr(),
-        spans.data_ptr(),
-        rows,
-        taps,
-        block_rows(rows),
-    )
 
 
 def _empty_map(rows: int, taps: int) -> tuple[KernelMap, tuple[int, int, int, int]]:

@@ -428,8 +428,8 @@ void convolve(Source source, const float* weight, int out_channels, Pairs pairs,
 }
 
 void input_gradient(const float* grad, int64_t, int grad_channels, const float* weight, Pairs back,
-                    bool mirrored, Source source, const float* carried, float* to_x,
-                    float* to_skip, double* sums, int threads) {
+                    bool mirrored, Source source, const float* carried, const float* carried_skip,
+                    float* to_x, float* to_skip, double* sums, int threads) {
   const int channels = source.channels(), split = source.x_channels;
   const float* w = transposed(weight, back.taps, channels, grad_channels, mirrored, threads);
   double* partial = nullptr;
@@ -450,7 +450,8 @@ void input_gradient(const float* grad, int64_t, int grad_channels, const float* 
               const int64_t at = within_x ? row * split + column
                                           : row * source.skip_channels + column - split;
               float* to = (within_x ? to_x : to_skip) + at;
-              const Vector more = carried && within_x ? load(carried + at) : Vector{};
+              const float* added = within_x ? carried : carried_skip;
+              const Vector more = added ? load(added + at) : Vector{};
               if (!source.scale) {
                 store(to, v + more);
                 continue;
@@ -468,7 +469,8 @@ void input_gradient(const float* grad, int64_t, int grad_channels, const float* 
               const int c = column + k;
               const int64_t at = c < split ? row * split + c : row * source.skip_channels + c - split;
               float& to = (c < split ? to_x : to_skip)[at];
-              const float more = carried && c < split ? carried[at] : 0;
+              const float* added = c < split ? carried : carried_skip;
+              const float more = added ? added[at] : 0;
               to = values[k] + more;
               if (!source.scale) continue;
               const float x = (c < split ? source.x : source.skip)[at];

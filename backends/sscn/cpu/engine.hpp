@@ -63,11 +63,11 @@ struct Engine {
                    const float* residual, float* out, double* sums, int threads);
 
   // `source` is the convolution's input, whose gradient is wanted; sums is (2, C_in) or null.
-  // `carried`, if there, is added to to_x.
+  // `carried` and `carried_skip`, if there, are added to to_x and to_skip.
   void (*input_gradient)(const float* grad, int64_t grad_rows, int grad_channels,
                          const float* weight, Pairs back, bool mirrored, Source source,
-                         const float* carried, float* to_x, float* to_skip, double* sums,
-                         int threads);
+                         const float* carried, const float* carried_skip, float* to_x,
+                         float* to_skip, double* sums, int threads);
 
   void (*weight_gradient)(Source source, const float* grad, int64_t grad_rows, int grad_channels,
                           Pairs back, bool mirrored, float* out, int threads);

@@ -4,6 +4,7 @@
 // tensors one by one costs more than many of the layers here.
 #include "engine.hpp"
 #include "norm.hpp"
+#include "program.hpp"
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
@@ -132,12 +133,12 @@ NB_MODULE(_kernels, m) {
                              Address in, Address out_rows, Address span, int64_t rows, int taps,
                              int block, bool mirrored, Address x, Address skip, int x_channels,
                              int skip_channels, Address scale, Address shift, Address carried,
-                             Address to_x, Address to_skip, Address sums, int threads) {
+                             Address carried_skip, Address to_x, Address to_skip, Address sums, int threads) {
     engine->input_gradient(at<float>(grad), grad_rows, grad_channels, at<float>(weight),
                            pairs(in, out_rows, span, rows, taps, block), mirrored,
                            source(x, skip, rows, x_channels, skip_channels, scale, shift),
-                           at<float>(carried), at<float>(to_x), at<float>(to_skip),
-                           at<double>(sums), threads);
+                           at<float>(carried), at<float>(carried_skip), at<float>(to_x),
+                           at<float>(to_skip), at<double>(sums), threads);
   });
 
   m.def("weight_gradient", [](Address x, Address skip, int64_t rows_in, int x_channels,
@@ -162,12 +163,17 @@ NB_MODULE(_kernels, m) {
                    Address scale, Address shift, Address moments) {
     fold(at<double>(sums), at<float>(weight), at<float>(bias), at<float>(running_mean),
          at<float>(running_var), rows, channels, eps, momentum, at<float>(scale), at<float>(shift),
-         at<double>(moments));
+         at<double>(moments), channels);
   });
 
-  m.def("fold_gradient", [](Address to_scale, Address to_shift, Address weight, Address moments,
-                            int64_t rows, int channels, Address to_sums, Address to_weight) {
-    fold_gradient(at<float>(to_scale), at<float>(to_shift), at<float>(weight),
-                  at<double>(moments), rows, channels, at<double>(to_sums), at<float>(to_weight));
+  m.def("fold_gradient", [](Address to_norm, Address weight, Address moments, int64_t rows,
+                            int channels, Address to_sums, Address to_weight, Address to_bias) {
+    fold_gradient(at<double>(to_norm), at<float>(weight), at<double>(moments), rows, channels,
+                  channels, at<double>(to_sums), false, at<float>(to_weight), at<float>(to_bias));
   });
+
+  m.def("run", [](Address words, int64_t number, Address times, int threads) {
+    const nb::gil_scoped_release released;
+    run(*engine, at<int64_t>(words), number, at<double>(times), threads);
+  }, "Run instructions one after the other; see program.hpp.");
 }

@@ -7,10 +7,10 @@
 namespace sscn {
 
 // Turn sums (2, channels) over rows into scale and shift, keep mean and inverse deviation as
-// moments (2, channels), and move the running statistics.
+// moments, whose two rows lie `stride` apart, and move the running statistics.
 inline void fold(const double* sums, const float* weight, const float* bias, float* running_mean,
                  float* running_var, int64_t rows, int channels, double eps, double momentum,
-                 float* scale, float* shift, double* moments) {
+                 float* scale, float* shift, double* moments, int stride) {
   const auto number = static_cast<double>(rows);
   for (int c = 0; c < channels; ++c) {
     const double mean = sums[c] / number;
@@ -20,26 +20,30 @@ inline void fold(const double* sums, const float* weight, const float* bias, flo
     scale[c] = static_cast<float>(weight[c] * inverse);
     shift[c] = static_cast<float>(bias[c] - mean * weight[c] * inverse);
     moments[c] = mean;
-    moments[channels + c] = inverse;
+    moments[stride + c] = inverse;
     const double unbiased = variance * number / (number - 1);
     running_mean[c] += static_cast<float>(momentum * (mean - running_mean[c]));
     running_var[c] += static_cast<float>(momentum * (unbiased - running_var[c]));
   }
 }
 
-// Propagate the gradients of scale and shift to the sums and to the weight.
-inline void fold_gradient(const float* to_scale, const float* to_shift, const float* weight,
-                          const double* moments, int64_t rows, int channels, double* to_sums,
-                          float* to_weight) {
+// Propagate the gradients of scale and shift to the sums (2, channels), added to those that are
+// there if `more`, to weight and bias; the rows of to_norm and moments lie `stride` apart.
+inline void fold_gradient(const double* to_norm, const float* weight, const double* moments,
+                          int64_t rows, int channels, int stride, double* to_sums, bool more,
+                          float* to_weight, float* to_bias) {
   const auto number = static_cast<double>(rows);
   for (int c = 0; c < channels; ++c) {
-    const double mean = moments[c], inverse = moments[channels + c];
-    const double by_weight = (to_scale[c] - to_shift[c] * mean) * inverse;
+    const double mean = moments[c], inverse = moments[stride + c];
+    const double to_shift = to_norm[stride + c];
+    const double by_weight = (to_norm[c] - to_shift * mean) * inverse;
     // The variance enters through inverse = (variance + eps)^(-1/2).
     const double by_square = by_weight * weight[c] * inverse * inverse * -0.5 / number;
-    to_sums[c] = -to_shift[c] * weight[c] * inverse / number - 2 * mean * by_square;
-    to_sums[channels + c] = by_square;
+    const double by_sum = -to_shift * weight[c] * inverse / number - 2 * mean * by_square;
+    to_sums[c] = (more ? to_sums[c] : 0) + by_sum;
+    to_sums[channels + c] = (more ? to_sums[channels + c] : 0) + by_square;
     to_weight[c] = static_cast<float>(by_weight);
+    to_bias[c] = static_cast<float>(to_shift);
   }
 }
 

@@ -18,7 +18,7 @@ def fold(
     eps: float,
     momentum: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fold the statistics of a batch; see ``backends.sscn.norm.FoldKernels``."""
+    """Fold the statistics of a batch; see ``kernels.Kernels``."""
     channels = len(weight)
     if sums.shape != (2, channels):
         raise ValueError(f"the norm has {channels} channels, the sums {tuple(sums.shape)}")
@@ -33,13 +33,13 @@ def fold(
 
 
 def fold_gradient(
-    to_scale: Tensor, to_shift: Tensor, weight: Tensor, moments: Tensor, rows: int
-) -> tuple[Tensor, Tensor]:
-    """Propagate gradients through ``fold``; see ``backends.sscn.norm.FoldKernels``."""
-    to_sums, to_weight = torch.empty_like(moments), torch.empty_like(weight)
-    to_scale, to_shift = to_scale.contiguous(), to_shift.contiguous()
+    to_norm: Tensor, weight: Tensor, moments: Tensor, rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Propagate gradients through ``fold``; see ``kernels.Kernels``."""
+    to_sums = torch.empty_like(moments)
+    to_weight, to_bias = torch.empty_like(weight), torch.empty_like(weight)
     _kernels.fold_gradient(
-        to_scale.data_ptr(), to_shift.data_ptr(), weight.data_ptr(), moments.data_ptr(), rows,
-        len(weight), to_sums.data_ptr(), to_weight.data_ptr(),
+        to_norm.contiguous().data_ptr(), weight.data_ptr(), moments.data_ptr(), rows, len(weight),
+        to_sums.data_ptr(), to_weight.data_ptr(), to_bias.data_ptr(),
     )  # fmt: skip
-    return to_sums, to_weight
+    return to_sums, to_weight, to_bias

@@ -12,9 +12,12 @@ checks the sites and counts those of every coarser level in the same transfer, a
 from backends.sscn.cuda.convolution import convolve, input_gradient
 from backends.sscn.cuda.gradient import statistics_gradient, weight_gradient
 from backends.sscn.cuda.maps import ordinary_map, sort_sites, strided_map, submanifold_map
+from backends.sscn.cuda.norm import fold, fold_gradient
 
 __all__ = [
     "convolve",
+    "fold",
+    "fold_gradient",
     "input_gradient",
     "ordinary_map",
     "sort_sites",

@@ -35,7 +35,7 @@ def fold_channels(
 
 @triton.jit(do_not_specialize=["rows"])
 def fold_channels_gradient(
-    to_scale, to_shift, weight, moments, to_sums, to_weight, rows,
+    to_norm, weight, moments, to_sums, to_weight, to_bias, rows,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Propagate gradients of scale and shift to the sums and to the weight of the norm."""
@@ -43,8 +43,8 @@ def fold_channels_gradient(
     known = channel < CHANNELS
     mean = tl.load(moments + channel, mask=known, other=0.0)
     inverse = tl.load(moments + CHANNELS + channel, mask=known, other=0.0)
-    by_scale = tl.load(to_scale + channel, mask=known, other=0.0).to(tl.float64)
-    by_shift = tl.load(to_shift + channel, mask=known, other=0.0).to(tl.float64)
+    by_scale = tl.load(to_norm + channel, mask=known, other=0.0)
+    by_shift = tl.load(to_norm + CHANNELS + channel, mask=known, other=0.0)
     gain = tl.load(weight + channel, mask=known, other=0.0) * inverse
     by_weight = (by_scale - by_shift * mean) * inverse
     # The variance enters through inverse = (variance + eps)^(-1/2).
@@ -53,6 +53,7 @@ def fold_channels_gradient(
     tl.store(to_sums + channel, by_sum, mask=known)
     tl.store(to_sums + CHANNELS + channel, by_square, mask=known)
     tl.store(to_weight + channel, by_weight.to(tl.float32), mask=known)
+    tl.store(to_bias + channel, by_shift.to(tl.float32), mask=known)
 
 
 def fold(
@@ -65,7 +66,7 @@ def fold(
     eps: float,
     momentum: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fold the statistics of a batch; see ``backends.sscn.norm.FoldKernels``."""
+    """Fold the statistics of a batch; see ``kernels.Kernels``."""
     channels = len(weight)
     scale, shift = torch.empty_like(weight), torch.empty_like(bias)
     moments = torch.empty_like(sums)
@@ -78,13 +79,14 @@ def fold(
 
 
 def fold_gradient(
-    to_scale: Tensor, to_shift: Tensor, weight: Tensor, moments: Tensor, rows: int
-) -> tuple[Tensor, Tensor]:
-    """Propagate gradients through ``fold``; see ``backends.sscn.norm.FoldKernels``."""
+    to_norm: Tensor, weight: Tensor, moments: Tensor, rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Propagate gradients through ``fold``; see ``kernels.Kernels``."""
     channels = len(weight)
-    to_sums, to_weight = torch.empty_like(moments), torch.empty_like(weight)
+    to_sums = torch.empty_like(moments)
+    to_weight, to_bias = torch.empty_like(weight), torch.empty_like(weight)
     fold_channels_gradient[(1,)](
-        to_scale.contiguous(), to_shift.contiguous(), weight, moments, to_sums, to_weight, rows,
+        to_norm.contiguous(), weight, moments, to_sums, to_weight, to_bias, rows,
         CHANNELS=channels, BLOCK=triton.next_power_of_2(channels), num_warps=1,
     )  # fmt: skip
-    return to_sums, to_weight
+    return to_sums, to_weight, to_bias

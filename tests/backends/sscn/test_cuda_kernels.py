@@ -25,8 +25,9 @@ from backends import network, weights  # noqa: E402
 from backends.contract import InvalidBatch, Unsupported, master_dtype  # noqa: E402
 from backends.sscn import adapter, cuda, reference  # noqa: E402
 from backends.sscn.cuda import maps  # noqa: E402
-from backends.sscn.kernels import Connection, KernelMap, identity, morton  # noqa: E402
-from backends.sscn.norm import NormReLU  # noqa: E402
+from backends.sscn.kernels import Connection, KernelMap, identity, load, morton  # noqa: E402
+from backends.sscn.norm import NormReLU, differentiable  # noqa: E402
+from backends.sscn.tape import Rows  # noqa: E402
 from backends.uresnet import UResNetConfig  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -487,7 +488,8 @@ def test_a_norm_folded_at_once_is_torchs_norm():
             layer.norm.bias.copy_(offset)
         before = [each.clone() for each in layer.from_running()]
         sums = torch.stack([x.sum(0), x.square().sum(0)]).to(DEVICE).requires_grad_()
-        folded = layer.from_sums(sums, rows, kernel_set)
+        sources = (Rows(x.to(DEVICE, dtype), sums),)
+        folded = differentiable(layer.from_batch(sources), sources, load(kernel_set))
         (torch.stack(folded).double() * towards.to(DEVICE)).sum().backward()
         with torch.no_grad():
             after = layer.from_running()

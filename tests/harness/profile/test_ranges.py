@@ -1,6 +1,7 @@
 """Ranges: who spends the time, on a clock that the test turns."""
 
 import itertools
+import time
 
 import pytest
 from hypothesis import given
@@ -67,6 +68,43 @@ def test_a_map_built_inside_a_layer_is_not_the_layers(clock, ranges):
     found = spent(ranges.end())
     assert found[LAYER].seconds == 3
     assert found[MAP].seconds == 3
+
+
+def test_work_done_outside_a_layers_call_counts_for_it_and_the_rest_for_the_host(clock, ranges):
+    def convolve():
+        return ranges.account(), ranges.outside(lambda: clock.pass_(3))
+
+    account, outside = ranges.wrap(convolve, LAYER)()
+    ranges.wrap(outside, NEXT)()
+    account.call(lambda: clock.pass_(7), back=False)
+    ranges.turn("backward")
+    clock.pass_(1)
+    account.call(lambda: clock.pass_(5), back=True)
+    assert not account.told
+    found = spent(ranges.end())
+    assert found[LAYER] == (7, 1)
+    assert found[LAYER._replace(direction="backward")] == (5, 1)
+    assert found[NEXT].seconds == 0
+    assert found[HOST].seconds == 3
+    assert found[HOST._replace(direction="backward")].seconds == 1
+
+
+def test_work_may_be_told_when_it_is_over():
+    ranges = Ranges()
+    ranges.begin()
+    account = ranges.wrap(ranges.account, LAYER)()
+    assert account.told
+    begin = time.perf_counter()
+    time.sleep(0.01)
+    middle = time.perf_counter()
+    time.sleep(0.02)
+    end = time.perf_counter()
+    account.tell(begin, middle, back=False)
+    account.tell(middle, end, back=True)
+    found = spent(ranges.end())
+    assert found[LAYER].seconds >= middle - begin
+    assert found[LAYER._replace(direction="backward")].seconds == pytest.approx(end - middle)
+    assert found[HOST].seconds < 0.01
 
 
 def test_work_done_later_counts_for_the_layer_that_asked_and_is_no_call(clock, ranges):

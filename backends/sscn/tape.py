@@ -1,0 +1,539 @@
+"""Layers are noted first and run together once their result is wanted, as one node of autograd.
+
+Detector networks have many small layers: what Python and autograd take between two of them costs
+more than many a layer. So a layer only notes what it is made of. Where torch asks for features,
+everything that leads to them runs in one go, and becomes a single node of autograd's graph, which
+runs the gradients in reverse. A kernel set with a ``program`` runs all of it outside Python.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from backends.sscn.convolution import gradients
+from backends.sscn.kernels import Connection, Kernels
+from backends.uresnet import NORM_MOMENTUM
+from backends.watching import Account
+
+
+class Rows:
+    """Features (N, C) of sites in sorted order, as a user of the engine holds them.
+
+    Either ``features`` are there, with the sums for the norm that follows, if known; or ``made``
+    is the layer that they will come from.
+    """
+
+    __slots__ = ("__weakref__", "features", "made", "sums")
+
+    def __init__(self, features: Tensor | None, sums: Tensor | None = None) -> None:
+        self.features = features
+        self.sums = sums
+        self.made: Layer | None = None
+
+    @property
+    def origin(self) -> Rows | Layer:
+        """What a layer made of these rows is noted to be made of."""
+        return self if self.made is None else self.made
+
+    def known(self) -> Tensor:
+        """Return features that are there."""
+        assert self.features is not None
+        return self.features
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Sites and channels."""
+        if self.made is not None:
+            return self.made.shape
+        rows, channels = self.known().shape
+        return rows, channels
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Storage type."""
+        return self.known().dtype if self.made is None else self.made.dtype
+
+
+class Folding(NamedTuple):
+    """What the sums of a batch were folded into; see ``Kernels.fold``."""
+
+    scale: Tensor
+    shift: Tensor
+    moments: Tensor
+
+
+class BatchNorm:
+    """The norm of a batch: parameters and sums that are folded when a layer first applies it.
+
+    The running statistics move then.
+    """
+
+    __slots__ = ("bias", "eps", "folding", "rows", "running", "weight")
+
+    def __init__(
+        self, rows: int, weight: Tensor, bias: Tensor, running: tuple[Tensor, Tensor], eps: float
+    ) -> None:
+        self.rows = rows
+        self.weight = weight
+        self.bias = bias
+        self.running = running
+        self.eps = eps
+        self.folding: Folding | None = None
+
+    def fold(self, sources: Sequence[Rows | Layer], functions: Kernels) -> Folding:
+        """Fold the sums of the sources that it is applied to, unless that has been done."""
+        if self.folding is None:
+            sums = [known(origin.sums) for origin in sources]
+            with torch.no_grad():
+                folded = functions.fold(
+                    sums[0] if len(sums) == 1 else torch.cat(sums, 1),
+                    self.weight, self.bias, *self.running, self.rows, self.eps, NORM_MOMENTUM,
+                )  # fmt: skip
+            self.folded(Folding(*folded))
+        assert self.folding is not None
+        return self.folding
+
+    def folded(self, folding: Folding) -> None:
+        """Keep what it was folded into, and tell torch that the running statistics moved."""
+        self.folding = folding
+        for changed in self.running:
+            torch.autograd.graph.increment_version(changed)
+
+
+Norm = BatchNorm | tuple[Tensor, Tensor] | None
+"""Applied with a ReLU: the norm of a batch, or scale and shift."""
+
+
+def known(value: Tensor | None) -> Tensor:
+    """Return what must have been computed."""
+    assert value is not None
+    return value
+
+
+_numbers = itertools.count()
+
+
+def account() -> Account | None:
+    """Return what the work of a layer that is noted now counts for, if somebody watches."""
+    return None
+
+
+class Layer:
+    """A convolution over a kernel map: what it is made of and, once it has run, what came out.
+
+    ``waiting`` counts the layers that are still to take its output, ``rows`` is what a user holds
+    of it, ``tracked`` says whether gradients go through it and ``kept`` whether gradients need
+    its output.
+    """
+
+    __slots__ = (
+        "account", "connection", "dtype", "functions", "kept", "norm", "number", "out", "residual",
+        "rows", "shape", "sources", "statistics", "sums", "tracked", "waiting", "weight",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        rows: Rows,
+        sources: tuple[Rows, ...],
+        weight: Tensor,
+        connection: Connection,
+        norm: Norm,
+        residual: Rows | None,
+        statistics: bool,
+        functions: Kernels,
+    ) -> None:
+        self.shape = connection.forward.rows, weight.shape[2]
+        self.dtype = sources[0].dtype
+        self.sources = tuple(each.origin for each in sources)
+        self.weight = weight
+        self.connection = connection
+        self.norm = norm
+        self.residual = None if residual is None else residual.origin
+        self.statistics = statistics
+        self.functions = functions
+        self.number = next(_numbers)
+        self.out: Tensor | None = None
+        self.sums: Tensor | None = None
+        self.rows = weakref.ref(rows)
+        self.account = account()
+        inputs = self.inputs()
+        self.tracked = self.kept = torch.is_grad_enabled() and (
+            any(each.requires_grad for each in self.parameters())
+            or any(map(_needs_gradient, inputs))
+        )
+        self.waiting = 0
+        for origin in inputs:
+            if isinstance(origin, Layer):
+                origin.waiting += 1
+                origin.kept = origin.kept or self.tracked
+
+    def inputs(self) -> tuple[Rows | Layer, ...]:
+        """Return everything that it is made of."""
+        return self.sources if self.residual is None else (*self.sources, self.residual)
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Return its weights and those of its norm."""
+        norm = self.norm
+        if norm is None:
+            return (self.weight,)
+        if isinstance(norm, BatchNorm):
+            return self.weight, norm.weight, norm.bias
+        return self.weight, *norm
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Return its norm, folded now unless it has been."""
+        norm = self.norm
+        if isinstance(norm, BatchNorm):
+            scale, shift, _ = norm.fold(self.sources, self.functions)
+            return scale, shift
+        return norm or (None, None)
+
+    def forget(self) -> None:
+        """Forget an output that could not be computed."""
+        self.out = self.sums = None
+        if isinstance(self.norm, BatchNorm):
+            self.norm.folding = None
+
+    def lasting(self) -> bool:
+        """Return whether its output may be asked for after other layers have taken it."""
+        return self.kept or self.rows() is not None
+
+    def taken(self) -> bool:
+        """Note that one layer has taken its output; return whether nobody else will."""
+        self.waiting -= 1
+        return not (self.waiting or self.lasting())
+
+
+def _needs_gradient(origin: Rows | Layer) -> bool:
+    return origin.tracked if isinstance(origin, Layer) else origin.known().requires_grad
+
+
+def features(origin: Rows | Layer) -> Tensor:
+    """Return the features of rows that are there, or of a layer that has run."""
+    return known(origin.out if isinstance(origin, Layer) else origin.features)
+
+
+def note(
+    sources: tuple[Rows, ...],
+    weight: Tensor,
+    connection: Connection,
+    norm: Norm,
+    residual: Rows | None,
+    *,
+    statistics: bool,
+    functions: Kernels,
+) -> Rows:
+    """Note a convolution of one or two sources over a kernel map.
+
+    Parameters
+    ----------
+    sources : tuple of Rows
+        One, or two whose channels are concatenated.
+    weight : Tensor
+        (K, C_in, C_out).
+    connection : Connection
+        The kernel maps, made by the same kernel set.
+    norm : BatchNorm, (scale, shift) or None
+        Applied to the sources, with a ReLU.
+    residual : Rows or None
+        What is added.
+    statistics : bool
+        Whether to sum up the result for the norm that follows.
+    functions : Kernels
+        The kernel set.
+
+    Raises
+    ------
+    ValueError
+        If rows, channels or taps do not fit together.
+    """
+    taps, inputs, _ = weight.shape
+    rows, channels = sources[0].shape[0], sum(each.shape[1] for each in sources)
+    forward, backward, _ = connection
+    if rows != backward.rows:
+        raise ValueError(f"the kernel map takes {backward.rows} rows, the input has {rows}")
+    if inputs != channels:
+        raise ValueError(f"the weights take {inputs} channels, the input has {channels}")
+    if taps != forward.taps:
+        raise ValueError(f"the weights have {taps} taps, the kernel map {forward.taps}")
+    noted = Rows(None)
+    noted.made = Layer(noted, sources, weight, connection, norm, residual, statistics, functions)
+    if residual is not None and residual.shape != noted.shape:
+        raise ValueError(f"the residual must have shape {noted.shape}, not {residual.shape}")
+    return noted
+
+
+def tracked(rows: Rows) -> Tensor:
+    """Return features as autograd knows them; all that leads to them runs now."""
+    made = rows.made
+    if made is None:
+        return rows.known()
+    run(made)
+    if made.tracked and not torch.is_grad_enabled():
+        return known(made.out)
+    if made.tracked:
+        rows.features, rows.sums = node(made)
+        rows.made = None
+    return rows.known()
+
+
+def node(last: Layer) -> tuple[Tensor, Tensor | None]:
+    """Return the output of a layer and its sums as one node of autograd made them."""
+    history = History(last)
+    out, sums = _Network.apply(history, *history.leaves)
+    return out, sums
+
+
+def run(last: Layer) -> None:
+    """Run all layers that lead to one and have not run yet."""
+    layers = _leading(last, lambda layer: layer.out is None)
+    if not layers:
+        return
+    forward = getattr(last.functions, "Forward", Forward)()
+    try:
+        for layer in layers:
+            _add(layer, forward, back=False)
+        forward.run()
+    except BaseException:
+        for layer in layers:
+            layer.forget()
+        raise
+    for layer in layers:
+        rows = layer.rows()
+        if rows is not None and not layer.tracked:
+            rows.features, rows.sums, rows.made = layer.out, layer.sums, None
+
+
+def _add(work: Any, runner: Any, *, back: bool) -> None:
+    """Add a layer or a step to those that run together; tell who watches when it has run."""
+    watched: Account | None = work.account
+    if watched is None:
+        runner.add(work)
+    elif watched.told and hasattr(runner, "tell"):
+        runner.add(work)
+        runner.tell(functools.partial(watched.tell, back=back))
+    else:
+
+        def alone() -> None:
+            runner.add(work)
+            runner.run()
+
+        watched.call(alone, back=back)
+
+
+def _leading(last: Layer, wanted: Callable[[Layer], bool]) -> list[Layer]:
+    """Return the wanted layers that lead to one over wanted ones, in the order of their noting."""
+    if not wanted(last):
+        return []
+    found = {last.number: last}
+    todo = [last]
+    while todo:
+        for origin in todo.pop().inputs():
+            if isinstance(origin, Layer) and origin.number not in found and wanted(origin):
+                found[origin.number] = origin
+                todo.append(origin)
+    return [found[number] for number in sorted(found)]
+
+
+class Forward:
+    """Runs layers of any kernel set, each when it is added.
+
+    A kernel set may have a class of this name that runs all of them in ``run``, and then tells
+    what was given to its method ``tell`` when the layer that was added last began and ended.
+    """
+
+    def add(self, layer: Layer) -> None:
+        """Run a layer."""
+        sources = [features(origin) for origin in layer.sources]
+        scale, shift = layer.scale_and_shift()
+        with torch.no_grad():
+            out, sums = layer.functions.convolve(
+                sources[0], sources[1] if len(sources) > 1 else None, layer.weight,
+                layer.connection.forward, scale, shift,
+                None if layer.residual is None else features(layer.residual), layer.statistics,
+            )  # fmt: skip
+        layer.out, layer.sums = out, sums if layer.statistics else None
+        for origin in layer.inputs():
+            if isinstance(origin, Layer) and origin.taken():
+                origin.out = origin.sums = None
+
+    def run(self) -> None:
+        """Nothing is left to do."""
+
+
+class History:
+    """The layers that gradients go through to some rows, with a slot for every tensor of theirs.
+
+    First come the leaves, which autograd knows, then the outputs of the layers. The sums of layer
+    i have slot -1 - i.
+    """
+
+    def __init__(self, last: Layer) -> None:
+        self.layers = _leading(last, lambda layer: layer.tracked)
+        self.leaves: list[Tensor] = []
+        self._slots: dict[int, int] = {}
+        for layer in self.layers:
+            for parameter in layer.parameters():
+                self._leaf(parameter)
+            for origin in layer.inputs():
+                if not (isinstance(origin, Layer) and origin.tracked):
+                    self._leaf(features(origin))
+            if isinstance(layer.norm, BatchNorm):
+                for origin in layer.sources:
+                    if not (isinstance(origin, Layer) and origin.tracked):
+                        self._leaf(known(origin.sums))
+        self._place = {layer.number: place for place, layer in enumerate(self.layers)}
+        self.steps = [Step(self, layer) for layer in self.layers]
+
+    def _leaf(self, tensor: Tensor) -> None:
+        if id(tensor) not in self._slots:
+            self._slots[id(tensor)] = len(self.leaves)
+            self.leaves.append(tensor)
+
+    def slot(self, origin: Tensor | Rows | Layer) -> int:
+        """Return the slot of features or of a parameter."""
+        if isinstance(origin, Tensor):
+            return self._slots[id(origin)]
+        if isinstance(origin, Layer) and origin.tracked:
+            return len(self.leaves) + self._place[origin.number]
+        return self._slots[id(features(origin))]
+
+    def sums_slot(self, origin: Rows | Layer) -> int:
+        """Return the slot of sums."""
+        if isinstance(origin, Layer) and origin.tracked:
+            return -1 - self._place[origin.number]
+        return self._slots[id(known(origin.sums))]
+
+
+class Step:
+    """A layer by the slots of its tensors, which autograd keeps for it."""
+
+    __slots__ = (
+        "account", "connection", "folding", "functions", "norm", "out", "out_sums", "residual",
+        "rows", "shape", "sources", "sums", "weight", "widths",
+    )  # fmt: skip
+
+    def __init__(self, history: History, layer: Layer) -> None:
+        norm = layer.norm
+        self.sources = tuple(map(history.slot, layer.sources))
+        self.rows = layer.sources[0].shape[0]
+        self.widths = tuple(origin.shape[1] for origin in layer.sources)
+        self.weight, *self.norm = map(history.slot, layer.parameters())
+        self.folding: Folding | None = None
+        self.sums: tuple[int, ...] = ()
+        if isinstance(norm, BatchNorm):
+            self.folding = norm.folding
+            self.sums = tuple(map(history.sums_slot, layer.sources))
+        self.residual = None if layer.residual is None else history.slot(layer.residual)
+        self.out, self.out_sums = history.slot(layer), history.sums_slot(layer)
+        self.shape = layer.shape
+        self.connection = layer.connection
+        self.functions = layer.functions
+        self.account = layer.account
+
+    def wants_input(self, wanted: Sequence[bool]) -> bool:
+        """Return whether a gradient goes on to its sources or its norm."""
+        return any(wanted[slot] for slot in (*self.sources, *self.sums, *self.norm))
+
+
+class Backward:
+    """Makes the gradients of layers of any kernel set, each when it is added.
+
+    A kernel set may have a class of this name that makes all of them in ``run``; see ``Forward``.
+
+    Parameters
+    ----------
+    saved : sequence of Tensor
+        Leaves and outputs by slot.
+    wanted : sequence of bool
+        Whether a gradient is to reach them.
+    """
+
+    def __init__(self, saved: Sequence[Tensor], wanted: Sequence[bool]) -> None:
+        self.saved = saved
+        self.wanted = wanted
+        self.gradients: dict[int, Tensor] = {}
+
+    def give(self, slot: int, gradient: Tensor | None) -> None:
+        """Add what reaches a slot."""
+        if gradient is not None:
+            before = self.gradients.get(slot)
+            self.gradients[slot] = gradient if before is None else before + gradient
+
+    def add(self, step: Step) -> None:
+        """Make the gradients of one layer and add them to those that are there."""
+        take, saved, folding = self.gradients.pop, self.saved, step.folding
+        grad, grad_sums = take(step.out, None), take(step.out_sums, None)
+        if grad is None:
+            if grad_sums is None:
+                return
+            grad = torch.zeros_like(saved[step.out])
+        scale, shift = (None, None)
+        if folding is not None:
+            scale, shift, _ = folding
+        elif step.norm:
+            scale, shift = (saved[slot] for slot in step.norm)
+        x, skip = step.sources[0], step.sources[1] if len(step.sources) > 1 else None
+        to_x, to_skip, to_norm, to_weight, total = gradients(
+            step.functions, grad, saved[step.out], grad_sums, saved[x],
+            None if skip is None else saved[skip], saved[step.weight], step.connection,
+            scale, shift, to_input=step.wants_input(self.wanted),
+            to_weight=self.wanted[step.weight],
+        )  # fmt: skip
+        self.give(x, to_x)
+        if skip is not None:
+            self.give(skip, to_skip)
+        self.give(step.weight, to_weight)
+        if step.residual is not None:
+            self.give(step.residual, grad if total is None else total)
+        if not step.norm or to_norm is None:
+            return
+        weight = saved[step.norm[0]]
+        of_norm: Sequence[Tensor]
+        if folding is None:
+            of_norm = to_norm.to(weight.dtype).unbind(0)
+        else:
+            to_sums, *of_norm = step.functions.fold_gradient(
+                to_norm, weight, folding.moments, step.rows
+            )
+            for slot, share in zip(step.sums, to_sums.split(step.widths, 1), strict=True):
+                self.give(slot, share)
+        for slot, gradient in zip(step.norm, of_norm, strict=True):
+            self.give(slot, gradient)
+
+    def run(self) -> None:
+        """Nothing is left to do."""
+
+
+class _Network(torch.autograd.Function):
+    """The node: leaves in, the last layer's features and sums out."""
+
+    @staticmethod
+    def forward(ctx: Any, history: History, *leaves: Tensor) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
+        ctx.steps = history.steps
+        ctx.save_for_backward(*leaves, *(layer.out for layer in history.layers))
+        last = history.layers[-1]
+        return known(last.out), last.sums
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_sums: Tensor | None) -> tuple[Any, ...]:
+        saved, steps = ctx.saved_tensors, ctx.steps
+        leaves = len(saved) - len(steps)
+        wanted = (*ctx.needs_input_grad[1:], *(True,) * len(steps))
+        last = steps[-1]
+        backward = getattr(last.functions, "Backward", Backward)(saved, wanted)
+        backward.give(last.out, grad if grad is None else grad.contiguous())
+        backward.give(last.out_sums, grad_sums)
+        for step in reversed(steps):
+            _add(step, backward, back=True)
+        backward.run()
+        found = backward.gradients
+        return None, *(found.get(slot) if wanted[slot] else None for slot in range(leaves))
