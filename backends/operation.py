@@ -212,9 +212,8 @@ class Trial:
         self._leaf = self.features.detach().clone().requires_grad_(self.phase == INPUT)
         with self.arithmetic():
             x = self.operation.source(self.batch, self._leaf)
-            y = self.operation(x)
-            self._out = self.operation.stored(y)
-        self._inner = self.operation.stored(x)
+            self._inner = self.operation.stored(x)
+            self._out = self.operation.stored(self.operation(x))
         self._target = self._inner if self.phase == INPUT else self.operation.weight
         self._grad = self._out.detach() / math.sqrt(max(1, len(self.batch.sites)))
 

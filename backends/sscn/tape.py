@@ -212,7 +212,10 @@ class Layer:
 
 
 def _needs_gradient(origin: Rows | Layer) -> bool:
-    return origin.tracked if isinstance(origin, Layer) else origin.known().requires_grad
+    if isinstance(origin, Layer) and origin.tracked:
+        return True
+    there = origin.out if isinstance(origin, Layer) else origin.features
+    return there is not None and there.requires_grad
 
 
 def features(origin: Rows | Layer) -> Tensor:
@@ -279,8 +282,8 @@ def tracked(rows: Rows) -> Tensor:
     if made.tracked and not torch.is_grad_enabled():
         return known(made.out)
     if made.tracked:
-        rows.features, rows.sums = node(made)
-        rows.made = None
+        made.out, made.sums = rows.features, rows.sums = node(made)
+        made.tracked, rows.made = False, None  # autograd knows it: layers noted before start there
     return rows.known()
 
 

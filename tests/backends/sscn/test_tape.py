@@ -176,6 +176,21 @@ def test_nothing_is_kept_once_the_gradients_are_there(name):
 
 
 @pytest.mark.parametrize("name", SETS)
+def test_features_asked_for_in_the_middle_are_part_of_the_graph(name):
+    backend = engine(name)
+    sites = some_sites()
+    below = filled(backend.convolution(Kind.SUBMANIFOLD, 1, 4, 3, 0), 0)
+    above = filled(backend.convolution(Kind.SUBMANIFOLD, 4, 2, 3, 0), 1)
+    x = below(backend.tensor(sites, torch.ones(len(sites), 1), SIZE, 2))
+    y = above(x)
+    middle = backend.rows(x)
+    loss = backend.features(y).square().sum()
+    (to_middle,) = torch.autograd.grad(loss, middle, retain_graph=True)
+    found = torch.autograd.grad(middle, below.weight, to_middle, retain_graph=True)
+    torch.testing.assert_close(found, torch.autograd.grad(loss, below.weight))
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_frozen_layers_below_leave_gradients_to_those_above(name):
     backend = engine(name)
     sites = some_sites()
