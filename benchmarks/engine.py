@@ -26,6 +26,7 @@ from backends import registry, weights
 from backends.loss import event_cross_entropy
 from backends.sscn import cpu
 from backends.sscn.adapter import Pyramid, SiteTensor
+from backends.sscn.cpu.arrays import count_pairs
 from backends.uresnet import UResNet, UResNetConfig
 from harness.events.batches import benchmark_batch
 from harness.events.open import open_events
@@ -191,15 +192,13 @@ def needed(ours: Contender, events: Events) -> tuple[float, float]:
     pairs (five bytes each) and output rows once, and residuals once.
     """
     count = {"operations": 0.0, "bytes": 0.0}
-    original = cpu.convolve
+    original, together = cpu.convolve, cpu.Forward
 
     def counting(x: Tensor, skip: Any, weight: Tensor, kernel_map: Any, *rest: Any) -> Any:
         out = original(x, skip, weight, kernel_map, *rest)
         _, cin, cout = weight.shape
-        pairs = kernel_map.rows
-        if kernel_map.tensors:
-            pairs = int(kernel_map.tensors[2][:, -1].sum())
-            count["bytes"] += 5 * pairs
+        pairs = count_pairs(kernel_map)
+        count["bytes"] += 5 * pairs if kernel_map.tensors else 0
         count["operations"] += 2 * pairs * cin * cout
         rows = x.numel() + (0 if skip is None else skip.numel()) + out[0].numel()
         residual = rest[2]
@@ -208,10 +207,11 @@ def needed(ours: Contender, events: Events) -> tuple[float, float]:
         return out
 
     cpu.convolve = counting  # type: ignore[assignment]
+    del cpu.Forward  # one layer after the other, each by the function
     try:
         ours.cold(events)
     finally:
-        cpu.convolve = original
+        cpu.convolve, cpu.Forward = original, together  # type: ignore[misc]
     return count["operations"], count["bytes"]
 
 
@@ -237,7 +237,7 @@ def convolutions(options: argparse.Namespace, ours: Contender) -> None:
     events = Events.draw(options.size[0], options.batch)
     keys, _ = cpu.sort_sites(events.sites, events.size)
     connection = cpu.submanifold_map(keys, 3, 3, events.size)
-    pairs = int(connection.forward.tensors[2][:, -1].sum())
+    pairs = count_pairs(connection.forward)
     print(f"\nsubmanifold 3^3 on {len(keys)} sites, {pairs / len(keys):.1f} pairs a site")
     for channels in (16, 32, 48, 64, 80):
         x, weight = torch.randn(len(keys), channels), torch.randn(27, channels, channels)

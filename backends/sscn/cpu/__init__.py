@@ -17,7 +17,7 @@ from backends.contract import InvalidBatch
 from backends.sscn import reference
 from backends.sscn.cpu import _kernels
 from backends.sscn.cpu._kernels import instruction_set, instruction_sets, peak, use
-from backends.sscn.cpu.arrays import block_rows, checked, pairs
+from backends.sscn.cpu.arrays import checked, empty_map, pairs
 from backends.sscn.cpu.norm import fold, fold_gradient
 from backends.sscn.cpu.program import Backward, Forward
 from backends.sscn.kernels import Connection, KernelMap, axis_bits
@@ -76,18 +76,18 @@ def submanifold_map(keys: Tensor, dim: int, kernel_size: int, spatial_size: int)
 def strided_map(keys: Tensor, dim: int) -> tuple[Tensor, Connection]:
     """Connect sites with their parents for kernel 2 and stride 2."""
     rows, taps = len(keys), 2**dim
-    coarse = torch.empty_like(keys)
-    first = torch.empty(rows, dtype=torch.int32)
+    coarse, first = torch.empty_like(keys), keys.new_empty(rows, dtype=torch.int32)
     parents = _kernels.coarsen(keys.data_ptr(), rows, dim, coarse.data_ptr(), first.data_ptr())
     maps = []
     for number, connect in ((parents, _kernels.connect_down), (rows, _kernels.connect_up)):
-        kernel_map, addresses = _empty_map(number, taps)
+        kernel_map = empty_map(number, taps, keys)
+        rows_in, rows_out, spans, *_, block = pairs(kernel_map)
         connect(
-            keys.data_ptr(), rows, first.data_ptr(), parents, dim, *addresses,
+            keys.data_ptr(), rows, first.data_ptr(), parents, dim, block, rows_in, rows_out, spans,
             torch.get_num_threads(),
         )  # fmt: skip
         maps.append(kernel_map)
-    return coarse[:parents].clone(), Connection(maps[0], maps[1], False)
+    return coarse[:parents], Connection(maps[0], maps[1], False)
 
 
 def ordinary_map(
@@ -248,22 +248,14 @@ def _source(
     ), kept
 
 
-def _empty_map(rows: int, taps: int) -> tuple[KernelMap, tuple[int, int, int, int]]:
-    """Make room for a map; memory that pairs do not reach is never touched."""
-    block = block_rows(rows)
-    rows_in = torch.empty(rows * taps, dtype=torch.int32)
-    rows_out = torch.empty(rows * taps, dtype=torch.uint8)
-    spans = torch.empty((-(-rows // block), taps + 1), dtype=torch.int32)
-    addresses = block, rows_in.data_ptr(), rows_out.data_ptr(), spans.data_ptr()
-    return KernelMap((rows_in, rows_out, spans), rows, taps), addresses
-
-
 def _connect(
     keys_in: Tensor, keys_out: Tensor, dim: int, kernel_size: int, spatial_size: int
 ) -> KernelMap:
-    kernel_map, addresses = _empty_map(len(keys_out), kernel_size**dim)
+    kernel_map = empty_map(len(keys_out), kernel_size**dim, keys_out)
+    rows_in, rows_out, spans, *_, block = pairs(kernel_map)
     _kernels.connect(
         keys_in.data_ptr(), len(keys_in), keys_out.data_ptr(), len(keys_out), dim,
-        axis_bits(spatial_size), kernel_size, *addresses, torch.get_num_threads(),
+        axis_bits(spatial_size), kernel_size, block, rows_in, rows_out, spans,
+        torch.get_num_threads(),
     )  # fmt: skip
     return kernel_map

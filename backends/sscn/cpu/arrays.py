@@ -20,17 +20,34 @@ def block_rows(rows: int) -> int:
     return 256 if rows >= 8192 else 128 if rows >= 2048 else 64
 
 
+def empty_map(rows: int, taps: int, like: Tensor) -> KernelMap:
+    """Make room for a map in one piece; memory that pairs do not reach is never touched.
+
+    First the input row of each pair (int32), then where the pairs of each block and tap start
+    (int32), then the output row of each pair within its block (uint8).
+    """
+    spans = -(-rows // block_rows(rows)) * (taps + 1)
+    size = 5 * rows * taps + 4 * spans
+    return KernelMap((like.new_empty(-(-size // 8), dtype=torch.int64),), rows, taps)
+
+
 def pairs(kernel_map: KernelMap) -> tuple[int, int, int, int, int, int]:
     """Return the addresses and sizes of a map."""
-    _, rows, taps = kernel_map
-    if not kernel_map.tensors:
-        return 0, 0, 0, rows, taps, block_rows(rows)
-    rows_in, rows_out, spans = kernel_map.tensors
-    return (
-        rows_in.data_ptr(),
-        rows_out.data_ptr(),
-        spans.data_ptr(),
-        rows,
-        taps,
-        block_rows(rows),
-    )
+    tensors, rows, taps = kernel_map
+    block = block_rows(rows)
+    if not tensors:
+        return 0, 0, 0, rows, taps, block
+    rows_in = tensors[0].data_ptr()
+    spans = rows_in + 4 * rows * taps
+    rows_out = spans + 4 * -(-rows // block) * (taps + 1)
+    return rows_in, rows_out, spans, rows, taps, block
+
+
+def count_pairs(kernel_map: KernelMap) -> int:
+    """Return how many pairs of input and output rows a map lists."""
+    tensors, rows, taps = kernel_map
+    if not tensors:
+        return rows
+    blocks = -(-rows // block_rows(rows))
+    spans = tensors[0].view(torch.int32)[rows * taps :][: blocks * (taps + 1)]
+    return int(spans.view(blocks, taps + 1)[:, -1].sum())

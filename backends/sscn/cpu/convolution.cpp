@@ -117,47 +117,54 @@ void multiply_pairs(const float* x, int64_t channels, const int32_t* in, const u
 #if SSCN_LANES == 16
 template <int kRows>
 inline void narrow_rows(const float* x, int64_t channels, const int32_t* in, const uint8_t* out,
-                        const Vector* w, float* sum, int64_t sum_stride) {
+                        const Vector* w, float* sum) {
   const float* row[kRows];
   Vector acc[kRows];
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
     row[m] = x + in[m] * channels;
     asm("" : "+r"(row[m]));  // a plain pointer: an indexed product takes two micro-operations
-    acc[m] = load(sum + out[m] * sum_stride);
+    acc[m] = load(sum + out[m] * kLanes);
   }
 #pragma GCC unroll 16
   for (int c = 0; c < 16; ++c)
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) acc[m] += w[c] * row[m][c];
 #pragma GCC unroll 8
-  for (int m = 0; m < kRows; ++m) store(sum + out[m] * sum_stride, acc[m]);
+  for (int m = 0; m < kRows; ++m) store(sum + out[m] * kLanes, acc[m]);
+}
+
+inline void narrow_pairs(const float* x, int64_t channels, const int32_t* in, const uint8_t* out,
+                         int number, const Vector* w, float* sum) {
+  int done = 0;
+  for (; done + 8 <= number; done += 8)
+    narrow_rows<8>(x, channels, in + done, out + done, w, sum);
+  if (done + 4 <= number) {
+    narrow_rows<4>(x, channels, in + done, out + done, w, sum);
+    done += 4;
+  }
+  for (; done < number; ++done) narrow_rows<1>(x, channels, in + done, out + done, w, sum);
 }
 
 // One vector wide, the weights of 16 input channels stay in registers for all pairs of the tap.
 template <>
 void multiply_pairs<1>(const float* x, int64_t channels, const int32_t* in, const uint8_t* out,
                        int number, const float* weight, int64_t weight_stride, float* sum,
-                       int64_t sum_stride) {
+                       int64_t) {
   int64_t c = 0;
   for (; c + 16 <= channels; c += 16) {
     Vector w[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) w[i] = load(weight + (c + i) * weight_stride);
-    int done = 0;
-    for (; done + 8 <= number; done += 8)
-      narrow_rows<8>(x + c, channels, in + done, out + done, w, sum, sum_stride);
-    if (done + 4 <= number) {
-      narrow_rows<4>(x + c, channels, in + done, out + done, w, sum, sum_stride);
-      done += 4;
-    }
-    for (; done < number; ++done)
-      narrow_rows<1>(x + c, channels, in + done, out + done, w, sum, sum_stride);
+    if (channels == 16)  // known to the compiler, rows are found without multiplications
+      narrow_pairs(x, 16, in, out, number, w, sum);
+    else
+      narrow_pairs(x + c, channels, in, out, number, w, sum);
   }
   for (; c < channels; ++c) {
     const Vector w = load(weight + c * weight_stride);
     for (int i = 0; i < number; ++i) {
-      float* to = sum + out[i] * sum_stride;
+      float* to = sum + out[i] * kLanes;
       store(to, load(to) + w * x[in[i] * channels + c]);
     }
   }
@@ -492,20 +499,39 @@ void input_gradient(const float* grad, int64_t, int grad_channels, const float* 
 
 namespace {
 
+// Where the two rows of each pair are: found once for all tiles that read them,
+struct ListedRows {
+  const float* x[256];
+  const float* grad[256];
+};
+
+// or on the way, where one tile does: shifts are less work than lists then.
+struct NarrowRows {
+  struct {
+    const float* first;
+    const uint8_t* rows;
+    const float* operator[](int64_t p) const { return first + rows[p] * 16; }
+  } x;
+  struct {
+    const float* first;
+    const int32_t* rows;
+    const float* operator[](int64_t p) const { return first + rows[p] * int64_t{16}; }
+  } grad;
+};
+
 // Add the outer products of pairs to kRows x kWidth vectors of a tap's gradient, which lie one
 // after the other: their addresses are known to the compiler.
-template <int kRows, int kWidth>
-inline void outer(const float* x, int64_t channels, const uint8_t* out, const float* grad,
-                  int64_t grad_stride, const int32_t* in, int number, float* to) {
+template <int kRows, int kWidth, class Rows>
+inline void outer(const Rows& rows, int64_t first, int number, float* to) {
   Vector acc[kRows][kWidth];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 8
     for (int j = 0; j < kWidth; ++j) acc[m][j] = load(to + (m * kWidth + j) * kLanes);
-  int p = 0;
+  int64_t p = 0;
   do {
-    const float* row = x + out[p] * channels;
-    const float* g = grad + in[p] * grad_stride;
+    const float* row = rows.x[p] + first;
+    const float* g = rows.grad[p];
     asm("" : "+r"(row));  // as above
     Vector v[kWidth];
 #pragma GCC unroll 8
@@ -521,30 +547,27 @@ inline void outer(const float* x, int64_t channels, const uint8_t* out, const fl
     for (int j = 0; j < kWidth; ++j) store(to + (m * kWidth + j) * kLanes, acc[m][j]);
 }
 
-using OuterTile = void (*)(const float*, int64_t, const uint8_t*, const float*, int64_t,
-                           const int32_t*, int, float*);
+using OuterTile = void (*)(const ListedRows&, int64_t, int, float*);
 
 template <int kWidth, int... kRows>
 OuterTile outer_tile(int rows, std::integer_sequence<int, kRows...>) {
-  static constexpr OuterTile functions[] = {outer<kRows + 1, kWidth>...};
+  static constexpr OuterTile functions[] = {outer<kRows + 1, kWidth, ListedRows>...};
   return functions[rows - 1];
 }
 
 template <int kWidth>
-void outer_products(const float* x, int64_t channels, const uint8_t* out, const float* grad,
-                    int64_t grad_stride, const int32_t* in, int number, float* to) {
+void outer_products(const ListedRows& rows, int64_t channels, int number, float* to) {
   constexpr int kRows = gradient_rows(kWidth);
   const int64_t parts = (channels + kRows - 1) / kRows;  // of about the same height
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t c = channels * part / parts;
-    const int rows = static_cast<int>(channels * (part + 1) / parts - c);
-    outer_tile<kWidth>(rows, std::make_integer_sequence<int, kRows>{})(
-        x + c, channels, out, grad, grad_stride, in, number, to + c * kWidth * kLanes);
+    const int height = static_cast<int>(channels * (part + 1) / parts - c);
+    outer_tile<kWidth>(height, std::make_integer_sequence<int, kRows>{})(
+        rows, c, number, to + c * kWidth * kLanes);
   }
 }
 
-using OuterFunction = void (*)(const float*, int64_t, const uint8_t*, const float*, int64_t,
-                               const int32_t*, int, float*);
+using OuterFunction = void (*)(const ListedRows&, int64_t, int, float*);
 
 template <int... kWidth>
 OuterFunction outer_function(int width, std::integer_sequence<int, kWidth...>) {
@@ -603,15 +626,23 @@ void weight_gradient(Source source, const float* grad, int64_t grad_rows, int gr
           back, b, first_tap, last_tap,
           [&](int tap, const int32_t* in, const uint8_t* rows, int number) {
             float* sums = mine + (mirrored ? taps - 1 - tap : tap) * tap_size;
-            for (int done = 0; done < number; done += most)
+            if constexpr (kLanes == 16)
+              if (channels == 16 && stride == 16)
+                return outer<16, 1>(NarrowRows{{x, rows}, {g, in}}, 0, number, sums);
+            for (int done = 0; done < number; done += most) {
+              const int run = number - done < most ? number - done : most;
               for (int part = 0; part < parts; ++part) {
                 const int column = vectors * part / parts;
                 const int width = vectors * (part + 1) / parts - column;
+                ListedRows where;
+                for (int p = 0; p < run; ++p) {
+                  where.x[p] = x + rows[done + p] * static_cast<int64_t>(channels);
+                  where.grad[p] = g + in[done + p] * static_cast<int64_t>(stride) + column * kLanes;
+                }
                 outer_function(width, std::make_integer_sequence<int, kWidest>{})(
-                    x, channels, rows + done, g + column * kLanes, stride, in + done,
-                    number - done < most ? number - done : most,
-                    sums + column * kLanes * channels);
+                    where, channels, run, sums + column * kLanes * channels);
               }
+            }
           });
     }
   });
