@@ -18,11 +18,12 @@ import backends
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported, site_keys
 from backends.norm import norm_parameters
-from backends.sscn import kernels, tape
+from backends.sscn import kernels, node, tape
 from backends.sscn.convolution import convolve
 from backends.sscn.kernels import Connection, axis_bits, demorton, identity
+from backends.sscn.node import tracked
 from backends.sscn.norm import NormReLU, differentiable
-from backends.sscn.tape import BatchNorm, Rows, tracked
+from backends.sscn.tape import BatchNorm, Rows
 from backends.watching import Watcher, building_maps, replaced
 
 
@@ -421,7 +422,7 @@ class Backend(TorchArithmetic):
             building_maps(watcher, *maps),
             replaced(_Weighted, "launch", deferred),
             replaced(tape, "account", lambda _: watcher.account),
-            replaced(tape, "run", watcher.outside),
-            replaced(tape, "node", watcher.outside),
+            replaced(node, "run", watcher.outside),
+            replaced(node, "node", watcher.outside),
         ):
             yield

@@ -1,9 +1,9 @@
-"""Layers are noted first and run together once their result is wanted, as one node of autograd.
+"""Layers are noted first and run together once their result is wanted.
 
-Detector networks have many small layers: what Python and autograd take between two of them costs
-more than many a layer. So a layer only notes what it is made of. Where torch asks for features,
-everything that leads to them runs in one go, and becomes a single node of autograd's graph, which
-runs the gradients in reverse. A kernel set with a ``program`` runs all of it outside Python.
+Detector networks have many small layers: what Python takes between two of them costs more than
+many a layer. So a layer only notes what it is made of. Where somebody asks for features, all that
+leads to them runs in one go, outside Python where the kernel set offers that; ``node`` does the
+same for gradients.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from backends.sscn.convolution import gradients
 from backends.sscn.kernels import Connection, Kernels
 from backends.uresnet import NORM_MOMENTUM
 from backends.watching import Account
@@ -273,36 +272,15 @@ def note(
     return noted
 
 
-def tracked(rows: Rows) -> Tensor:
-    """Return features as autograd knows them; all that leads to them runs now."""
-    made = rows.made
-    if made is None:
-        return rows.known()
-    run(made)
-    if made.tracked and not torch.is_grad_enabled():
-        return known(made.out)
-    if made.tracked:
-        made.out, made.sums = rows.features, rows.sums = node(made)
-        made.tracked, rows.made = False, None  # autograd knows it: layers noted before start there
-    return rows.known()
-
-
-def node(last: Layer) -> tuple[Tensor, Tensor | None]:
-    """Return the output of a layer and its sums as one node of autograd made them."""
-    history = History(last)
-    out, sums = _Network.apply(history, *history.leaves)
-    return out, sums
-
-
 def run(last: Layer) -> None:
     """Run all layers that lead to one and have not run yet."""
-    layers = _leading(last, lambda layer: layer.out is None)
+    layers = leading(last, lambda layer: layer.out is None)
     if not layers:
         return
     forward = getattr(last.functions, "Forward", Forward)()
     try:
         for layer in layers:
-            _add(layer, forward, back=False)
+            add(layer, forward, back=False)
         forward.run()
     except BaseException:
         for layer in layers:
@@ -314,7 +292,7 @@ def run(last: Layer) -> None:
             rows.features, rows.sums, rows.made = layer.out, layer.sums, None
 
 
-def _add(work: Any, runner: Any, *, back: bool) -> None:
+def add(work: Any, runner: Any, *, back: bool) -> None:
     """Add a layer or a step to those that run together; tell who watches when it has run."""
     watched: Account | None = work.account
     if watched is None:
@@ -331,7 +309,7 @@ def _add(work: Any, runner: Any, *, back: bool) -> None:
         watched.call(alone, back=back)
 
 
-def _leading(last: Layer, wanted: Callable[[Layer], bool]) -> list[Layer]:
+def leading(last: Layer, wanted: Callable[[Layer], bool]) -> list[Layer]:
     """Return the wanted layers that lead to one over wanted ones, in the order of their noting."""
     if not wanted(last):
         return []
@@ -369,174 +347,3 @@ class Forward:
 
     def run(self) -> None:
         """Nothing is left to do."""
-
-
-class History:
-    """The layers that gradients go through to some rows, with a slot for every tensor of theirs.
-
-    First come the leaves, which autograd knows, then the outputs of the layers. The sums of layer
-    i have slot -1 - i.
-    """
-
-    def __init__(self, last: Layer) -> None:
-        self.layers = _leading(last, lambda layer: layer.tracked)
-        self.leaves: list[Tensor] = []
-        self._slots: dict[int, int] = {}
-        for layer in self.layers:
-            for parameter in layer.parameters():
-                self._leaf(parameter)
-            for origin in layer.inputs():
-                if not (isinstance(origin, Layer) and origin.tracked):
-                    self._leaf(features(origin))
-            if isinstance(layer.norm, BatchNorm):
-                for origin in layer.sources:
-                    if not (isinstance(origin, Layer) and origin.tracked):
-                        self._leaf(known(origin.sums))
-        self._place = {layer.number: place for place, layer in enumerate(self.layers)}
-        self.steps = [Step(self, layer) for layer in self.layers]
-
-    def _leaf(self, tensor: Tensor) -> None:
-        if id(tensor) not in self._slots:
-            self._slots[id(tensor)] = len(self.leaves)
-            self.leaves.append(tensor)
-
-    def slot(self, origin: Tensor | Rows | Layer) -> int:
-        """Return the slot of features or of a parameter."""
-        if isinstance(origin, Tensor):
-            return self._slots[id(origin)]
-        if isinstance(origin, Layer) and origin.tracked:
-            return len(self.leaves) + self._place[origin.number]
-        return self._slots[id(features(origin))]
-
-    def sums_slot(self, origin: Rows | Layer) -> int:
-        """Return the slot of sums."""
-        if isinstance(origin, Layer) and origin.tracked:
-            return -1 - self._place[origin.number]
-        return self._slots[id(known(origin.sums))]
-
-
-class Step:
-    """A layer by the slots of its tensors, which autograd keeps for it."""
-
-    __slots__ = (
-        "account", "connection", "folding", "functions", "norm", "out", "out_sums", "residual",
-        "rows", "shape", "sources", "sums", "weight", "widths",
-    )  # fmt: skip
-
-    def __init__(self, history: History, layer: Layer) -> None:
-        norm = layer.norm
-        self.sources = tuple(map(history.slot, layer.sources))
-        self.rows = layer.sources[0].shape[0]
-        self.widths = tuple(origin.shape[1] for origin in layer.sources)
-        self.weight, *self.norm = map(history.slot, layer.parameters())
-        self.folding: Folding | None = None
-        self.sums: tuple[int, ...] = ()
-        if isinstance(norm, BatchNorm):
-            self.folding = norm.folding
-            self.sums = tuple(map(history.sums_slot, layer.sources))
-        self.residual = None if layer.residual is None else history.slot(layer.residual)
-        self.out, self.out_sums = history.slot(layer), history.sums_slot(layer)
-        self.shape = layer.shape
-        self.connection = layer.connection
-        self.functions = layer.functions
-        self.account = layer.account
-
-    def wants_input(self, wanted: Sequence[bool]) -> bool:
-        """Return whether a gradient goes on to its sources or its norm."""
-        return any(wanted[slot] for slot in (*self.sources, *self.sums, *self.norm))
-
-
-class Backward:
-    """Makes the gradients of layers of any kernel set, each when it is added.
-
-    A kernel set may have a class of this name that makes all of them in ``run``; see ``Forward``.
-
-    Parameters
-    ----------
-    saved : sequence of Tensor
-        Leaves and outputs by slot.
-    wanted : sequence of bool
-        Whether a gradient is to reach them.
-    """
-
-    def __init__(self, saved: Sequence[Tensor], wanted: Sequence[bool]) -> None:
-        self.saved = saved
-        self.wanted = wanted
-        self.gradients: dict[int, Tensor] = {}
-
-    def give(self, slot: int, gradient: Tensor | None) -> None:
-        """Add what reaches a slot."""
-        if gradient is not None:
-            before = self.gradients.get(slot)
-            self.gradients[slot] = gradient if before is None else before + gradient
-
-    def add(self, step: Step) -> None:
-        """Make the gradients of one layer and add them to those that are there."""
-        take, saved, folding = self.gradients.pop, self.saved, step.folding
-        grad, grad_sums = take(step.out, None), take(step.out_sums, None)
-        if grad is None:
-            if grad_sums is None:
-                return
-            grad = torch.zeros_like(saved[step.out])
-        scale, shift = (None, None)
-        if folding is not None:
-            scale, shift, _ = folding
-        elif step.norm:
-            scale, shift = (saved[slot] for slot in step.norm)
-        x, skip = step.sources[0], step.sources[1] if len(step.sources) > 1 else None
-        to_x, to_skip, to_norm, to_weight, total = gradients(
-            step.functions, grad, saved[step.out], grad_sums, saved[x],
-            None if skip is None else saved[skip], saved[step.weight], step.connection,
-            scale, shift, to_input=step.wants_input(self.wanted),
-            to_weight=self.wanted[step.weight],
-        )  # fmt: skip
-        self.give(x, to_x)
-        if skip is not None:
-            self.give(skip, to_skip)
-        self.give(step.weight, to_weight)
-        if step.residual is not None:
-            self.give(step.residual, grad if total is None else total)
-        if not step.norm or to_norm is None:
-            return
-        weight = saved[step.norm[0]]
-        of_norm: Sequence[Tensor]
-        if folding is None:
-            of_norm = to_norm.to(weight.dtype).unbind(0)
-        else:
-            to_sums, *of_norm = step.functions.fold_gradient(
-                to_norm, weight, folding.moments, step.rows
-            )
-            for slot, share in zip(step.sums, to_sums.split(step.widths, 1), strict=True):
-                self.give(slot, share)
-        for slot, gradient in zip(step.norm, of_norm, strict=True):
-            self.give(slot, gradient)
-
-    def run(self) -> None:
-        """Nothing is left to do."""
-
-
-class _Network(torch.autograd.Function):
-    """The node: leaves in, the last layer's features and sums out."""
-
-    @staticmethod
-    def forward(ctx: Any, history: History, *leaves: Tensor) -> tuple[Tensor, Tensor | None]:
-        ctx.set_materialize_grads(False)
-        ctx.steps = history.steps
-        ctx.save_for_backward(*leaves, *(layer.out for layer in history.layers))
-        last = history.layers[-1]
-        return known(last.out), last.sums
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, grad_sums: Tensor | None) -> tuple[Any, ...]:
-        saved, steps = ctx.saved_tensors, ctx.steps
-        leaves = len(saved) - len(steps)
-        wanted = (*ctx.needs_input_grad[1:], *(True,) * len(steps))
-        last = steps[-1]
-        backward = getattr(last.functions, "Backward", Backward)(saved, wanted)
-        backward.give(last.out, grad if grad is None else grad.contiguous())
-        backward.give(last.out_sums, grad_sums)
-        for step in reversed(steps):
-            _add(step, backward, back=True)
-        backward.run()
-        found = backward.gradients
-        return None, *(found.get(slot) if wanted[slot] else None for slot in range(leaves))

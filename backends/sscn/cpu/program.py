@@ -1,6 +1,6 @@
 """Whole networks in one call: layers become instructions, which C++ runs one after the other.
 
-The classes stand for those of the same names in ``backends.sscn.tape``.
+The classes stand for those of the same names in ``backends.sscn.tape`` and ``node``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor
 from backends.sscn import tape
 from backends.sscn.cpu import _kernels
 from backends.sscn.cpu.arrays import checked, pairs
-from backends.sscn.tape import BatchNorm, Folding, Layer, Rows, Step, known
+from backends.sscn.node import Step
+from backends.sscn.tape import BatchNorm, Folding, Layer, Rows, known
 from backends.uresnet import NORM_MOMENTUM
 
 Tell = Callable[[float, float], None]
