@@ -49,7 +49,7 @@ class _Fold(torch.autograd.Function):
 class _Folded(NamedTuple):
     """Folded running statistics, and the addresses and versions of what they were folded from."""
 
-    state: list[int]
+    state: tuple[int, ...]
     scale: Tensor
     shift: Tensor
 
@@ -82,24 +82,27 @@ class NormReLU(nn.Module):
 
     def from_running(self) -> tuple[Tensor, Tensor]:
         """Return scale and shift of the running statistics, folded once until they change."""
-        parts = self._parts()
-        if torch.is_grad_enabled() and (parts[0].requires_grad or parts[1].requires_grad):
+        weight, bias, mean, variance = self._parts()
+        if torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad):
             return self._fold()
-        state = [fact for part in parts for fact in (part.data_ptr(), part._version)]
+        state = (
+            weight.data_ptr(), weight._version, bias.data_ptr(), bias._version,
+            mean.data_ptr(), mean._version, variance.data_ptr(), variance._version,
+        )  # fmt: skip
         folded = self._folded
         if folded is None or folded.state != state:
             folded = self._folded = _Folded(state, *self._fold())
         return folded.scale, folded.shift
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        parameters, buffers = self.norm._parameters, self.norm._buffers
-        weight, bias = parameters["weight"], parameters["bias"]
-        mean, variance = buffers["running_mean"], buffers["running_var"]
-        assert weight is not None
-        assert bias is not None
-        assert mean is not None
-        assert variance is not None
-        return weight, bias, mean, variance
+        norm = self.norm
+        parameters, buffers = norm._parameters, norm._buffers  # quicker than attributes
+        return (
+            known(parameters["weight"]),
+            known(parameters["bias"]),
+            known(buffers["running_mean"]),
+            known(buffers["running_var"]),
+        )
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         weight, bias, mean, variance = self._parts()

@@ -88,18 +88,21 @@ class _Spare:
 
     def __init__(self) -> None:
         self._arrays: list[Tensor] = []
+        self._sizes: list[int] = []
 
     def give(self, values: Tensor) -> None:
         """Take an array back."""
         self._arrays.append(values)
+        self._sizes.append(values.numel())
 
     def take(self, size: int) -> Tensor:
         """Return an array of at least so many floats, the smallest that there is."""
-        best = None
-        for place, values in enumerate(self._arrays):
-            if len(values) >= size and (best is None or len(values) < len(self._arrays[best])):
-                best = place
-        return torch.empty(size) if best is None else self._arrays.pop(best)
+        best = min((found for found in self._sizes if found >= size), default=None)
+        if best is None:
+            return torch.empty(size)
+        place = self._sizes.index(best)
+        del self._sizes[place]
+        return self._arrays.pop(place)
 
 
 def _doubles(channels: int) -> Tensor:
@@ -164,10 +167,12 @@ class Forward:
 
     def _fold(self, norm: BatchNorm, sources: Sequence[Rows | Layer]) -> None:
         check, keep = self._instructions.check, self._instructions.keep
-        channels = len(norm.weight)
-        folding = Folding(torch.empty(channels), torch.empty(channels), _doubles(channels))
-        scale, shift, moments = map(keep, folding)
+        channels = norm.weight.numel()
         weight, bias, mean, variance = map(check, (norm.weight, norm.bias, *norm.running))
+        folding = Folding(
+            torch.empty_like(norm.weight), torch.empty_like(norm.bias), _doubles(channels)
+        )
+        scale, shift, moments = map(keep, folding)
         done = 0
         for origin in sources:
             width = origin.shape[1]
@@ -300,7 +305,7 @@ class Backward:
     def _fold_gradient(self, step: Step, folding: Folding, to_norm: Tensor) -> None:
         keep = self._instructions.keep
         channels = to_norm.shape[1]
-        parameters = torch.empty(channels), torch.empty(channels)
+        parameters = [torch.empty_like(self._saved[slot]) for slot in step.norm]
         self._parameters += zip(step.norm, parameters, strict=True)
         to_weight, to_bias = map(keep, parameters)
         to_norm_at, moments = keep(to_norm), keep(folding.moments)
