@@ -1,8 +1,9 @@
 // Sorting sites and listing the pairs of kernel maps; compiled once for each instruction set.
 //
-// The 64 places whose keys share all but the lowest six bits form a brick (4 x 4 x 4, or 8 x 8),
-// for which there is a table of its rows. Only bricks need a hash table; within them, and from one
-// to the next, a neighbour is found by two look-ups.
+// The 64 places whose keys share all but the lowest six bits form a brick (4 x 4 x 4, or 8 x 8).
+// Only bricks need a hash table. Around each brick of output sites a window is laid as far as the
+// kernel reaches, and the rows of the sites in it are entered; then every neighbour of every site is
+// one look-up in it, at a distance that the tap alone decides.
 #include "maps.hpp"
 
 #include "parallel.hpp"
@@ -69,23 +70,28 @@ struct Widening {
 class Bricks {
  public:
   Bricks(const int64_t* keys, int64_t rows, Widening widen) {
-    int64_t number = rows > 0;
-    for (int64_t i = 1; i < rows; ++i)
-      number += widen(keys[i]) >> kBrickBits != widen(keys[i - 1]) >> kBrickBits;
-    const auto bricks = static_cast<size_t>(number) + 1;
-    keys_ = key_memory_.get<uint64_t>(bricks);
-    rows_ = row_memory_.get<int32_t>(bricks << kBrickBits);
-    keys_[0] = kNoKey;
-    std::memset(rows_, 0xff, sizeof(int32_t) << kBrickBits);
-    int64_t brick = 0;
+    places_ = place_memory_.get<uint8_t>(static_cast<size_t>(rows));
+    int64_t number = 0;
+    uint64_t last = kNoKey;
     for (int64_t i = 0; i < rows; ++i) {
       const uint64_t site = widen(keys[i]);
-      if (keys_[brick] != site >> kBrickBits) {
-        keys_[++brick] = site >> kBrickBits;
-        std::memset(rows_ + (brick << kBrickBits), 0xff, sizeof(int32_t) << kBrickBits);
-      }
-      rows_[brick << kBrickBits | static_cast<int64_t>(site & kPlaces)] = static_cast<int32_t>(i);
+      places_[i] = static_cast<uint8_t>(site & kPlaces);
+      number += site >> kBrickBits != last;
+      last = site >> kBrickBits;
     }
+    const auto bricks = static_cast<size_t>(number) + 2;
+    keys_ = key_memory_.get<uint64_t>(bricks);
+    first_ = first_memory_.get<int32_t>(bricks);
+    keys_[0] = kNoKey;
+    first_[0] = 0;
+    int64_t brick = 0;
+    for (int64_t i = 0; i < rows; ++i) {
+      const uint64_t key = widen(keys[i]) >> kBrickBits;
+      if (keys_[brick] == key) continue;
+      keys_[++brick] = key;
+      first_[brick] = static_cast<int32_t>(i);
+    }
+    first_[number + 1] = static_cast<int32_t>(rows);
     int log = 6;
     while (log < 40 && (int64_t{1} << log) < 6 * number) ++log;
     shift_ = 64 - log;
@@ -100,8 +106,9 @@ class Bricks {
     }
   }
 
-  // The row at each place of each brick, -1 where there is no site.
-  const int32_t* rows() const { return rows_; }
+  // The first row of a brick; its last is the one before the first of the next brick.
+  int32_t first(int32_t brick) const { return first_[brick]; }
+  int place(int32_t row) const { return places_[row]; }
 
   // Return the number of a brick, 0 if there is none. The table is sparse: that the first slot
   // holds another brick is rare enough to be predicted. Whether there is a brick is not, so no
@@ -119,43 +126,57 @@ class Bricks {
  private:
   uint64_t home(uint64_t key) const { return key * 0x9e3779b97f4a7c15 >> shift_; }
 
-  Scratch table_, key_memory_, row_memory_;
-  int32_t *slots_, *rows_;
+  Scratch table_, key_memory_, first_memory_, place_memory_;
+  int32_t *slots_, *first_;
+  uint8_t* places_;
   uint64_t* keys_;
   uint64_t last_;
   int shift_;
 };
 
-// Where each tap leads from each place in a brick: the neighbouring brick and the place in it.
+// Where things are in a window, the last axis fastest.
 struct Steps {
-  int dim, kernel_size, window, reach, taps, neighbours;
-  Scratch brick_memory, place_memory;
-  uint16_t* brick;  // (taps, 64)
-  uint8_t* place;   // (taps, 64)
+  int dim, kernel_size, window, reach, taps, neighbours;  // window: bricks a side
+  int size;                                               // places in a window
+  Scratch tap_memory, from_memory, target_memory;
+  int32_t* tap;     // (taps,) how far each tap is from the first
+  int32_t* from;    // (64,) where the first tap of each place of the brick in the middle is
+  int32_t* target;  // (neighbours, 64) where the places of all bricks are; `size` if outside
 
   Steps(int dim_, int kernel_size_) : dim(dim_), kernel_size(kernel_size_) {
     const int side_bits = kBrickBits / dim, side = 1 << side_bits;
-    const int centre = kernel_size / 2;
+    const int centre = kernel_size / 2, wide = side + 2 * centre;
     reach = (centre + side - 1) / side;
     window = 2 * reach + 1;
-    taps = neighbours = 1;
-    for (int d = 0; d < dim; ++d) taps *= kernel_size, neighbours *= window;
-    brick = brick_memory.get<uint16_t>(static_cast<size_t>(taps) * 64);
-    place = place_memory.get<uint8_t>(static_cast<size_t>(taps) * 64);
-    for (int tap = 0; tap < taps; ++tap)
-      for (int start = 0; start < 64; ++start) {
-        int neighbour = 0, scale = 1, rest = tap;
-        uint64_t to = 0;
-        for (int axis = 0; axis < dim; ++axis) {  // axis 0 is the fastest: the last coordinate
-          const int from = static_cast<int>(compact(static_cast<uint64_t>(start) >> axis, dim));
-          const int at = from + rest % kernel_size - centre + reach * side;
-          rest /= kernel_size;
-          neighbour += (at >> side_bits) * scale;
-          scale *= window;
-          to |= spread(static_cast<uint64_t>(at & (side - 1)), dim) << axis;
+    taps = neighbours = size = 1;
+    for (int d = 0; d < dim; ++d) taps *= kernel_size, neighbours *= window, size *= wide;
+    tap = tap_memory.get<int32_t>(static_cast<size_t>(taps));
+    from = from_memory.get<int32_t>(64);
+    target = target_memory.get<int32_t>(static_cast<size_t>(neighbours) * 64);
+    const auto coordinate = [&](int place, int axis) {
+      return static_cast<int>(compact(static_cast<uint64_t>(place) >> axis, dim));
+    };
+    for (int number = 0; number < taps; ++number) {
+      int rest = number, scale = 1, at = 0;
+      for (int axis = 0; axis < dim; ++axis, rest /= kernel_size, scale *= wide)
+        at += rest % kernel_size * scale;  // axis 0 is the fastest: the last coordinate
+      tap[number] = at;
+    }
+    for (int place = 0; place < 64; ++place) {
+      int scale = 1, at = 0;
+      for (int axis = 0; axis < dim; ++axis, scale *= wide) at += coordinate(place, axis) * scale;
+      from[place] = at;
+    }
+    for (int neighbour = 0; neighbour < neighbours; ++neighbour)
+      for (int place = 0; place < 64; ++place) {
+        int rest = neighbour, scale = 1, at = 0;
+        bool within = true;
+        for (int axis = 0; axis < dim; ++axis, rest /= window, scale *= wide) {
+          const int c = (rest % window - reach) * side + coordinate(place, axis) + centre;
+          within &= c >= 0 && c < wide;
+          at += c * scale;
         }
-        brick[tap * 64 + start] = static_cast<uint16_t>(neighbour);
-        place[tap * 64 + start] = static_cast<uint8_t>(to);
+        target[neighbour * 64 + place] = within ? at : size;
       }
   }
 };
@@ -196,33 +217,39 @@ void find_neighbours(const Bricks& bricks, const Steps& steps, uint64_t key, int
       }
 }
 
-// The rows of a block: where each one's brick has its neighbours listed, and its place in it.
-struct Places {
-  int32_t list[256];
-  uint8_t place[256];
-};
+// Enter the rows of all sites around a brick into a window, -1 where there is none. `present` has
+// room for the neighbours that exist: gone through at once, they cost no mispredicted branches.
+void fill_window(const Bricks& bricks, const Steps& steps, const int32_t* around,
+                 int32_t* present, int32_t* window) {
+  std::memset(window, 0xff, static_cast<size_t>(steps.size) * sizeof(int32_t));
+  int number = 0;
+  for (int neighbour = 0; neighbour < steps.neighbours; ++neighbour) {
+    present[number] = neighbour;
+    number += around[neighbour] != 0;
+  }
+  for (int i = 0; i < number; ++i) {
+    const int32_t* target = steps.target + present[i] * 64;
+    const int32_t brick = around[present[i]], end = bricks.first(brick + 1);
+    for (int32_t row = bricks.first(brick); row < end; ++row)
+      window[target[bricks.place(row)]] = row;
+  }
+}
 
-// List the pairs of one tap and return their number. Each is written in any case and kept by
+// List the pairs of one tap and return their number. `window` begins where the tap looks from the
+// first place, `from` is where each row is. Each pair is written in any case and kept by
 // advancing: a branch would be mispredicted often.
-inline int list_pairs(const uint16_t* to_brick, const uint8_t* to_place, const Places& from,
-                      const int32_t* neighbours, const int32_t* rows, int number, int32_t* in,
+inline int list_pairs(const int32_t* window, const int32_t* from, int rows, int32_t* in,
                       uint8_t* out) {
   int pairs = 0;
 #pragma GCC unroll 8
-  for (int i = 0; i < number; ++i) {
-    const int place = from.place[i];
-    const int64_t brick = neighbours[from.list[i] + to_brick[place]];
-    const int32_t row = rows[(brick << kBrickBits) + to_place[place]];
+  for (int i = 0; i < rows; ++i) {
+    const int32_t row = window[from[i]];
     in[pairs] = row;
     out[pairs] = static_cast<uint8_t>(i);
     pairs += row >= 0;
   }
   return pairs;
 }
-
-}  // namespace
-
-namespace {
 
 struct Wide {  // a key with its row, where both do not fit into 64 bits
   uint64_t key;
@@ -351,25 +378,29 @@ void connect(const int64_t* keys_in, int64_t rows_in, const int64_t* keys_out, i
   const Steps& steps = steps_of(numbering.dim, kernel_size);
   const int taps = steps.taps, bits_above = widen.to - kBrickBits;
   const int64_t blocks = (rows_out + block - 1) / block;
-  const auto per_worker = static_cast<size_t>(block) * steps.neighbours;
-  Scratch memory;
-  auto* around = memory.get<int32_t>(per_worker * static_cast<size_t>(threads < 1 ? 1 : threads));
+  // A window has one place more, for what lies outside.
+  const auto room = static_cast<size_t>(steps.size) + 1, per_worker = block * room;
+  const auto workers = static_cast<size_t>(threads < 1 ? 1 : threads);
+  Scratch memory, around_memory;
+  auto* windows = memory.get<int32_t>(per_worker * workers);
+  auto* around = around_memory.get<int32_t>(2 * static_cast<size_t>(steps.neighbours) * workers);
   parallel_for(threads, blocks, [&](int64_t b, int worker) {
-    int32_t* mine = around + static_cast<size_t>(worker) * per_worker;
+    int32_t* mine = windows + static_cast<size_t>(worker) * per_worker;
+    int32_t* found = around + 2 * static_cast<size_t>(worker) * steps.neighbours;
     const int64_t first = b * block;
     const int rows = static_cast<int>(rows_out - first < block ? rows_out - first : block);
-    Places from;
+    int32_t from[256];
     uint64_t last = ~uint64_t{0};
-    int next = 0;
+    size_t next = 0;
     for (int i = 0; i < rows; ++i) {
       const uint64_t key = widen(keys_out[first + i]);
       if (key >> kBrickBits != last) {
         last = key >> kBrickBits;
-        find_neighbours(bricks, steps, last, bits_above, mine + next);
-        next += steps.neighbours;
+        find_neighbours(bricks, steps, last, bits_above, found);
+        fill_window(bricks, steps, found, found + steps.neighbours, mine + next);
+        next += room;
       }
-      from.list[i] = next - steps.neighbours;
-      from.place[i] = static_cast<uint8_t>(key & kPlaces);
+      from[i] = static_cast<int32_t>(next - room) + steps.from[key & kPlaces];
     }
     // At most rows * tap pairs are kept before a tap, so that all writes stay within the room.
     int32_t* to_in = in + first * taps;
@@ -378,8 +409,7 @@ void connect(const int64_t* keys_in, int64_t rows_in, const int64_t* keys_out, i
     int number = 0;
     for (int tap = 0; tap < taps; ++tap) {
       starts[tap] = number;
-      number += list_pairs(steps.brick + tap * 64, steps.place + tap * 64, from, mine,
-                           bricks.rows(), rows, to_in + number, to_out + number);
+      number += list_pairs(mine + steps.tap[tap], from, rows, to_in + number, to_out + number);
     }
     starts[taps] = number;
   });
