@@ -162,7 +162,9 @@ class Forward:
         layer.out, layer.sums = out, sums
         for origin in layer.inputs():
             if isinstance(origin, Layer) and origin.taken():
-                self._spare.give(known(origin.out))
+                values = known(origin.out)
+                if values.dim() == 1:  # from here; somebody may still hold another
+                    self._spare.give(values)
                 origin.out = origin.sums = None
 
     def _fold(self, norm: BatchNorm, sources: Sequence[Rows | Layer]) -> None:

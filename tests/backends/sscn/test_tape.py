@@ -149,6 +149,27 @@ def test_what_somebody_holds_is_not_overwritten_by_layers_after_it(name):
 
 
 @pytest.mark.parametrize("name", SETS)
+def test_features_outlive_the_tensor_that_they_were_asked_of(name):
+    backend = engine(name)
+    sites = some_sites()
+    first, *others = [
+        filled(backend.convolution(Kind.SUBMANIFOLD, 4, 4, 3, 0), seed) for seed in range(4)
+    ]
+    with torch.no_grad():
+        x = first(backend.tensor(sites, torch.ones(len(sites), 4), SIZE, 2))
+        y = x
+        for convolution in others:
+            y = convolution(y)
+        rows = y.rows  # noted, before anything has run
+        held = backend.rows(x)
+        before = held.clone()
+        del x
+        backend.features(y)
+    assert rows
+    assert torch.equal(held, before)
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_nothing_is_kept_once_the_gradients_are_there(name):
     backend = engine(name)
     sites = some_sites()
