@@ -60,15 +60,11 @@ def convolve(
     ValueError
         If the rows of ``x`` are not those that the map was built for.
     """
+    connection.check(x.shape[0], weight.shape[0])
     forward, backward, mirrored = connection
-    rows = forward.rows
-    if x.shape[0] != backward.rows:
-        raise ValueError(f"the kernel map takes {backward.rows} rows, the input has {x.shape[0]}")
-    if weight.shape[0] != forward.taps:
-        raise ValueError(f"the weights have {weight.shape[0]} taps, the kernel map {forward.taps}")
     return torch.ops.sscn.convolve(
         x, skip, weight, scale, shift, residual,
-        forward.tensors, backward.tensors, rows, mirrored, statistics, kernel_set,
+        forward.tensors, backward.tensors, forward.rows, mirrored, statistics, kernel_set,
     )  # fmt: skip
 
 

@@ -65,6 +65,15 @@ class Connection(NamedTuple):
     backward: KernelMap
     mirrored: bool
 
+    def check(self, rows: int, taps: int) -> None:
+        """Raise ValueError unless the maps take so many input rows and taps."""
+        if rows != self.backward.rows:
+            raise ValueError(
+                f"the kernel map takes {self.backward.rows} rows, the input has {rows}"
+            )
+        if taps != self.forward.taps:
+            raise ValueError(f"the weights have {taps} taps, the kernel map {self.forward.taps}")
+
 
 def identity(rows: int) -> Connection:
     """Connect each row with itself: the map of a linear layer."""

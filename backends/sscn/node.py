@@ -20,6 +20,7 @@ from backends.sscn.tape import (
     Rows,
     add,
     features,
+    inside,
     known,
     leading,
     run,
@@ -30,14 +31,14 @@ def tracked(rows: Rows) -> Tensor:
     """Return features as autograd knows them; all that leads to them runs now."""
     made = rows.made
     if made is None:
-        return rows.known()
+        return features(rows)
     run(made)
     if made.tracked and not torch.is_grad_enabled():
         return known(made.out)
     if made.tracked:
         made.out, made.sums = rows.features, rows.sums = node(made)
         made.tracked, rows.made = False, None  # autograd knows it: layers noted before start there
-    return rows.known()
+    return features(rows)
 
 
 def node(last: Layer) -> tuple[Tensor, Tensor | None]:
@@ -62,11 +63,11 @@ class History:
             for parameter in layer.parameters():
                 self._leaf(parameter)
             for origin in layer.inputs():
-                if not (isinstance(origin, Layer) and origin.tracked):
+                if not inside(origin):
                     self._leaf(features(origin))
             if isinstance(layer.norm, BatchNorm):
                 for origin in layer.sources:
-                    if not (isinstance(origin, Layer) and origin.tracked):
+                    if not inside(origin):
                         self._leaf(known(origin.sums))
         self._place = {layer.number: place for place, layer in enumerate(self.layers)}
         self.steps = [Step(self, layer) for layer in self.layers]

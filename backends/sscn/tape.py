@@ -41,23 +41,18 @@ class Rows:
         """What a layer made of these rows is noted to be made of."""
         return self if self.made is None else self.made
 
-    def known(self) -> Tensor:
-        """Return features that are there."""
-        assert self.features is not None
-        return self.features
-
     @property
     def shape(self) -> tuple[int, int]:
         """Sites and channels."""
         if self.made is not None:
             return self.made.shape
-        rows, channels = self.known().shape
+        rows, channels = known(self.features).shape
         return rows, channels
 
     @property
     def dtype(self) -> torch.dtype:
         """Storage type."""
-        return self.known().dtype if self.made is None else self.made.dtype
+        return known(self.features).dtype if self.made is None else self.made.dtype
 
 
 class Folding(NamedTuple):
@@ -210,8 +205,13 @@ class Layer:
         return not (self.waiting or self.lasting())
 
 
+def inside(origin: Rows | Layer) -> bool:
+    """Return whether gradients go on through a layer that autograd does not know."""
+    return isinstance(origin, Layer) and origin.tracked
+
+
 def _needs_gradient(origin: Rows | Layer) -> bool:
-    if isinstance(origin, Layer) and origin.tracked:
+    if inside(origin):
         return True
     there = origin.out if isinstance(origin, Layer) else origin.features
     return there is not None and there.requires_grad
@@ -256,19 +256,16 @@ def note(
     ValueError
         If rows, channels or taps do not fit together.
     """
-    taps, inputs, _ = weight.shape
-    rows, channels = sources[0].shape[0], sum(each.shape[1] for each in sources)
-    forward, backward, _ = connection
-    if rows != backward.rows:
-        raise ValueError(f"the kernel map takes {backward.rows} rows, the input has {rows}")
+    taps, inputs, outputs = weight.shape
+    connection.check(sources[0].shape[0], taps)
+    channels = sum(each.shape[1] for each in sources)
     if inputs != channels:
         raise ValueError(f"the weights take {inputs} channels, the input has {channels}")
-    if taps != forward.taps:
-        raise ValueError(f"the weights have {taps} taps, the kernel map {forward.taps}")
+    shape = connection.forward.rows, outputs
+    if residual is not None and residual.shape != shape:
+        raise ValueError(f"the residual must have shape {shape}, not {residual.shape}")
     noted = Rows(None)
     noted.made = Layer(noted, sources, weight, connection, norm, residual, statistics, functions)
-    if residual is not None and residual.shape != noted.shape:
-        raise ValueError(f"the residual must have shape {noted.shape}, not {residual.shape}")
     return noted
 
 

@@ -112,6 +112,8 @@ def convolve(
 ) -> tuple[Tensor, Tensor]:
     """Convolve, add the residual, and sum up the result."""
     rows, out_channels = kernel_map.rows, weight.shape[2]
+    if weight.shape[0] != kernel_map.taps:
+        raise ValueError(f"the weights have {weight.shape[0]} taps, the map {kernel_map.taps}")
     source, kept = _source(x, skip, weight.shape[1], scale, shift)
     weight = checked(weight)
     out = x.new_empty((rows, out_channels))
@@ -155,6 +157,8 @@ def gradients(
         As ``statistics_gradient`` of other sets, None without ``grad_sums``.
     """
     source, kept = _source(x, skip, weight.shape[1], scale, shift)
+    if weight.shape[0] != kernel_map.taps:
+        raise ValueError(f"the weights have {weight.shape[0]} taps, the map {kernel_map.taps}")
     if source[2] != kernel_map.rows:
         raise ValueError(f"the map leads back to {kernel_map.rows} rows, not {source[2]}")
     grad, weight = checked(grad), checked(weight)
