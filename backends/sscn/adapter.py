@@ -18,12 +18,12 @@ import backends
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported, site_keys
 from backends.norm import norm_parameters
-from backends.sscn import kernels, node, tape
+from backends.sscn import kernels, node, reference, tape
 from backends.sscn.convolution import convolve
 from backends.sscn.kernels import Connection, axis_bits, demorton, identity
 from backends.sscn.node import tracked
 from backends.sscn.norm import NormReLU, differentiable
-from backends.sscn.tape import BatchNorm, Rows
+from backends.sscn.tape import BatchNorm, Layer, Rows
 from backends.watching import Watcher, building_maps, replaced
 
 
@@ -115,8 +115,10 @@ class SiteTensor:
 
     Either some ``rows``, one or two sources whose channels are concatenated and passed through
     relu(scale * x + shift) where these are given; or ``pending``, a convolution that waits for
-    the residual to be added to it.
+    the residual to be added to it. A ``bias`` is still to be added to a single source.
     """
+
+    __slots__ = ("_rows", "bias", "level", "norm", "pending", "pyramid")
 
     def __init__(
         self,
@@ -125,34 +127,58 @@ class SiteTensor:
         rows: tuple[Rows, ...] = (),
         norm: tape.Norm = None,
         pending: Callable[[Rows | None], Rows] | None = None,
+        bias: Tensor | None = None,
     ) -> None:
         self.pyramid = pyramid
         self.level = level
         self.norm = norm
         self.pending = pending
+        self.bias = bias
         self._rows = rows
 
     @property
-    def rows(self) -> tuple[Rows, ...]:
-        """The sources, computed now if they were pending."""
+    def unbiased(self) -> tuple[Rows, ...]:
+        """The sources without the bias, noted now if they were pending."""
         if self.pending is not None:
             self._rows = (self.pending(None),)
             self.pending = None
         return self._rows
+
+    @property
+    def rows(self) -> tuple[Rows, ...]:
+        """The sources."""
+        if self.bias is not None:
+            self._rows, self.bias = (Rows(tracked(self.unbiased[0]) + self.bias),), None
+        return self.unbiased
+
+
+_Take = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class _Reorder(torch.autograd.Function):
     """Take rows in another order; the gradient takes them back, which no scatter does as fast."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(order, inverse)
-        return rows.index_select(0, order)
+    def forward(
+        ctx: Any, rows: Tensor, bias: Tensor | None, order: Tensor, inverse: Tensor, take: _Take
+    ) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.take = take
+        return take(rows, order, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        _, inverse = ctx.saved_tensors
-        return grad.index_select(0, inverse), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        (inverse,) = ctx.saved_tensors
+        to_bias = grad.sum(0) if ctx.needs_input_grad[1] else None
+        return ctx.take(grad, inverse, None), to_bias, None, None, None
+
+
+def _reordered(
+    rows: Tensor, bias: Tensor | None, order: Tensor, inverse: Tensor, functions: kernels.Kernels
+) -> Tensor:
+    take = reference.take if torch.compiler.is_compiling() else functions.take
+    out: Tensor = _Reorder.apply(rows, bias, order, inverse, take)
+    return out
 
 
 class _Weighted(nn.Module):
@@ -164,19 +190,23 @@ class _Weighted(nn.Module):
 
     def launch(self, x: SiteTensor, connection: Connection, level: int) -> SiteTensor:
         """Return a tensor that waits for its residual."""
-        sources, norm = x.rows, x.norm
-        functions = x.pyramid.functions
+        sources, norm, pyramid = x.rows, x.norm, x.pyramid
 
         def compute(residual: Rows | None) -> Rows:
-            weight = self.weight.to(sources[0].dtype)
+            weight: Tensor = self.weight
+            storage = sources[0].dtype
+            if weight.dtype is not storage:
+                weight = weight.to(storage)
             if torch.compiler.is_compiling():
                 return _compiled(sources, weight, connection, norm, residual, self.training, x)
-            return tape.note(
-                sources, weight, connection, norm, residual,
-                statistics=self.training, functions=functions,
-            )  # fmt: skip
+            return Layer(
+                sources, weight, connection, norm, residual, self.training, pyramid.functions
+            ).noted()
 
-        return SiteTensor(x.pyramid, level, pending=compute)
+        return SiteTensor(pyramid, level, pending=compute)
+
+
+_SUBMANIFOLD, _STRIDED, _INVERSE = Kind.SUBMANIFOLD, Kind.STRIDED, Kind.INVERSE  # quicker
 
 
 class Convolution(_Weighted):
@@ -191,12 +221,12 @@ class Convolution(_Weighted):
 
     def forward(self, x: SiteTensor) -> SiteTensor:
         """Convolve on the sites that the kind of layer keeps."""
-        pyramid, level = x.pyramid, x.level
-        if self.kind is Kind.SUBMANIFOLD:
+        pyramid, level, kind = x.pyramid, x.level, self.kind
+        if kind is _SUBMANIFOLD:
             return self.launch(x, pyramid.submanifold(level, self.kernel_size), level)
-        if self.kind is Kind.STRIDED:
+        if kind is _STRIDED:
             return self.launch(x, pyramid.down(level), level + 1)
-        if self.kind is Kind.INVERSE:
+        if kind is _INVERSE:
             down = pyramid.down(level - 1)
             return self.launch(x, Connection(down.backward, down.forward, False), level - 1)
         reached, connection = pyramid.ordinary(level, self.kernel_size)
@@ -216,9 +246,8 @@ class Linear(_Weighted):
         """Multiply the rows."""
         rows = len(x.pyramid.levels[x.level].keys)
         out = self.launch(x, identity(rows), x.level)
-        if self.bias is None:
-            return out
-        return SiteTensor(x.pyramid, x.level, (Rows(tracked(out.rows[0]) + self.bias),))
+        out.bias = self.bias
+        return out
 
 
 class Norm(NormReLU):
@@ -226,12 +255,14 @@ class Norm(NormReLU):
 
     def forward(self, x: SiteTensor) -> SiteTensor:
         """Note scale and shift."""
-        x = _plain(x)
+        if x.norm is not None:
+            x = _plain(x)
+        sources = x.rows
         if not self.training:
-            return SiteTensor(x.pyramid, x.level, x.rows, self.from_running())
-        for rows in x.rows:
+            return SiteTensor(x.pyramid, x.level, sources, self.from_running())
+        for rows in sources:
             _sum_up(rows)
-        return SiteTensor(x.pyramid, x.level, x.rows, self.from_batch(x.rows))
+        return SiteTensor(x.pyramid, x.level, sources, self.from_batch(sources))
 
 
 def _compiled(
@@ -243,7 +274,7 @@ def _compiled(
     statistics: bool,
     x: SiteTensor,
 ) -> Rows:
-    """As ``tape.note``, but run now by the operator that ``torch.compile`` keeps whole."""
+    """As a noted layer, but run now by the operator that ``torch.compile`` keeps whole."""
     features = [tracked(rows) for rows in sources]
     scale, shift = _scale_and_shift(sources, norm, x.pyramid.functions) or (None, None)
     out, sums = convolve(
@@ -282,13 +313,13 @@ def _plain(x: SiteTensor) -> SiteTensor:
     if norm is None:
         return x
     scale, shift = norm
-    features = (_joined(x) * scale + shift).relu().to(x.rows[0].dtype)
+    features = (_joined(x.rows) * scale + shift).relu().to(x.rows[0].dtype)
     return SiteTensor(x.pyramid, x.level, (Rows(features),))
 
 
-def _joined(x: SiteTensor) -> Tensor:
+def _joined(sources: tuple[Rows, ...]) -> Tensor:
     """Return all channels as autograd knows them."""
-    features = [tracked(rows) for rows in x.rows]
+    features = [tracked(rows) for rows in sources]
     return features[0] if len(features) == 1 else torch.cat(features, 1)
 
 
@@ -334,17 +365,19 @@ class Backend(TorchArithmetic):
 
     def _on(self, pyramid: Pyramid, features: Tensor) -> SiteTensor:
         order, inverse = pyramid.presented(0)
-        rows = _Reorder.apply(features.to(self.storage), order, inverse)
+        rows = _reordered(features.to(self.storage), None, order, inverse, pyramid.functions)
         return SiteTensor(pyramid, 0, (Rows(rows),))
 
     def features(self, x: SiteTensor) -> Tensor:
         """Return the rows in input order, or ascending by site where there is no input order."""
         order, inverse = x.pyramid.presented(x.level)
-        return _Reorder.apply(self.rows(x), inverse, order)
+        x = _plain(x)
+        rows = _joined(x.unbiased)
+        return _reordered(rows, x.bias, inverse, order, x.pyramid.functions)
 
     def rows(self, x: SiteTensor) -> Tensor:
         """Return the rows in the engine's own order, computed if they were pending."""
-        return _joined(_plain(x))
+        return _joined(_plain(x).rows)
 
     def convolution(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
@@ -370,17 +403,18 @@ class Backend(TorchArithmetic):
         if a.pending is None:
             a, b = b, a
         b = _plain(b)
-        other = b.rows[0] if len(b.rows) == 1 else Rows(_joined(b))
+        other = b.rows[0] if len(b.rows) == 1 else Rows(_joined(b.rows))
         if a.pending is not None:
-            return SiteTensor(a.pyramid, a.level, (a.pending(other),))
-        return SiteTensor(a.pyramid, a.level, (Rows(_joined(_plain(a)) + tracked(other)),))
+            return SiteTensor(a.pyramid, a.level, (a.pending(other),), bias=a.bias)
+        total = _joined(_plain(a).rows) + tracked(other)
+        return SiteTensor(a.pyramid, a.level, (Rows(total),))
 
     def cat(self, a: SiteTensor, b: SiteTensor) -> SiteTensor:
         """Note two sources; the next convolution gathers from both."""
         a, b = _plain(a), _plain(b)
         rows = a.rows + b.rows
         if len(rows) > 2:
-            rows = (Rows(_joined(a)), Rows(_joined(b)))
+            rows = (Rows(_joined(a.rows)), Rows(_joined(b.rows)))
         return SiteTensor(a.pyramid, a.level, rows)
 
     def parameters(self, layer: nn.Module) -> dict[str, Tensor]:

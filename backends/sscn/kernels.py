@@ -246,6 +246,10 @@ class Kernels(Protocol):
         """
         ...
 
+    def take(self, rows: Tensor, order: Tensor, bias: Tensor | None) -> Tensor:
+        """Put rows (N, C) in another order, (N,) int64, and add a bias (C,) to each."""
+        ...
+
 
 NAMES = ("auto", "reference", "cpu", "cuda")
 COMPILED = "backends.sscn.cpu._kernels"

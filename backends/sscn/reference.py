@@ -229,3 +229,9 @@ def _pairs(kernel_map: KernelMap, device: torch.device) -> list[tuple[int, Tenso
         if len(rows_out):
             pairs.append((tap, rows_in[rows_out, tap], rows_out))
     return pairs
+
+
+def take(rows: Tensor, order: Tensor, bias: Tensor | None) -> Tensor:
+    """Put rows in another order, a bias added to each; see ``kernels.Kernels``."""
+    taken = rows.index_select(0, order)
+    return taken if bias is None else taken + bias

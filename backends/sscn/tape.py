@@ -39,7 +39,7 @@ class Rows:
     @property
     def origin(self) -> Rows | Layer:
         """What a layer made of these rows is noted to be made of."""
-        return self if self.made is None else self.made
+        return self.made or self
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -119,12 +119,43 @@ def account() -> Account | None:
     return None
 
 
+def _nobody() -> None:
+    """Stand for the weak reference to rows that nobody holds."""
+
+
 class Layer:
     """A convolution over a kernel map: what it is made of and, once it has run, what came out.
 
-    ``waiting`` counts the layers that are still to take its output, ``rows`` is what a user holds
-    of it, ``tracked`` says whether gradients go through it and ``kept`` whether gradients need
-    its output.
+    Parameters
+    ----------
+    sources : tuple of Rows
+        One, or two whose channels are concatenated.
+    weight : Tensor
+        (K, C_in, C_out).
+    connection : Connection
+        The kernel maps, made by the same kernel set.
+    norm : BatchNorm, (scale, shift) or None
+        Applied to the sources, with a ReLU.
+    residual : Rows or None
+        What is added.
+    statistics : bool
+        Whether to sum up the result for the norm that follows.
+    functions : Kernels
+        The kernel set.
+
+    Attributes
+    ----------
+    waiting : int
+        The layers that are still to take its output.
+    rows : callable
+        Returns what a user holds of it, None once nobody does.
+    tracked, kept : bool
+        Whether gradients go through it, and whether gradients need its output.
+
+    Raises
+    ------
+    ValueError
+        If rows, channels or taps do not fit together.
     """
 
     __slots__ = (
@@ -134,7 +165,6 @@ class Layer:
 
     def __init__(
         self,
-        rows: Rows,
         sources: tuple[Rows, ...],
         weight: Tensor,
         connection: Connection,
@@ -143,9 +173,18 @@ class Layer:
         statistics: bool,
         functions: Kernels,
     ) -> None:
-        self.shape = connection.forward.rows, weight.shape[2]
+        taps, inputs, outputs = weight.shape
+        rows, channels = sources[0].shape
+        connection.check(rows, taps)
+        for other in sources[1:]:
+            channels += other.shape[1]
+        if inputs != channels:
+            raise ValueError(f"the weights take {inputs} channels, the input has {channels}")
+        self.shape = shape = connection.forward.rows, outputs
+        if residual is not None and residual.shape != shape:
+            raise ValueError(f"the residual must have shape {shape}, not {residual.shape}")
         self.dtype = sources[0].dtype
-        self.sources = tuple(each.origin for each in sources)
+        self.sources = tuple([each.origin for each in sources])
         self.weight = weight
         self.connection = connection
         self.norm = norm
@@ -155,18 +194,26 @@ class Layer:
         self.number = next(_numbers)
         self.out: Tensor | None = None
         self.sums: Tensor | None = None
-        self.rows = weakref.ref(rows)
+        self.rows: Callable[[], Rows | None] = _nobody
         self.account = account()
-        inputs = self.inputs()
-        self.tracked = self.kept = torch.is_grad_enabled() and (
-            any(each.requires_grad for each in self.parameters())
-            or any(map(_needs_gradient, inputs))
-        )
+        self.tracked = self.kept = torch.is_grad_enabled() and self._needs_gradient()
         self.waiting = 0
-        for origin in inputs:
+        for origin in self.inputs():
             if isinstance(origin, Layer):
                 origin.waiting += 1
                 origin.kept = origin.kept or self.tracked
+
+    def noted(self) -> Rows:
+        """Return the rows that will come from it."""
+        rows = Rows(None)
+        rows.made = self
+        self.rows = weakref.ref(rows)
+        return rows
+
+    def _needs_gradient(self) -> bool:
+        return any(each.requires_grad for each in self.parameters()) or any(
+            map(_needs_gradient, self.inputs())
+        )
 
     def inputs(self) -> tuple[Rows | Layer, ...]:
         """Return everything that it is made of."""
@@ -220,53 +267,6 @@ def _needs_gradient(origin: Rows | Layer) -> bool:
 def features(origin: Rows | Layer) -> Tensor:
     """Return the features of rows that are there, or of a layer that has run."""
     return known(origin.out if isinstance(origin, Layer) else origin.features)
-
-
-def note(
-    sources: tuple[Rows, ...],
-    weight: Tensor,
-    connection: Connection,
-    norm: Norm,
-    residual: Rows | None,
-    *,
-    statistics: bool,
-    functions: Kernels,
-) -> Rows:
-    """Note a convolution of one or two sources over a kernel map.
-
-    Parameters
-    ----------
-    sources : tuple of Rows
-        One, or two whose channels are concatenated.
-    weight : Tensor
-        (K, C_in, C_out).
-    connection : Connection
-        The kernel maps, made by the same kernel set.
-    norm : BatchNorm, (scale, shift) or None
-        Applied to the sources, with a ReLU.
-    residual : Rows or None
-        What is added.
-    statistics : bool
-        Whether to sum up the result for the norm that follows.
-    functions : Kernels
-        The kernel set.
-
-    Raises
-    ------
-    ValueError
-        If rows, channels or taps do not fit together.
-    """
-    taps, inputs, outputs = weight.shape
-    connection.check(sources[0].shape[0], taps)
-    channels = sum(each.shape[1] for each in sources)
-    if inputs != channels:
-        raise ValueError(f"the weights take {inputs} channels, the input has {channels}")
-    shape = connection.forward.rows, outputs
-    if residual is not None and residual.shape != shape:
-        raise ValueError(f"the residual must have shape {shape}, not {residual.shape}")
-    noted = Rows(None)
-    noted.made = Layer(noted, sources, weight, connection, norm, residual, statistics, functions)
-    return noted
 
 
 def run(last: Layer) -> None:

@@ -107,12 +107,12 @@ def test_a_level_has_the_sites_that_strided_convolutions_lead_to():
         ("forward", {"convolve": 1}),
         ("input-gradient", {"input_gradient": 1}),
         ("weight-gradient", {"weight_gradient": 1}),
-        ("map", {"sort_sites": 1, "submanifold_map": 1, "convolve": 1}),
+        ("map", {"sort_sites": 1, "submanifold_map": 1, "take": 1, "convolve": 1}),
     ],
 )
 def test_a_call_does_nothing_but_its_phase(phase, counts, monkeypatch):
     from backends.sscn import kernels
-    from backends.sscn.cpu import program
+    from backends.sscn.cpu.instructions import Instructions
 
     backend = registry.load("sscn", dim=3, device="cpu", precision="fp32")
     trial, _ = trial_on(backend, Kind.SUBMANIFOLD, 0, phase, cases.random_sites(3))
@@ -127,12 +127,12 @@ def test_a_call_does_nothing_but_its_phase(phase, counts, monkeypatch):
 
     for name in ("sort_sites", "submanifold_map", "strided_map"):
         monkeypatch.setattr(functions, name, counted(name, getattr(functions, name)))
-    write = program._Instructions.write
+    write = Instructions.write
 
     def written(self, kind, *words):
         counted(kind.name.lower(), write)(self, kind, *words)
 
-    monkeypatch.setattr(program._Instructions, "write", written)
+    monkeypatch.setattr(Instructions, "write", written)
     trial()
     assert called == counts
 

@@ -8,7 +8,6 @@ nothing. ``SSCN_INSTRUCTION_SET`` (avx512, avx2, portable) overrides the choice 
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +16,15 @@ from backends.contract import InvalidBatch
 from backends.sscn import reference
 from backends.sscn.cpu import _kernels
 from backends.sscn.cpu._kernels import instruction_set, instruction_sets, peak, use
-from backends.sscn.cpu.arrays import checked, empty_map, pairs
+from backends.sscn.cpu.arrays import empty_map, pairs
+from backends.sscn.cpu.instructions import (
+    CONVOLVE,
+    INPUT_GRADIENT,
+    STATISTICS_GRADIENT,
+    TAKE,
+    WEIGHT_GRADIENT,
+    Instructions,
+)
 from backends.sscn.cpu.norm import fold, fold_gradient
 from backends.sscn.cpu.program import Backward, Forward
 from backends.sscn.kernels import Connection, KernelMap, axis_bits
@@ -36,6 +43,7 @@ __all__ = [
     "sort_sites",
     "strided_map",
     "submanifold_map",
+    "take",
     "use",
 ]
 
@@ -111,23 +119,19 @@ def convolve(
     statistics: bool,
 ) -> tuple[Tensor, Tensor]:
     """Convolve, add the residual, and sum up the result."""
-    rows, out_channels = kernel_map.rows, weight.shape[2]
-    if weight.shape[0] != kernel_map.taps:
-        raise ValueError(f"the weights have {weight.shape[0]} taps, the map {kernel_map.taps}")
-    source, kept = _source(x, skip, weight.shape[1], scale, shift)
-    weight = checked(weight)
-    out = x.new_empty((rows, out_channels))
+    instructions = Instructions()
+    source = _source(instructions, x, skip, weight, kernel_map.taps, scale, shift)
+    out_channels = weight.shape[2]
+    out = x.new_empty((kernel_map.rows, out_channels))
     sums = torch.empty((2, out_channels) if statistics else 0, dtype=torch.float64)
-    if residual is not None:
-        residual = checked(residual)
-        if residual.shape != out.shape:
-            raise ValueError(f"the residual must have shape {tuple(out.shape)}")
-    _kernels.convolve(
-        *source, weight.data_ptr(), out_channels, *pairs(kernel_map),
-        0 if residual is None else residual.data_ptr(), out.data_ptr(),
-        sums.data_ptr() if statistics else 0, torch.get_num_threads(),
+    if residual is not None and residual.shape != out.shape:
+        raise ValueError(f"the residual must have shape {tuple(out.shape)}")
+    instructions.write(
+        CONVOLVE, *source, instructions.address(weight), out_channels, *pairs(kernel_map),
+        0 if residual is None else instructions.address(residual), out.data_ptr(),
+        sums.data_ptr() if statistics else 0,
     )  # fmt: skip
-    del kept
+    instructions.run()
     return out, sums
 
 
@@ -156,100 +160,80 @@ def gradients(
     total : Tensor or None
         As ``statistics_gradient`` of other sets, None without ``grad_sums``.
     """
-    source, kept = _source(x, skip, weight.shape[1], scale, shift)
-    if weight.shape[0] != kernel_map.taps:
-        raise ValueError(f"the weights have {weight.shape[0]} taps, the map {kernel_map.taps}")
-    if source[2] != kernel_map.rows:
-        raise ValueError(f"the map leads back to {kernel_map.rows} rows, not {source[2]}")
-    grad, weight = checked(grad), checked(weight)
+    instructions = Instructions()
+    address = instructions.address
+    source = _source(instructions, x, skip, weight, kernel_map.taps, scale, shift)
+    if len(x) != kernel_map.rows:
+        raise ValueError(f"the map leads back to {kernel_map.rows} rows, not {len(x)}")
+    back = *pairs(kernel_map), mirrored
     to_x = to_skip = sums = weights = total = None
     if grad_sums is not None:
         assert out is not None
-        grad = total = statistics_gradient(grad, out, grad_sums)
-    layer = _Layer(source, kept, weight, grad, pairs(kernel_map), mirrored)
+        total = torch.empty(out.shape)
+        instructions.write(
+            STATISTICS_GRADIENT, address(grad), address(out),
+            instructions.keep(grad_sums.to(torch.float64).contiguous()), *out.shape,
+            total.data_ptr(),
+        )  # fmt: skip
+        grad = total
+    flow = address(grad), *grad.shape
     if to_input:
-        to_x, to_skip, sums = input_gradient(layer)
+        to_x = torch.empty(x.shape)
+        to_skip = torch.empty(0 if skip is None else skip.shape)
+        sums = torch.empty(0 if scale is None else (2, weight.shape[1]), dtype=torch.float64)
+        instructions.write(
+            INPUT_GRADIENT, *flow, address(weight), *back, *source, 0, 0, to_x.data_ptr(),
+            to_skip.data_ptr(), sums.data_ptr(),
+        )  # fmt: skip
     if to_weight:
-        weights = weight_gradient(layer)
+        weights = torch.empty(weight.shape)
+        instructions.write(WEIGHT_GRADIENT, *source, *flow, *back, weights.data_ptr())
+    instructions.run()
     return to_x, to_skip, sums, weights, total
 
 
-class _Layer(NamedTuple):
-    """A convolution whose gradients are wanted, its arguments checked once for all of them."""
-
-    source: tuple[int, int, int, int, int, int, int]
-    kept: list[Tensor]
-    weight: Tensor
-    grad: Tensor
-    back: tuple[int, int, int, int, int, int]
-    mirrored: bool
-
-
-def input_gradient(layer: _Layer) -> tuple[Tensor, Tensor, Tensor]:
-    """Propagate the gradient of ``out`` to the inputs."""
-    x, skip, _, x_channels, skip_channels, scale, shift = layer.source
-    grad, weight = layer.grad, layer.weight
-    to_x = torch.empty_like(layer.kept[0])
-    to_skip = torch.empty_like(layer.kept[1]) if skip_channels else grad.new_empty(0)
-    sums = torch.empty((2, weight.shape[1]) if scale else 0, dtype=torch.float64)
-    _kernels.input_gradient(
-        grad.data_ptr(), grad.shape[0], weight.shape[2], weight.data_ptr(), *layer.back,
-        layer.mirrored, x, skip, x_channels, skip_channels, scale, shift,
-        0, 0, to_x.data_ptr(),
-        to_skip.data_ptr(), sums.data_ptr() if scale else 0, torch.get_num_threads(),
+def take(rows: Tensor, order: Tensor, bias: Tensor | None) -> Tensor:
+    """Put rows in another order, a bias added to each."""
+    instructions = Instructions()
+    number, channels = rows.shape
+    if number != len(order):
+        raise ValueError(f"there are {len(order)} sites, but {number} rows of features")
+    out = torch.empty(rows.shape)
+    instructions.write(
+        TAKE, instructions.address(rows), order.data_ptr(), number, channels,
+        0 if bias is None else instructions.address(bias), out.data_ptr(),
     )  # fmt: skip
-    return to_x, to_skip, sums
-
-
-def weight_gradient(layer: _Layer) -> Tensor:
-    """Return the gradient of the weights, (K, C_in, C_out)."""
-    weights = torch.empty_like(layer.weight)
-    _kernels.weight_gradient(
-        *layer.source, layer.grad.data_ptr(), *layer.grad.shape, *layer.back, layer.mirrored,
-        weights.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
-    return weights
-
-
-def statistics_gradient(grad: Tensor, out: Tensor, grad_sums: Tensor) -> Tensor:
-    """Return ``grad + grad_sums[0] + 2 * out * grad_sums[1]``."""
-    out, grad_sums = checked(out), grad_sums.to(torch.float64).contiguous()
-    total = torch.empty_like(out)
-    _kernels.statistics_gradient(
-        grad.data_ptr(), out.data_ptr(), grad_sums.data_ptr(), *out.shape, total.data_ptr(),
-        torch.get_num_threads(),
-    )  # fmt: skip
-    return total
+    instructions.run()
+    return out
 
 
 def _source(
-    x: Tensor, skip: Tensor | None, channels: int, scale: Tensor | None, shift: Tensor | None
-) -> tuple[tuple[int, int, int, int, int, int, int], list[Tensor]]:
-    """Return the addresses and sizes of an input, and the arrays to keep alive meanwhile."""
-    kept = [checked(x)]
+    instructions: Instructions,
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    taps: int,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> tuple[int, ...]:
+    """Return the words of an input that fits weights and a map of so many taps."""
+    address = instructions.address
+    found, channels, _ = weight.shape
     rows, x_channels = x.shape
     skip_address = skip_channels = scale_address = shift_address = 0
+    if found != taps:
+        raise ValueError(f"the weights have {found} taps, the map {taps}")
     if skip is not None:
-        kept.append(checked(skip))
-        skip_address, skip_channels = kept[-1].data_ptr(), skip.shape[1]
+        skip_address, skip_channels = address(skip), skip.shape[1]
         if skip.shape[0] != rows:
             raise ValueError(f"both sources must have {rows} rows, the second has {skip.shape[0]}")
     if x_channels + skip_channels != channels:
         raise ValueError(f"the weights take {channels} channels, not {x_channels + skip_channels}")
     if scale is not None and shift is not None:
-        kept += [checked(scale), checked(shift)]
-        scale_address, shift_address = kept[-2].data_ptr(), kept[-1].data_ptr()
+        scale_address, shift_address = address(scale), address(shift)
         if scale.numel() != channels or shift.numel() != channels:
             raise ValueError(f"scale and shift must have {channels} channels")
-    return (
-        kept[0].data_ptr(),
-        skip_address,
-        rows,
-        x_channels,
-        skip_channels,
-        scale_address,
-        shift_address,
-    ), kept
+    return address(x), skip_address, rows, x_channels, skip_channels, scale_address, shift_address
 
 
 def _connect(

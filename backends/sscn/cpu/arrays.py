@@ -7,10 +7,12 @@ from torch import Tensor
 
 from backends.sscn.kernels import KernelMap
 
+_FLOAT = torch.float32
+
 
 def checked(values: Tensor) -> Tensor:
     """Return contiguous float32 values on the CPU, or say what is wrong with them."""
-    if values.dtype is not torch.float32 or not values.is_cpu:
+    if values.dtype is not _FLOAT or not values.is_cpu:
         raise ValueError(f"the cpu kernels need float32 on the CPU, not {values.dtype}")
     return values.contiguous()
 

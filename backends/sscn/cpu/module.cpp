@@ -3,7 +3,6 @@
 // Arrays come as addresses of contiguous memory, checked by the Python side: converting torch
 // tensors one by one costs more than many of the layers here.
 #include "engine.hpp"
-#include "norm.hpp"
 #include "program.hpp"
 
 #include <nanobind/nanobind.h>
@@ -45,16 +44,6 @@ const Engine* engine = available().front();
 template <class T>
 T* at(Address address) {
   return reinterpret_cast<T*>(address);
-}
-
-Pairs pairs(Address in, Address out, Address span, int64_t rows, int taps, int block) {
-  return {at<int32_t>(in), at<uint8_t>(out), at<int32_t>(span), rows, taps, block};
-}
-
-Source source(Address x, Address skip, int64_t rows, int x_channels, int skip_channels,
-              Address scale, Address shift) {
-  return {at<float>(x), at<float>(skip), rows, x_channels, skip_channels, at<float>(scale),
-          at<float>(shift)};
 }
 
 }  // namespace
@@ -118,58 +107,6 @@ NB_MODULE(_kernels, m) {
                          int block, Address in, Address out, Address span, int threads) {
     engine->connect_up(at<int64_t>(keys), rows, at<int32_t>(first), parents, dim, block,
                        at<int32_t>(in), at<uint8_t>(out), at<int32_t>(span), threads);
-  });
-
-  m.def("convolve", [](Address x, Address skip, int64_t rows_in, int x_channels, int skip_channels,
-                       Address scale, Address shift, Address weight, int out_channels, Address in,
-                       Address out_rows, Address span, int64_t rows, int taps, int block,
-                       Address residual, Address out, Address sums, int threads) {
-    engine->convolve(source(x, skip, rows_in, x_channels, skip_channels, scale, shift),
-                     at<float>(weight), out_channels, pairs(in, out_rows, span, rows, taps, block),
-                     at<float>(residual), at<float>(out), at<double>(sums), threads);
-  });
-
-  m.def("input_gradient", [](Address grad, int64_t grad_rows, int grad_channels, Address weight,
-                             Address in, Address out_rows, Address span, int64_t rows, int taps,
-                             int block, bool mirrored, Address x, Address skip, int x_channels,
-                             int skip_channels, Address scale, Address shift, Address carried,
-                             Address carried_skip, Address to_x, Address to_skip, Address sums, int threads) {
-    engine->input_gradient(at<float>(grad), grad_rows, grad_channels, at<float>(weight),
-                           pairs(in, out_rows, span, rows, taps, block), mirrored,
-                           source(x, skip, rows, x_channels, skip_channels, scale, shift),
-                           at<float>(carried), at<float>(carried_skip), at<float>(to_x),
-                           at<float>(to_skip), at<double>(sums), threads);
-  });
-
-  m.def("weight_gradient", [](Address x, Address skip, int64_t rows_in, int x_channels,
-                              int skip_channels, Address scale, Address shift, Address grad,
-                              int64_t grad_rows, int grad_channels, Address in, Address out_rows,
-                              Address span, int64_t rows, int taps, int block, bool mirrored,
-                              Address out, int threads) {
-    engine->weight_gradient(source(x, skip, rows_in, x_channels, skip_channels, scale, shift),
-                            at<float>(grad), grad_rows, grad_channels,
-                            pairs(in, out_rows, span, rows, taps, block), mirrored, at<float>(out),
-                            threads);
-  });
-
-  m.def("statistics_gradient", [](Address grad, Address out, Address grad_sums, int64_t rows,
-                                  int channels, Address result, int threads) {
-    engine->statistics_gradient(at<float>(grad), at<float>(out), at<double>(grad_sums), rows,
-                                channels, at<float>(result), threads);
-  });
-
-  m.def("fold", [](Address sums, Address weight, Address bias, Address running_mean,
-                   Address running_var, int64_t rows, int channels, double eps, double momentum,
-                   Address scale, Address shift, Address moments) {
-    fold(at<double>(sums), at<float>(weight), at<float>(bias), at<float>(running_mean),
-         at<float>(running_var), rows, channels, eps, momentum, at<float>(scale), at<float>(shift),
-         at<double>(moments), channels);
-  });
-
-  m.def("fold_gradient", [](Address to_norm, Address weight, Address moments, int64_t rows,
-                            int channels, Address to_sums, Address to_weight, Address to_bias) {
-    fold_gradient(at<double>(to_norm), at<float>(weight), at<double>(moments), rows, channels,
-                  channels, at<double>(to_sums), false, at<float>(to_weight), at<float>(to_bias));
   });
 
   m.def("run", [](Address words, int64_t number, Address times, int threads) {

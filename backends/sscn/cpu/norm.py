@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backends.sscn.cpu import _kernels
+from backends.sscn.cpu.instructions import FOLD, FOLD_GRADIENT, Instructions, bits
 
 
 def fold(
@@ -24,11 +24,13 @@ def fold(
         raise ValueError(f"the norm has {channels} channels, the sums {tuple(sums.shape)}")
     sums = sums.contiguous()
     scale, shift, moments = torch.empty_like(weight), torch.empty_like(bias), torch.empty_like(sums)
-    _kernels.fold(
-        sums.data_ptr(), weight.data_ptr(), bias.data_ptr(), running_mean.data_ptr(),
-        running_var.data_ptr(), rows, channels, eps, momentum, scale.data_ptr(), shift.data_ptr(),
-        moments.data_ptr(),
+    instructions = Instructions()
+    instructions.write(
+        FOLD, sums.data_ptr(), weight.data_ptr(), bias.data_ptr(), running_mean.data_ptr(),
+        running_var.data_ptr(), rows, channels, bits(eps), bits(momentum), scale.data_ptr(),
+        shift.data_ptr(), moments.data_ptr(), channels,
     )  # fmt: skip
+    instructions.run()
     return scale, shift, moments
 
 
@@ -36,10 +38,12 @@ def fold_gradient(
     to_norm: Tensor, weight: Tensor, moments: Tensor, rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Propagate gradients through ``fold``; see ``kernels.Kernels``."""
-    to_sums = torch.empty_like(moments)
+    channels, to_norm, to_sums = len(weight), to_norm.contiguous(), torch.empty_like(moments)
     to_weight, to_bias = torch.empty_like(weight), torch.empty_like(weight)
-    _kernels.fold_gradient(
-        to_norm.contiguous().data_ptr(), weight.data_ptr(), moments.data_ptr(), rows, len(weight),
-        to_sums.data_ptr(), to_weight.data_ptr(), to_bias.data_ptr(),
+    instructions = Instructions()
+    instructions.write(
+        FOLD_GRADIENT, to_norm.data_ptr(), weight.data_ptr(), moments.data_ptr(), rows, channels,
+        channels, to_sums.data_ptr(), False, to_weight.data_ptr(), to_bias.data_ptr(),
     )  # fmt: skip
+    instructions.run()
     return to_sums, to_weight, to_bias

@@ -13,6 +13,7 @@ from backends.sscn.cuda.convolution import convolve, input_gradient
 from backends.sscn.cuda.gradient import statistics_gradient, weight_gradient
 from backends.sscn.cuda.maps import ordinary_map, sort_sites, strided_map, submanifold_map
 from backends.sscn.cuda.norm import fold, fold_gradient
+from backends.sscn.reference import take
 
 __all__ = [
     "convolve",
@@ -24,5 +25,6 @@ __all__ = [
     "statistics_gradient",
     "strided_map",
     "submanifold_map",
+    "take",
     "weight_gradient",
 ]
