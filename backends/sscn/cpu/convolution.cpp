@@ -51,7 +51,10 @@ inline int padded(int channels) { return (channels + kLanes - 1) / kLanes * kLan
 
 // Scratch memory is kept by each calling thread, so that pages are not faulted in again.
 struct Workspace {
-  Scratch input, gradient, weights, accumulators, sums, partial;
+  Scratch inputs[2], gradient, weights, accumulators, sums, partial;
+  int turn = 0;  // of the inputs, one may be read while the next convolution's is written
+
+  Scratch& input() { return inputs[turn ^= 1]; }
 };
 
 Workspace& workspace() {
@@ -283,9 +286,10 @@ void activate(const Source& source, int64_t begin, int64_t end, float* to) {
 // Return the rows relu(scale * [x, skip] + shift), written to scratch only where they differ
 // from x.
 const float* gathered(const Source& source, int threads) {
+  if (source.active) return source.active;
   if (!source.skip && !source.scale) return source.x;
   const int channels = source.channels();
-  float* to = workspace().input.get<float>(static_cast<size_t>(source.rows) * channels);
+  float* to = workspace().input().get<float>(static_cast<size_t>(source.rows) * channels);
   constexpr int64_t kChunk = 512;
   parallel_for(threads, (source.rows + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
     const int64_t begin = chunk * kChunk;
@@ -393,8 +397,8 @@ struct ColumnSums {
 
 // ---- the three convolutions -------------------------------------------------------------------
 
-void convolve(Source source, const float* weight, int out_channels, Pairs pairs,
-              const float* residual, float* out, double* sums, int threads) {
+const float* convolve(Source source, const float* weight, int out_channels, Pairs pairs,
+                      const float* residual, float* out, double* sums, Next next, int threads) {
   const int channels = source.channels();
   const bool apart = source.skip && !source.scale;  // two sources that can be read where they are
   const float* x = apart ? source.x : gathered(source, threads);
@@ -403,6 +407,10 @@ void convolve(Source source, const float* weight, int out_channels, Pairs pairs,
   double* partial = nullptr;
   if (sums)
     partial = workspace().sums.get<double>(static_cast<size_t>(pairs.blocks()) * 2 * out_channels);
+  float* active = nullptr;
+  if (next.scale)
+    active = workspace().input().get<float>(static_cast<size_t>(pairs.rows) * out_channels);
+  const bool raw = !active || !next.alone;
   convolve_blocks(
       x, apart ? source.x_channels : channels, apart ? source.skip : nullptr,
       apart ? source.skip_channels : 0, w, padded(out_channels), pairs, threads,
@@ -414,14 +422,24 @@ void convolve(Source source, const float* weight, int out_channels, Pairs pairs,
             Vector v = load(acc + (i * width + j) * kLanes);
             const int left = out_channels - from - j * kLanes;
             if (left >= kLanes) {
-              if (residual) v += load(residual + row + j * kLanes);
-              store(out + row + j * kLanes, v);
+              const int64_t at = row + j * kLanes;
+              if (residual) v += load(residual + at);
+              if (raw) store(out + at, v);
+              if (active) {
+                const int c = from + j * kLanes;
+                store(active + at, positive(load(next.scale + c) * v + load(next.shift + c)));
+              }
             } else {
               float values[kLanes] = {};
               store(values, v);
               for (int c = 0; c < left; ++c) {
-                if (residual) values[c] += residual[row + j * kLanes + c];
-                out[row + j * kLanes + c] = values[c];
+                const int64_t at = row + j * kLanes + c;
+                if (residual) values[c] += residual[at];
+                if (raw) out[at] = values[c];
+                if (!active) continue;
+                const int column = from + j * kLanes + c;
+                const float a = next.scale[column] * values[c] + next.shift[column];
+                active[at] = a > 0 ? a : 0;
               }
               v = load(values);
             }
@@ -432,6 +450,7 @@ void convolve(Source source, const float* weight, int out_channels, Pairs pairs,
           block_sums.write(partial + block * 2 * out_channels, out_channels, from, width * kLanes);
       });
   if (sums) add_up(partial, pairs.blocks(), out_channels, sums);
+  return active;
 }
 
 void input_gradient(const float* grad, int64_t, int grad_channels, const float* weight, Pairs back,
@@ -605,7 +624,7 @@ void weight_gradient(Source source, const float* grad, int64_t grad_rows, int gr
   const float* shared = shares ? gathered(source, threads) : nullptr;
   float* copies = nullptr;
   if (!shares)
-    copies = workspace().input.get<float>(room * static_cast<size_t>(threads < 1 ? 1 : threads));
+    copies = workspace().input().get<float>(room * static_cast<size_t>(threads < 1 ? 1 : threads));
   parallel_for(threads, groups * sets, [&](int64_t task, int worker) {
     const int64_t group = task / sets, set = task % sets;
     const int first_tap = static_cast<int>(taps * set / sets);

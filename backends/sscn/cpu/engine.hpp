@@ -17,7 +17,8 @@ struct Pairs {
   int64_t blocks() const { return (rows + block - 1) / block; }
 };
 
-// An input relu(scale * [x, skip] + shift); skip, and scale with shift, may be null.
+// An input relu(scale * [x, skip] + shift); skip, and scale with shift, may be null. `active` is
+// where its rows lie already, if they do.
 struct Source {
   const float* x;
   const float* skip;
@@ -26,8 +27,17 @@ struct Source {
   int skip_channels;
   const float* scale;
   const float* shift;
+  const float* active = nullptr;
 
   int channels() const { return x_channels + skip_channels; }
+};
+
+// What the next convolution makes of the rows that one writes, relu(scale * out + shift), where
+// scale is not null; `alone` if nobody else reads them.
+struct Next {
+  const float* scale = nullptr;
+  const float* shift = nullptr;
+  bool alone = false;
 };
 
 // How sites are numbered: `bits` an axis interleaved below the batch index.
@@ -58,9 +68,11 @@ struct Engine {
   void (*connect_up)(const int64_t* keys, int64_t rows, const int32_t* first, int64_t parents,
                      int dim, int block, int32_t* in, uint8_t* out, int32_t* span, int threads);
 
-  // sums is (2, C_out) or null.
-  void (*convolve)(Source source, const float* weight, int out_channels, Pairs pairs,
-                   const float* residual, float* out, double* sums, int threads);
+  // sums is (2, C_out) or null. Returns the rows of the next convolution's input, if that is
+  // known; they stay there while that one runs, and one other between them.
+  const float* (*convolve)(Source source, const float* weight, int out_channels, Pairs pairs,
+                           const float* residual, float* out, double* sums, Next next,
+                           int threads);
 
   // `source` is the convolution's input, whose gradient is wanted; sums is (2, C_in) or null.
   // `carried` and `carried_skip`, if there, are added to to_x and to_skip.

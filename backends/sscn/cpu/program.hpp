@@ -28,6 +28,18 @@ enum class Instruction : int64_t {
   kTake,
 };
 
+// The arguments of a convolution; `alone` if only one other reads its output.
+struct Convolution {
+  Source source;
+  const float* weight;
+  int channels;
+  Pairs pairs;
+  const float* residual;
+  float* out;
+  double* sums;
+  bool alone;
+};
+
 // Takes the words of an instruction one after the other as what a function wants.
 class Reader {
  public:
@@ -44,6 +56,7 @@ class Reader {
     std::memcpy(&value, next_++, sizeof value);
     return value;
   }
+  Instruction instruction() { return static_cast<Instruction>(*next_++); }
   Source source() {
     Source source;
     source.x = pointer<float>();
@@ -64,6 +77,18 @@ class Reader {
     pairs.taps = integer();
     pairs.block = integer();
     return pairs;
+  }
+  Convolution convolution() {
+    Convolution found;
+    found.source = source();
+    found.weight = pointer<float>();
+    found.channels = integer();
+    found.pairs = pairs();
+    found.residual = pointer<float>();
+    found.out = pointer<float>();
+    found.sums = pointer<double>();
+    found.alone = integer() != 0;
+    return found;
   }
 
  private:
@@ -94,9 +119,48 @@ using Take = void (*)(const float*, const int64_t*, int64_t, int, const float*, 
 constexpr Take kTakes[] = {take<0>, take<1>, take<2>, take<3>, take<4>,
                            take<5>, take<6>, take<7>, take<8>};
 
-inline void run_one(const Engine& engine, const int64_t* words, int threads) {
-  Reader read(words + 1);
-  switch (static_cast<Instruction>(words[0])) {
+// Lets a convolution write what the next one makes of its output, while that is in registers.
+class Ahead {
+ public:
+  // Convolve; `left` instructions follow.
+  void convolve(const Engine& engine, Convolution now, const int64_t* following, int64_t left,
+                int threads) {
+    const bool between = active_ && !makes(now, out_);
+    if (!between) now.source.active = active_;
+    const Next next = between ? Next{} : next_of(now, following, left);
+    const float* active =
+        engine.convolve(now.source, now.weight, now.channels, now.pairs, now.residual, now.out,
+                        now.sums, next, threads);
+    if (between) return;
+    active_ = active;
+    out_ = now.out;
+  }
+
+ private:
+  // Whether a convolution takes the output of another alone, with norm and ReLU.
+  static bool makes(const Convolution& then, const float* out) {
+    return then.source.x == out && !then.source.skip && then.source.scale;
+  }
+
+  // Find that one: the next or, where a shortcut comes between, the one after it.
+  static Next next_of(const Convolution& now, const int64_t* following, int64_t left) {
+    for (int64_t i = 0; i < left && i < 2; ++i) {
+      Reader read(following + i * kWords);
+      if (read.instruction() != Instruction::kConvolve) break;
+      const Convolution then = read.convolution();
+      if (makes(then, now.out)) return {then.source.scale, then.source.shift, now.alone};
+    }
+    return {};
+  }
+
+  const float* active_ = nullptr;
+  const float* out_ = nullptr;
+};
+
+inline void run_one(const Engine& engine, const int64_t* words, int64_t left, Ahead& ahead,
+                    int threads) {
+  Reader read(words);
+  switch (read.instruction()) {
     case Instruction::kFold: {
       const auto* sums = read.pointer<double>();
       const auto* weight = read.pointer<float>();
@@ -114,14 +178,7 @@ inline void run_one(const Engine& engine, const int64_t* words, int threads) {
       return;
     }
     case Instruction::kConvolve: {
-      const Source source = read.source();
-      const auto* weight = read.pointer<float>();
-      const int channels = read.integer();
-      const Pairs pairs = read.pairs();
-      const auto* residual = read.pointer<float>();
-      auto* out = read.pointer<float>();
-      engine.convolve(source, weight, channels, pairs, residual, out, read.pointer<double>(),
-                      threads);
+      ahead.convolve(engine, read.convolution(), words + kWords, left, threads);
       return;
     }
     case Instruction::kStatisticsGradient: {
@@ -203,8 +260,9 @@ inline void run(const Engine& engine, const int64_t* words, int64_t number, doub
         .count();
   };
   if (times) times[0] = now();
+  Ahead ahead;
   for (int64_t i = 0; i < number; ++i) {
-    run_one(engine, words + i * kWords, threads);
+    run_one(engine, words + i * kWords, number - i - 1, ahead, threads);
     if (times) times[i + 1] = now();
   }
 }

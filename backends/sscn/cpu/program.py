@@ -109,7 +109,7 @@ class Forward:
         self._instructions.write(
             CONVOLVE, x, skip, rows_in, x_channels, skip_channels, scale, shift, weight, channels,
             *pairs(layer.connection.forward), residual, keep(out),
-            0 if sums is None else keep(sums),
+            0 if sums is None else keep(sums), layer.waiting == 1 and out.dim() == 1,
         )  # fmt: skip
         layer.out, layer.sums = out, sums
         for origin in layer.inputs():

@@ -45,8 +45,8 @@ def filled(layer, seed: int, dtype: torch.dtype = torch.float32):
     return layer
 
 
-def network(seed: int, name: str, precision: str) -> dict[str, Tensor]:
-    """Run layers wired at random, and return what comes out and every gradient."""
+def network(seed: int, name: str, precision: str, training: bool = True) -> dict[str, Tensor]:
+    """Run layers wired at random; return what comes out and, in training, every gradient."""
     choose = random.Random(seed)
     dtype = torch.float64 if precision == "fp64" else torch.float32
     backend = engine(name, precision)
@@ -57,7 +57,7 @@ def network(seed: int, name: str, precision: str) -> dict[str, Tensor]:
     layers: list[torch.nn.Module] = []
 
     def made(layer: torch.nn.Module) -> torch.nn.Module:
-        layers.append(filled(layer, len(layers), dtype).train(choose.random() < 0.8))
+        layers.append(filled(layer, len(layers), dtype).train(choose.random() < 0.8 and training))
         if choose.random() < 0.1:
             layers[-1].requires_grad_(False)
         return layers[-1]
@@ -71,7 +71,9 @@ def network(seed: int, name: str, precision: str) -> dict[str, Tensor]:
     pulled = []
     for _ in range(choose.randint(3, 9)):
         x, channels = choose.choice(tensors)
-        what = choose.choice(["convolution", "linear", "add", "cat", "down", "ask", "same"])
+        what = choose.choice(
+            ["convolution", "linear", "same", "shortcut", "add", "cat", "down", "ask"]
+        )
         width = choose.choice([3, 5, 16])
         if what == "convolution":
             tensors.append((convolution(x, Kind.SUBMANIFOLD, channels, width), width))
@@ -81,6 +83,10 @@ def network(seed: int, name: str, precision: str) -> dict[str, Tensor]:
         elif what == "same":
             y = convolution(x, Kind.SUBMANIFOLD, channels, channels)
             tensors.append((backend.add(y, x), channels))
+        elif what == "shortcut":
+            y = convolution(x, Kind.SUBMANIFOLD, channels, width)
+            shortcut = made(backend.linear(channels, width, False))
+            tensors.append((backend.add(y, shortcut(x)), width))
         elif what == "add":
             others = [each for each, found in tensors if found == channels]
             tensors.append((backend.add(x, choose.choice(others)), channels))
@@ -93,7 +99,9 @@ def network(seed: int, name: str, precision: str) -> dict[str, Tensor]:
             tensors.append((y, channels))
         else:
             pulled.append(backend.features(x))
-    pulled += [backend.features(tensors[-1][0]), backend.features(tensors[-2][0])]
+    pulled += [backend.features(x) for x, _ in tensors[:-3:-1]]
+    if not training:
+        return {f"out {place}": out for place, out in enumerate(pulled)}
     loss = sum(
         (out * torch.randn(out.shape, generator=generator).to(dtype)).sum() for out in pulled
     )
@@ -123,6 +131,20 @@ def test_layers_wired_at_random_and_their_gradients_match_float64(seed):
             exact = exact.double()
             error = (value.double() - exact).norm() / exact.norm().clamp(min=1)
             assert error < 1e-3, f"{name}: {key}: {error}"
+
+
+@needs_cpu
+@given(st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_in_evaluation_they_give_the_bits_of_one_after_the_other(seed):
+    from backends.sscn import cpu
+
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patched:
+        together = network(seed, "cpu", "fp32", training=False)
+        patched.delattr(cpu, "Forward")
+        alone = network(seed, "cpu", "fp32", training=False)
+    for key, value in alone.items():
+        assert torch.equal(together[key], value), key
 
 
 @pytest.mark.parametrize("name", SETS)
