@@ -18,7 +18,8 @@ import backends
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported, site_keys
 from backends.norm import norm_parameters
-from backends.sscn import kernels, node, reference, tape
+from backends.sscn import kernels, node, tape
+from backends.sscn.compiling import traced, whole
 from backends.sscn.convolution import convolve
 from backends.sscn.kernels import Connection, axis_bits, demorton, identity
 from backends.sscn.node import tracked
@@ -64,7 +65,7 @@ class Pyramid:
         """Return the map of a level's sites to themselves."""
         at = self.levels[level]
         if kernel_size not in at.submanifold:
-            at.submanifold[kernel_size] = self.functions.submanifold_map(
+            at.submanifold[kernel_size] = whole(self.functions.submanifold_map)(
                 at.keys, self.dim, kernel_size, at.spatial_size
             )
         return at.submanifold[kernel_size]
@@ -75,14 +76,14 @@ class Pyramid:
         if at.down is None:
             if at.spatial_size < 2:
                 raise ValueError("a volume of one voxel a side has no coarser level")
-            keys, at.down = self.functions.strided_map(at.keys, self.dim)
+            keys, at.down = whole(self.functions.strided_map)(at.keys, self.dim)
             self.levels.append(Level(keys, (at.spatial_size + 1) // 2))
         return at.down
 
     def ordinary(self, level: int, kernel_size: int) -> tuple[Pyramid, Connection]:
         """Return the sites that a kernel reaches, as a pyramid of its own, and the map to them."""
         at = self.levels[level]
-        keys, connection = self.functions.ordinary_map(
+        keys, connection = whole(self.functions.ordinary_map)(
             at.keys, self.dim, kernel_size, at.spatial_size
         )
         return Pyramid(keys, None, at.spatial_size, self.dim, self.kernel_set), connection
@@ -99,12 +100,8 @@ class Pyramid:
         if order is None:
             at = self.levels[level]
             sites = demorton(at.keys, axis_bits(at.spatial_size), self.dim)
-            order = torch.empty_like(at.keys)
-            order[site_keys(sites, at.spatial_size).argsort()] = torch.arange(
-                len(order), device=order.device
-            )
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(len(inverse), device=inverse.device)
+            order = traced(self.functions).inverted(site_keys(sites, at.spatial_size).argsort())
+        inverse = traced(self.functions).inverted(order)
         if level == 0:
             self._presented = order, inverse
         return order, inverse
@@ -176,8 +173,7 @@ class _Reorder(torch.autograd.Function):
 def _reordered(
     rows: Tensor, bias: Tensor | None, order: Tensor, inverse: Tensor, functions: kernels.Kernels
 ) -> Tensor:
-    take = reference.take if torch.compiler.is_compiling() else functions.take
-    out: Tensor = _Reorder.apply(rows, bias, order, inverse, take)
+    out: Tensor = _Reorder.apply(rows, bias, order, inverse, traced(functions).take)
     return out
 
 

@@ -246,6 +246,10 @@ class Kernels(Protocol):
         """
         ...
 
+    def inverted(self, order: Tensor) -> Tensor:
+        """Return the place of each row in an order, (N,) int64 contiguous."""
+        ...
+
     def take(self, rows: Tensor, order: Tensor, bias: Tensor | None) -> Tensor:
         """Put rows (N, C) in another order, (N,) int64, and add a bias (C,) to each."""
         ...

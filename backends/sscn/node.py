@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backends.sscn.compiling import whole
 from backends.sscn.convolution import gradients
 from backends.sscn.tape import (
     BatchNorm,
@@ -32,11 +33,11 @@ def tracked(rows: Rows) -> Tensor:
     made = rows.made
     if made is None:
         return features(rows)
-    run(made)
+    whole(run)(made)
     if made.tracked and not torch.is_grad_enabled():
         return known(made.out)
     if made.tracked:
-        made.out, made.sums = rows.features, rows.sums = node(made)
+        made.out, made.sums = rows.features, rows.sums = whole(node)(made)
         made.tracked, rows.made = False, None  # autograd knows it: layers noted before start there
     return features(rows)
 

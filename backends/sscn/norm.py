@@ -83,7 +83,8 @@ class NormReLU(nn.Module):
     def from_running(self) -> tuple[Tensor, Tensor]:
         """Return scale and shift of the running statistics, folded once until they change."""
         weight, bias, mean, variance = self._parts()
-        if torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad):
+        wanted = torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)
+        if wanted or torch.compiler.is_compiling():
             return self._fold()
         state = (
             weight.data_ptr(), weight._version, bias.data_ptr(), bias._version,

@@ -231,6 +231,13 @@ def _pairs(kernel_map: KernelMap, device: torch.device) -> list[tuple[int, Tenso
     return pairs
 
 
+def inverted(order: Tensor) -> Tensor:
+    """Return the place of each row in an order; see ``kernels.Kernels``."""
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=order.device)
+    return places
+
+
 def take(rows: Tensor, order: Tensor, bias: Tensor | None) -> Tensor:
     """Put rows in another order, a bias added to each; see ``kernels.Kernels``."""
     taken = rows.index_select(0, order)

@@ -107,7 +107,7 @@ def test_a_level_has_the_sites_that_strided_convolutions_lead_to():
         ("forward", {"convolve": 1}),
         ("input-gradient", {"input_gradient": 1}),
         ("weight-gradient", {"weight_gradient": 1}),
-        ("map", {"sort_sites": 1, "submanifold_map": 1, "take": 1, "convolve": 1}),
+        ("map", {"sort_sites": 1, "submanifold_map": 1, "invert": 1, "take": 1, "convolve": 1}),
     ],
 )
 def test_a_call_does_nothing_but_its_phase(phase, counts, monkeypatch):

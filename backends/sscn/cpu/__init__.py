@@ -20,6 +20,7 @@ from backends.sscn.cpu.arrays import empty_map, pairs
 from backends.sscn.cpu.instructions import (
     CONVOLVE,
     INPUT_GRADIENT,
+    INVERT,
     STATISTICS_GRADIENT,
     TAKE,
     WEIGHT_GRADIENT,
@@ -38,6 +39,7 @@ __all__ = [
     "gradients",
     "instruction_set",
     "instruction_sets",
+    "inverted",
     "ordinary_map",
     "peak",
     "sort_sites",
@@ -190,6 +192,14 @@ def gradients(
         instructions.write(WEIGHT_GRADIENT, *source, *flow, *back, weights.data_ptr())
     instructions.run()
     return to_x, to_skip, sums, weights, total
+
+
+def inverted(order: Tensor) -> Tensor:
+    """Return the place of each row in an order."""
+    instructions, places = Instructions(), torch.empty_like(order)
+    instructions.write(INVERT, order.data_ptr(), len(order), places.data_ptr())
+    instructions.run()
+    return places
 
 
 def take(rows: Tensor, order: Tensor, bias: Tensor | None) -> Tensor:

@@ -28,6 +28,7 @@ class Kind(IntEnum):
     FOLD_GRADIENT = 5
     ADD = 6
     TAKE = 7
+    INVERT = 8
 
 
 (
@@ -39,6 +40,7 @@ class Kind(IntEnum):
     FOLD_GRADIENT,
     ADD,
     TAKE,
+    INVERT,
 ) = Kind  # a global is ten times as quick as a member
 
 _WORDS = 24

@@ -26,6 +26,7 @@ enum class Instruction : int64_t {
   kFoldGradient,
   kAdd,
   kTake,
+  kInvert,
 };
 
 // The arguments of a convolution; `alone` if only one other reads its output.
@@ -118,6 +119,15 @@ void take(const float* rows, const int64_t* order, int64_t number, int channels,
 using Take = void (*)(const float*, const int64_t*, int64_t, int, const float*, float*, int);
 constexpr Take kTakes[] = {take<0>, take<1>, take<2>, take<3>, take<4>,
                            take<5>, take<6>, take<7>, take<8>};
+
+// Write the place of each row in an order.
+inline void invert(const int64_t* order, int64_t number, int64_t* place, int threads) {
+  constexpr int64_t kShare = 8192;
+  parallel_for(threads, (number + kShare - 1) / kShare, [&](int64_t share, int) {
+    const int64_t end = std::min(number, (share + 1) * kShare);
+    for (int64_t i = share * kShare; i < end; ++i) place[order[i]] = i;
+  });
+}
 
 // Lets a convolution write what the next one makes of its output, while that is in registers.
 class Ahead {
@@ -246,6 +256,12 @@ inline void run_one(const Engine& engine, const int64_t* words, int64_t left, Ah
       const auto* bias = read.pointer<float>();
       kTakes[channels <= 8 ? channels : 0](rows, order, number, channels, bias,
                                            read.pointer<float>(), threads);
+      return;
+    }
+    case Instruction::kInvert: {
+      const auto* order = read.pointer<int64_t>();
+      const int64_t number = read.number();
+      invert(order, number, read.pointer<int64_t>(), threads);
       return;
     }
   }

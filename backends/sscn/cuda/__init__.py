@@ -13,13 +13,14 @@ from backends.sscn.cuda.convolution import convolve, input_gradient
 from backends.sscn.cuda.gradient import statistics_gradient, weight_gradient
 from backends.sscn.cuda.maps import ordinary_map, sort_sites, strided_map, submanifold_map
 from backends.sscn.cuda.norm import fold, fold_gradient
-from backends.sscn.reference import take
+from backends.sscn.reference import inverted, take
 
 __all__ = [
     "convolve",
     "fold",
     "fold_gradient",
     "input_gradient",
+    "inverted",
     "ordinary_map",
     "sort_sites",
     "statistics_gradient",
