@@ -85,9 +85,9 @@ class Kernels(Protocol):
     """One set of kernels; each set is a module with these functions.
 
     A set may offer ``gradients``, which stands for ``input_gradient``, ``weight_gradient`` and
-    ``statistics_gradient`` at once; ``cpu`` does, and calls its own three with less to check. It
-    may also offer classes ``Forward`` and ``Backward``, which stand for those in ``tape`` and
-    ``node`` and run many layers at once.
+    ``statistics_gradient`` at once; ``cpu`` does, in one call. It may also offer classes
+    ``Forward`` and ``Backward``, which stand for those in ``tape`` and ``node`` and run many layers
+    at once.
     """
 
     def sort_sites(self, sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:

@@ -4,12 +4,10 @@
 
 #include "engine.hpp"
 #include "norm.hpp"
-#include "parallel.hpp"
+#include "rows.hpp"
 
-#include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <vector>
 
 namespace sscn {
 
@@ -95,39 +93,6 @@ class Reader {
  private:
   const int64_t* next_;
 };
-
-// Put rows in another order, a bias added to each if there is one. Rows are narrow where this is
-// used: their width is known to the compiler up to eight channels (kWidth, otherwise 0).
-template <int kWidth>
-void take(const float* rows, const int64_t* order, int64_t number, int channels, const float* bias,
-          float* out, int threads) {
-  constexpr int64_t kShare = 2048;
-  const int width = kWidth ? kWidth : channels;
-  std::vector<float> add(width, -0.0f);
-  if (bias) std::copy(bias, bias + width, add.begin());
-  parallel_for(threads, (number + kShare - 1) / kShare, [&](int64_t share, int) {
-    const int64_t end = std::min(number, (share + 1) * kShare);
-    const float* __restrict by = add.data();
-    for (int64_t i = share * kShare; i < end; ++i) {
-      const float* __restrict from = rows + order[i] * width;
-      float* __restrict to = out + i * width;
-      for (int c = 0; c < width; ++c) to[c] = from[c] + by[c];
-    }
-  });
-}
-
-using Take = void (*)(const float*, const int64_t*, int64_t, int, const float*, float*, int);
-constexpr Take kTakes[] = {take<0>, take<1>, take<2>, take<3>, take<4>,
-                           take<5>, take<6>, take<7>, take<8>};
-
-// Write the place of each row in an order.
-inline void invert(const int64_t* order, int64_t number, int64_t* place, int threads) {
-  constexpr int64_t kShare = 8192;
-  parallel_for(threads, (number + kShare - 1) / kShare, [&](int64_t share, int) {
-    const int64_t end = std::min(number, (share + 1) * kShare);
-    for (int64_t i = share * kShare; i < end; ++i) place[order[i]] = i;
-  });
-}
 
 // Lets a convolution write what the next one makes of its output, while that is in registers.
 class Ahead {
@@ -254,8 +219,7 @@ inline void run_one(const Engine& engine, const int64_t* words, int64_t left, Ah
       const int64_t number = read.number();
       const int channels = read.integer();
       const auto* bias = read.pointer<float>();
-      kTakes[channels <= 8 ? channels : 0](rows, order, number, channels, bias,
-                                           read.pointer<float>(), threads);
+      take(rows, order, number, channels, bias, read.pointer<float>(), threads);
       return;
     }
     case Instruction::kInvert: {

@@ -349,6 +349,21 @@ def test_operators_pass_opcheck(kernel_set, split):
     )
 
 
+@given(st.integers(0, 10000), st.integers(1, 20), st.booleans(), st.integers(0, 2**16))
+@examples
+def test_rows_are_put_in_order_and_back(kernel_set, number, channels, biased, seed):
+    functions = kernels.load(kernel_set)
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(number, channels, generator=generator)
+    order = torch.randperm(number, generator=generator)
+    bias = torch.randn(channels, generator=generator) if biased else None
+    taken = functions.take(rows, order, bias)
+    assert torch.equal(taken, rows[order] if bias is None else rows[order] + bias)
+    back = functions.inverted(order)
+    assert torch.equal(order[back], torch.arange(number))
+    assert torch.equal(functions.take(functions.take(rows, order, None), back, None), rows)
+
+
 def test_compiled_code_computes_the_same(kernel_set):
     generator = torch.Generator().manual_seed(3)
     sites = (torch.rand(1, 6, 6, 6, generator=generator) < 0.3).nonzero().int()
