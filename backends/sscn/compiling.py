@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -14,19 +13,17 @@ from backends.sscn.kernels import Kernels
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_left_alone: dict[Any, Any] = {}
-
 
 def whole(function: Callable[P, R]) -> Callable[P, R]:
-    """Return a function that the compiler calls and never looks into.
+    """Return a function that the compiler calls and never looks into."""
 
-    The compiler is not imported for that: it takes a second.
-    """
-    if "torch._dynamo" not in sys.modules:
-        return function
-    if function not in _left_alone:
-        _left_alone[function] = torch.compiler.disable(function)
-    return _left_alone[function]
+    def called(*arguments: P.args, **named: P.kwargs) -> R:
+        if not torch.compiler.is_compiling():
+            return function(*arguments, **named)
+        left_alone: Callable[P, R] = torch.compiler.disable(function)
+        return left_alone(*arguments, **named)
+
+    return called
 
 
 def traced(functions: Kernels) -> Kernels:
