@@ -251,8 +251,7 @@ class Norm(NormReLU):
 
     def forward(self, x: SiteTensor) -> SiteTensor:
         """Note scale and shift."""
-        if x.norm is not None:
-            x = _plain(x)
+        x = _plain(x)
         sources = x.rows
         if not self.training:
             return SiteTensor(x.pyramid, x.level, sources, self.from_running())
@@ -305,9 +304,10 @@ def _sum_up(rows: Rows) -> None:
 
 def _plain(x: SiteTensor) -> SiteTensor:
     """Carry a noted norm out, for the rare layer that does not gather."""
-    norm = _scale_and_shift(x.rows, x.norm, x.pyramid.functions)
-    if norm is None:
+    if x.norm is None:  # and no bias added: ``features`` does that on the way
         return x
+    norm = _scale_and_shift(x.rows, x.norm, x.pyramid.functions)
+    assert norm is not None
     scale, shift = norm
     features = (_joined(x.rows) * scale + shift).relu().to(x.rows[0].dtype)
     return SiteTensor(x.pyramid, x.level, (Rows(features),))

@@ -103,13 +103,14 @@ class Forward:
         residual = 0 if layer.residual is None else address(tape.features(layer.residual))
         x, weight = address(tape.features(sources[0])), address(layer.weight)
         rows, channels = shape = layer.shape
-        out = torch.empty(shape) if layer.lasting() else self._spare.take(rows * channels)
+        lasting = layer.lasting()
+        out = torch.empty(shape) if lasting else self._spare.take(rows * channels)
         sums = _doubles(channels) if layer.statistics else None
         keep = self._instructions.keep
         self._instructions.write(
             CONVOLVE, x, skip, rows_in, x_channels, skip_channels, scale, shift, weight, channels,
             *pairs(layer.connection.forward), residual, keep(out),
-            0 if sums is None else keep(sums), layer.waiting == 1 and out.dim() == 1,
+            0 if sums is None else keep(sums), layer.waiting == 1 and not lasting,
         )  # fmt: skip
         layer.out, layer.sums = out, sums
         for origin in layer.inputs():
