@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from backends import registry, weights
+from backends.agreement import TOLERANCE, rel_rmse
 from backends.loss import event_cross_entropy
 from backends.sscn import cpu
 from backends.sscn.adapter import Pyramid, SiteTensor
@@ -34,7 +35,7 @@ from harness.memory import ResidentMemory
 from harness.profile.ceilings import copy_bandwidth, fma_peak
 
 CONFIG = UResNetConfig()  # 16 filters, depth 5
-PARTS = ("race", "maps", "roofline", "convolutions", "memory", "threads", "sites")
+PARTS = ("race", "bf16", "maps", "roofline", "convolutions", "memory", "threads", "sites")
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Events:
 class Contender:
     """One engine with the UResNet, and the passes that are timed."""
 
-    def __init__(self, name: str) -> None:
-        self.backend = registry.load(name, dim=3, device="cpu", precision="fp32")
+    def __init__(self, name: str, precision: str = "fp32") -> None:
+        self.backend = registry.load(name, dim=3, device="cpu", precision=precision)
         self.network = UResNet(self.backend, CONFIG)
         weights.load(self.network, weights.initial(CONFIG, 3))
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3, fused=True)
@@ -158,6 +159,25 @@ def race(options: argparse.Namespace, ours: Contender) -> None:
                     f"  {phase:5} {ratio:.2f} times faster than {fastest} (of minima {least:.2f}); "
                     f"bar {bar:.0f}: {verdict(ratio >= bar)}"
                 )
+
+
+def bf16(options: argparse.Namespace, ours: Contender) -> None:
+    """Cold forward with products of bf16 against float32, and its error against that."""
+    rounded, bound = Contender("sscn", "bf16"), TOLERANCE["bf16"].forward
+    print(f"\nbf16 is in the processor: {cpu.instruction_set() == 'avx512_bf16'}")
+    for size in options.size:
+        events = Events.draw(size, options.batch)
+        samples = in_turns(
+            {"fp32": partial(ours.cold, events), "bf16": partial(rounded.cold, events)},
+            options.rounds,
+        )
+        ratio = statistics.median(samples["fp32"]) / statistics.median(samples["bf16"])
+        error = rel_rmse(rounded.cold(events), ours.cold(events))
+        print(
+            f"{size} px: fp32 {spread(samples['fp32'])}, bf16 {spread(samples['bf16'])}: "
+            f"{ratio:.2f} times faster, error {error:.1e}; bars 1 and {bound:g}: "
+            f"{verdict(ratio > 1 and error < bound)}"
+        )
 
 
 def build_maps(ours: Contender, events: Events) -> Pyramid:

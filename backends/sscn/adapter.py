@@ -34,7 +34,10 @@ def probe() -> Capabilities:
     return Capabilities(
         version=backends.__version__,
         devices=devices,
-        precisions={"cpu": ("fp32", "fp64"), "cuda": ("fp32", "fp64", "tf32", "fp16", "bf16")},
+        precisions={
+            "cpu": ("fp32", "fp64", "bf16"),
+            "cuda": ("fp32", "fp64", "tf32", "fp16", "bf16"),
+        },
         kinds=frozenset(Kind),
         options={"kernels": kernels.NAMES},
     )
@@ -339,12 +342,15 @@ class Backend(TorchArithmetic):
         super().__init__(dim, device, precision, options)
         self.storage = _STORAGE[precision]
         self.kernel_set = kernels.choose(options.get("kernels", "auto"), device, self.storage)
+        if self.kernel_set == "cpu.bf16":
+            self.storage = torch.float32  # it rounds products alone
 
     def precision_readback(self) -> dict[str, Any]:
         """Read torch's knobs back, and the kernels in use."""
         return super().precision_readback() | {
             "sscn.kernels": self.kernel_set,
             "sscn.storage": str(self.storage),
+            "sscn.instructions": kernels.instructions(self.kernel_set),
         }
 
     def tensor(

@@ -257,10 +257,13 @@ class Kernels(Protocol):
 
 NAMES = ("auto", "reference", "cpu", "cuda")
 COMPILED = "backends.sscn.cpu._kernels"
+_OF_CPU = {torch.float32: "cpu", torch.bfloat16: "cpu.bf16"}
 
 
 def choose(name: str, device: str, dtype: torch.dtype) -> str:
     """Return the kernel set that ``auto`` stands for, or check that ``name`` runs here.
+
+    Of the C++ kernels those for the type: ``cpu`` or ``cpu.bf16``.
 
     Raises
     ------
@@ -270,17 +273,21 @@ def choose(name: str, device: str, dtype: torch.dtype) -> str:
     if name not in NAMES:
         raise ValueError(f"there is no kernel set {name!r}; choose one of {', '.join(NAMES)}")
     if name == "auto":
-        if device == "cpu" and (dtype != torch.float32 or find_spec(COMPILED) is None):
+        if device == "cpu" and (dtype not in _OF_CPU or find_spec(COMPILED) is None):
             return "reference"
         if device == "cuda" and (dtype == torch.float64 or _without_triton()):
             return "reference"
-        return device
-    if name == "cpu" and device != "cpu":
-        raise ValueError("the cpu kernels run on the CPU alone; use kernels=auto on other devices")
-    if name == "cpu" and dtype != torch.float32:
-        raise ValueError(
-            "the cpu kernels compute in float32 alone; use kernels=reference otherwise"
-        )
+        name = device
+    if name == "cpu":
+        if device != "cpu":
+            raise ValueError(
+                "the cpu kernels run on the CPU alone; use kernels=auto on other devices"
+            )
+        if dtype not in _OF_CPU:
+            raise ValueError(
+                "the cpu kernels compute in float32 and bf16 alone; use kernels=reference otherwise"
+            )
+        return _OF_CPU[dtype]
     if name == "cuda" and dtype == torch.float64:
         raise ValueError(
             "the cuda kernels compute in 32 and 16 bits; use kernels=reference for float64"
@@ -307,6 +314,11 @@ def _without_triton(device: str = "cuda") -> str:
 def load(name: str) -> Kernels:
     """Import a kernel set by its name; ``auto`` must have been resolved by ``choose``."""
     return importlib.import_module(f"backends.sscn.{name}")
+
+
+def instructions(name: str) -> str:
+    """Return the instruction set that a kernel set of C++ uses here, empty for the others."""
+    return str(getattr(load(name), "instruction_set", str)())
 
 
 def axis_bits(spatial_size: int) -> int:

@@ -25,6 +25,7 @@ from backends.sscn.cpu.instructions import (
     TAKE,
     WEIGHT_GRADIENT,
     Instructions,
+    Products,
 )
 from backends.sscn.cpu.norm import fold, fold_gradient
 from backends.sscn.cpu.program import Backward, Forward
@@ -119,6 +120,7 @@ def convolve(
     shift: Tensor | None,
     residual: Tensor | None,
     statistics: bool,
+    products: Products = Products.FLOAT32,
 ) -> tuple[Tensor, Tensor]:
     """Convolve, add the residual, and sum up the result."""
     instructions = Instructions()
@@ -129,7 +131,7 @@ def convolve(
     if residual is not None and residual.shape != out.shape:
         raise ValueError(f"the residual must have shape {tuple(out.shape)}")
     instructions.write(
-        CONVOLVE, *source, instructions.address(weight), out_channels, *pairs(kernel_map),
+        CONVOLVE, *source, instructions.address(weight), out_channels, *pairs(kernel_map), products,
         0 if residual is None else instructions.address(residual), out.data_ptr(),
         sums.data_ptr() if statistics else 0,
     )  # fmt: skip

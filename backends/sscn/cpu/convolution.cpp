@@ -7,15 +7,13 @@
 #include "maps.hpp"
 #include "parallel.hpp"
 #include "scratch.hpp"
+#include "vectors.hpp"
 
 #include <cstring>
 #include <utility>
 
 namespace sscn::SSCN_TARGET {
 namespace {
-
-constexpr int kLanes = SSCN_LANES;
-typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
 
 // How many vectors wide a tile is at most, and how many rows it has for each width: all
 // accumulators, one row of weights and one broadcast value fill the registers.
@@ -35,26 +33,12 @@ constexpr int tile_rows(int width) { return width == 1 ? 8 : width == 2 ? 6 : 4;
 constexpr int gradient_rows(int width) { return width == 1 ? 8 : 4; }
 #endif
 
-inline Vector load(const float* from) {
-  Vector v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-inline void store(float* to, Vector v) { std::memcpy(to, &v, sizeof v); }
-
-inline Vector broadcast(float value) { return value - Vector{}; }
-
-inline Vector positive(Vector v) { return v > 0 ? v : Vector{}; }
-
-inline int padded(int channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
-
 // Scratch memory is kept by each calling thread, so that pages are not faulted in again.
 struct Workspace {
   Scratch inputs[2], gradient, weights, accumulators, sums, partial;
-  int turn = 0;  // of the inputs, one may be read while the next convolution's is written
 
-  Scratch& input() { return inputs[turn ^= 1]; }
+  // Room for an input beside one that is still to be read, if that is in scratch.
+  Scratch& input(const void* read) { return inputs[inputs[0].holds(read)]; }
 };
 
 Workspace& workspace() {
@@ -64,14 +48,15 @@ Workspace& workspace() {
 
 // ---- tiles ------------------------------------------------------------------------------------
 
-template <int kRows, int kWidth>
-inline void tile(const float* x, int64_t channels, const int32_t* in, const uint8_t* out,
+// `values` are those of a row, and as many the rows of weights: channels, or pairs of them.
+template <int kRows, int kWidth, class Element>
+inline void tile(const Element* x, int64_t values, const int32_t* in, const uint8_t* out,
                  const float* weight, int64_t weight_stride, float* sum, int64_t sum_stride) {
-  const float* row[kRows];
+  const Element* row[kRows];
   Vector acc[kRows][kWidth];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
-    row[m] = x + in[m] * channels;
+    row[m] = row_of(x, in[m], values);
 #pragma GCC unroll 8
     for (int j = 0; j < kWidth; ++j) acc[m][j] = load(sum + out[m] * sum_stride + j * kLanes);
   }
@@ -82,109 +67,132 @@ inline void tile(const float* x, int64_t channels, const int32_t* in, const uint
     for (int j = 0; j < kWidth; ++j) w[j] = load(weight + c * weight_stride + j * kLanes);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
-      const float value = row[m][c];
+      const auto value = value_of(row[m], c);
 #pragma GCC unroll 8
-      for (int j = 0; j < kWidth; ++j) acc[m][j] += w[j] * value;
+      for (int j = 0; j < kWidth; ++j) multiply_add(acc[m][j], w[j], value);
     }
-  } while (++c < channels);
+  } while (++c < values);
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 8
     for (int j = 0; j < kWidth; ++j) store(sum + out[m] * sum_stride + j * kLanes, acc[m][j]);
 }
 
-using TileFunction = void (*)(const float*, int64_t, const int32_t*, const uint8_t*, const float*,
-                              int64_t, float*, int64_t);
+template <class Element>
+using TileFunction = void (*)(const Element*, int64_t, const int32_t*, const uint8_t*,
+                              const float*, int64_t, float*, int64_t);
 
-template <int kWidth, int... kRows>
-void remainder(int rows, std::integer_sequence<int, kRows...>, const float* x, int64_t channels,
+template <int kWidth, class Element, int... kRows>
+void remainder(int rows, std::integer_sequence<int, kRows...>, const Element* x, int64_t values,
                const int32_t* in, const uint8_t* out, const float* weight, int64_t weight_stride,
                float* sum, int64_t sum_stride) {
-  static constexpr TileFunction functions[] = {tile<kRows + 1, kWidth>...};
-  functions[rows - 1](x, channels, in, out, weight, weight_stride, sum, sum_stride);
-}
-
-template <int kWidth>
-void multiply_pairs(const float* x, int64_t channels, const int32_t* in, const uint8_t* out,
-                    int number, const float* weight, int64_t weight_stride, float* sum,
-                    int64_t sum_stride) {
-  constexpr int kRows = tile_rows(kWidth);
-  int done = 0;
-  for (; done + kRows <= number; done += kRows)
-    tile<kRows, kWidth>(x, channels, in + done, out + done, weight, weight_stride, sum, sum_stride);
-  if (done < number)
-    remainder<kWidth>(number - done, std::make_integer_sequence<int, kRows - 1>{}, x, channels,
-                      in + done, out + done, weight, weight_stride, sum, sum_stride);
+  static constexpr TileFunction<Element> functions[] = {tile<kRows + 1, kWidth, Element>...};
+  functions[rows - 1](x, values, in, out, weight, weight_stride, sum, sum_stride);
 }
 
 #if SSCN_LANES == 16
-template <int kRows>
-inline void narrow_rows(const float* x, int64_t channels, const int32_t* in, const uint8_t* out,
+template <int kRows, int kValues, class Element>
+inline void narrow_rows(const Element* x, int64_t values, const int32_t* in, const uint8_t* out,
                         const Vector* w, float* sum) {
-  const float* row[kRows];
+  const Element* row[kRows];
   Vector acc[kRows];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
-    row[m] = x + in[m] * channels;
+    row[m] = row_of(x, in[m], values);
     asm("" : "+r"(row[m]));  // a plain pointer: an indexed product takes two micro-operations
     acc[m] = load(sum + out[m] * kLanes);
   }
 #pragma GCC unroll 16
-  for (int c = 0; c < 16; ++c)
-#pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) acc[m] += w[c] * row[m][c];
-#pragma GCC unroll 8
+  for (int c = 0; c < kValues; ++c)
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) multiply_add(acc[m], w[c], value_of(row[m], c));
+#pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) store(sum + out[m] * kLanes, acc[m]);
 }
 
-inline void narrow_pairs(const float* x, int64_t channels, const int32_t* in, const uint8_t* out,
+template <int kValues, class Element>
+inline void narrow_pairs(const Element* x, int64_t values, const int32_t* in, const uint8_t* out,
                          int number, const Vector* w, float* sum) {
   int done = 0;
   for (; done + 8 <= number; done += 8)
-    narrow_rows<8>(x, channels, in + done, out + done, w, sum);
+    narrow_rows<8, kValues>(x, values, in + done, out + done, w, sum);
   if (done + 4 <= number) {
-    narrow_rows<4>(x, channels, in + done, out + done, w, sum);
+    narrow_rows<4, kValues>(x, values, in + done, out + done, w, sum);
     done += 4;
   }
-  for (; done < number; ++done) narrow_rows<1>(x, channels, in + done, out + done, w, sum);
+  for (; done < number; ++done)
+    narrow_rows<1, kValues>(x, values, in + done, out + done, w, sum);
 }
 
-// One vector wide, the weights of 16 input channels stay in registers for all pairs of the tap.
-template <>
-void multiply_pairs<1>(const float* x, int64_t channels, const int32_t* in, const uint8_t* out,
-                       int number, const float* weight, int64_t weight_stride, float* sum,
-                       int64_t) {
-  int64_t c = 0;
-  for (; c + 16 <= channels; c += 16) {
-    Vector w[16];
+// One vector wide, the weights of kValues values stay in registers for all pairs of the tap.
+// Returns how many values are done.
+template <int kValues, class Element>
+inline int64_t narrow_values(int64_t c, const Element* x, int64_t values, const int32_t* in,
+                             const uint8_t* out, int number, const float* weight,
+                             int64_t weight_stride, float* sum) {
+  for (; c + kValues <= values; c += kValues) {
+    Vector w[kValues];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) w[i] = load(weight + (c + i) * weight_stride);
-    if (channels == 16)  // known to the compiler, rows are found without multiplications
-      narrow_pairs(x, 16, in, out, number, w, sum);
+    for (int i = 0; i < kValues; ++i) w[i] = load(weight + (c + i) * weight_stride);
+    if (values == kValues)  // known to the compiler, rows are found without multiplications
+      narrow_pairs<kValues>(x, kValues, in, out, number, w, sum);
     else
-      narrow_pairs(x + c, channels, in, out, number, w, sum);
+      narrow_pairs<kValues>(x + c * kChannels<Element>, values, in, out, number, w, sum);
   }
-  for (; c < channels; ++c) {
+  return c;
+}
+
+template <class Element>
+void multiply_narrow(const Element* x, int64_t values, const int32_t* in, const uint8_t* out,
+                     int number, const float* weight, int64_t weight_stride, float* sum) {
+  int64_t c = narrow_values<16>(0, x, values, in, out, number, weight, weight_stride, sum);
+  if constexpr (kChannels<Element> == 2)
+    c = narrow_values<8>(c, x, values, in, out, number, weight, weight_stride, sum);
+  for (; c < values; ++c) {
     const Vector w = load(weight + c * weight_stride);
     for (int i = 0; i < number; ++i) {
       float* to = sum + out[i] * kLanes;
-      store(to, load(to) + w * x[in[i] * channels + c]);
+      Vector acc = load(to);
+      multiply_add(acc, w, value_of(row_of(x, in[i], values), c));
+      store(to, acc);
     }
   }
 }
 #endif
 
-using PairsFunction = void (*)(const float*, int64_t, const int32_t*, const uint8_t*, int,
+template <int kWidth, class Element>
+void multiply_pairs(const Element* x, int64_t values, const int32_t* in, const uint8_t* out,
+                    int number, const float* weight, int64_t weight_stride, float* sum,
+                    int64_t sum_stride) {
+#if SSCN_LANES == 16
+  if constexpr (kWidth == 1) {
+    multiply_narrow(x, values, in, out, number, weight, weight_stride, sum);
+  } else
+#endif
+  {
+    constexpr int kRows = tile_rows(kWidth);
+    int done = 0;
+    for (; done + kRows <= number; done += kRows)
+      tile<kRows, kWidth>(x, values, in + done, out + done, weight, weight_stride, sum, sum_stride);
+    if (done < number)
+      remainder<kWidth>(number - done, std::make_integer_sequence<int, kRows - 1>{}, x, values,
+                        in + done, out + done, weight, weight_stride, sum, sum_stride);
+  }
+}
+
+template <class Element>
+using PairsFunction = void (*)(const Element*, int64_t, const int32_t*, const uint8_t*, int,
                                const float*, int64_t, float*, int64_t);
 
-template <int... kWidth>
-PairsFunction pairs_function(int width, std::integer_sequence<int, kWidth...>) {
-  static constexpr PairsFunction functions[] = {multiply_pairs<kWidth + 1>...};
+template <class Element, int... kWidth>
+PairsFunction<Element> pairs_function(int width, std::integer_sequence<int, kWidth...>) {
+  static constexpr PairsFunction<Element> functions[] = {multiply_pairs<kWidth + 1, Element>...};
   return functions[width - 1];
 }
 
-PairsFunction pairs_function(int width) {
-  return pairs_function(width, std::make_integer_sequence<int, kWidest>{});
+template <class Element>
+PairsFunction<Element> pairs_function(int width) {
+  return pairs_function<Element>(width, std::make_integer_sequence<int, kWidest>{});
 }
 
 // The pairs of the identity: each row of a block with itself.
@@ -221,11 +229,11 @@ inline void for_each_tap(const Pairs& pairs, int64_t block, int first_tap, int l
 
 // Convolve rows of x, and of a second source if there is one, and hand each block's columns to
 // finish(block, first row, rows, first column, vectors, accumulators).
-template <class Finish>
-void convolve_blocks(const float* x, int x_channels, const float* skip, int skip_channels,
+template <class Element, class Finish>
+void convolve_blocks(const Element* x, int x_values, const Element* skip, int skip_values,
                      const float* weight, int weight_stride, const Pairs& pairs, int threads,
                      Finish&& finish) {
-  const int channels = x_channels + skip_channels;
+  const int values = x_values + skip_values;
   const int vectors = weight_stride / kLanes;
   const int groups = (vectors + kWidest - 1) / kWidest;
   const int64_t blocks = pairs.blocks();
@@ -241,15 +249,15 @@ void convolve_blocks(const float* x, int x_channels, const float* skip, int skip
     float* sum = all + static_cast<size_t>(worker) * room;
     const int64_t stride = width * kLanes;
     std::memset(sum, 0, static_cast<size_t>(rows * stride) * sizeof(float));
-    const PairsFunction multiply = pairs_function(width);
+    const PairsFunction<Element> multiply = pairs_function<Element>(width);
     for_each_tap(pairs, block, 0, pairs.taps,
                  [&](int tap, const int32_t* in, const uint8_t* out, int number) {
-                   const float* w = weight + static_cast<int64_t>(tap) * channels * weight_stride;
-                   multiply(x, x_channels, in, out, number, w + from * kLanes, weight_stride, sum,
+                   const float* w = weight + static_cast<int64_t>(tap) * values * weight_stride;
+                   multiply(x, x_values, in, out, number, w + from * kLanes, weight_stride, sum,
                             stride);
                    if (skip)
-                     multiply(skip, skip_channels, in, out, number,
-                              w + x_channels * weight_stride + from * kLanes, weight_stride, sum,
+                     multiply(skip, skip_values, in, out, number,
+                              w + x_values * weight_stride + from * kLanes, weight_stride, sum,
                               stride);
                  });
     finish(block, first, rows, from * kLanes, width, sum);
@@ -258,43 +266,50 @@ void convolve_blocks(const float* x, int x_channels, const float* skip, int skip
 
 // ---- inputs and weights in the form that tiles read -------------------------------------------
 
-// Write rows relu(scale * [x, skip] + shift) from `begin` up to `end`.
-void activate(const Source& source, int64_t begin, int64_t end, float* to) {
-  const int channels = source.channels();
+// Write rows relu(scale * [x, skip] + shift) from `begin` up to `end` in a format.
+template <class Format>
+void activate(const Source& source, int64_t begin, int64_t end, typename Format::Element* to) {
+  const int channels = source.channels(), stride = Format::elements(channels);
   const auto copy = [&](const float* from, int width, int offset) {
     const float* scale = source.scale ? source.scale + offset : nullptr;
     const float* shift = source.scale ? source.shift + offset : nullptr;
     for (int64_t i = begin; i < end; ++i) {
       const float* row = from + i * width;
-      float* target = to + (i - begin) * channels + offset;
+      auto* target = to + (i - begin) * stride + offset;
       int c = 0;
       for (; c + kLanes <= width; c += kLanes) {
         Vector v = load(row + c);
         if (scale) v = positive(load(scale + c) * v + load(shift + c));
-        store(target + c, v);
+        Format::put(target + c, v);
       }
       for (; c < width; ++c) {
         const float v = scale ? scale[c] * row[c] + shift[c] : row[c];
-        target[c] = scale && !(v > 0) ? 0 : v;
+        Format::put(target + c, scale && !(v > 0) ? 0 : v);
       }
     }
   };
   copy(source.x, source.x_channels, 0);
   if (source.skip) copy(source.skip, source.skip_channels, source.x_channels);
+  if (stride > channels)
+    for (int64_t i = begin; i < end; ++i) to[(i - begin) * stride + channels] = 0;
 }
 
-// Return the rows relu(scale * [x, skip] + shift), written to scratch only where they differ
-// from x.
-const float* gathered(const Source& source, int threads) {
-  if (source.active) return source.active;
-  if (!source.skip && !source.scale) return source.x;
-  const int channels = source.channels();
-  float* to = workspace().input().get<float>(static_cast<size_t>(source.rows) * channels);
+// Return the rows relu(scale * [x, skip] + shift) in a format, written to scratch only where they
+// differ from x.
+template <class Format>
+const typename Format::Element* gathered(const Source& source, int threads) {
+  using Element = typename Format::Element;
+  if (source.active) return static_cast<const Element*>(source.active);
+  if constexpr (!Format::kRounds)
+    if (!source.skip && !source.scale) return source.x;
+  const int stride = Format::elements(source.channels());
+  Scratch& room = workspace().input(source.waiting);
+  auto* to = room.get<Element>(static_cast<size_t>(source.rows) * stride);
   constexpr int64_t kChunk = 512;
   parallel_for(threads, (source.rows + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
     const int64_t begin = chunk * kChunk;
     const int64_t end = begin + kChunk < source.rows ? begin + kChunk : source.rows;
-    activate(source, begin, end, to + begin * channels);
+    activate<Format>(source, begin, end, to + begin * stride);
   });
   return to;
 }
@@ -311,6 +326,28 @@ const float* widened(const float* from, int64_t rows, int channels, Scratch& scr
       std::memcpy(to + i * wide, from + i * channels, static_cast<size_t>(channels) * sizeof(float));
       std::memset(to + i * wide + channels, 0,
                   static_cast<size_t>(wide - channels) * sizeof(float));
+    }
+  });
+  return to;
+}
+
+// Return the weights (taps, in, out) as tiles of a format read them: (taps, values, out padded).
+template <class Format>
+const float* packed(const float* weight, int taps, int channels, int out_channels, int threads) {
+  const int wide = padded(out_channels), values = Format::values(channels);
+  if (!Format::kRounds && wide == out_channels) return weight;
+  float* to = workspace().weights.get<float>(static_cast<size_t>(taps) * values * wide);
+  parallel_for(threads, taps, [&](int64_t tap, int) {
+    for (int v = 0; v < values; ++v) {
+      const int c = v * kChannels<typename Format::Element>;
+      const float* first = weight + (tap * channels + c) * out_channels;
+      const float* second = c + 1 < channels ? first + out_channels : nullptr;
+      float* target = to + (tap * values + v) * wide;
+      for (int o = 0; o < wide; o += kLanes) {
+        const int columns = out_channels - o < kLanes ? out_channels - o : kLanes;
+        store(target + o, Format::pack(load(first + o, columns),
+                                       second ? load(second + o, columns) : Vector{}));
+      }
     }
   });
   return to;
@@ -397,60 +434,81 @@ struct ColumnSums {
 
 // ---- the three convolutions -------------------------------------------------------------------
 
-const float* convolve(Source source, const float* weight, int out_channels, Pairs pairs,
-                      const float* residual, float* out, double* sums, Next next, int threads) {
+namespace {
+
+template <class Format>
+const void* convolve_in(const Source& source, const float* weight, int out_channels,
+                        const Pairs& pairs, const float* residual, float* out, double* sums,
+                        const Next& next, int threads) {
+  using Element = typename Format::Element;
   const int channels = source.channels();
-  const bool apart = source.skip && !source.scale;  // two sources that can be read where they are
-  const float* x = apart ? source.x : gathered(source, threads);
-  const float* w = widened(weight, static_cast<int64_t>(pairs.taps) * channels, out_channels,
-                           workspace().weights, threads);
+  const float* w = packed<Format>(weight, pairs.taps, channels, out_channels, threads);
   double* partial = nullptr;
   if (sums)
     partial = workspace().sums.get<double>(static_cast<size_t>(pairs.blocks()) * 2 * out_channels);
-  float* active = nullptr;
-  if (next.scale)
-    active = workspace().input().get<float>(static_cast<size_t>(pairs.rows) * out_channels);
-  const bool raw = !active || !next.alone;
-  convolve_blocks(
-      x, apart ? source.x_channels : channels, apart ? source.skip : nullptr,
-      apart ? source.skip_channels : 0, w, padded(out_channels), pairs, threads,
-      [&](int64_t block, int64_t first, int rows, int from, int width, const float* acc) {
-        ColumnSums block_sums;
-        for (int i = 0; i < rows; ++i) {
-          const int64_t row = (first + i) * out_channels + from;
-          for (int j = 0; j < width; ++j) {
-            Vector v = load(acc + (i * width + j) * kLanes);
-            const int left = out_channels - from - j * kLanes;
-            if (left >= kLanes) {
-              const int64_t at = row + j * kLanes;
-              if (residual) v += load(residual + at);
-              if (raw) store(out + at, v);
-              if (active) {
-                const int c = from + j * kLanes;
-                store(active + at, positive(load(next.scale + c) * v + load(next.shift + c)));
-              }
-            } else {
-              float values[kLanes] = {};
-              store(values, v);
-              for (int c = 0; c < left; ++c) {
-                const int64_t at = row + j * kLanes + c;
-                if (residual) values[c] += residual[at];
-                if (raw) out[at] = values[c];
-                if (!active) continue;
-                const int column = from + j * kLanes + c;
-                const float a = next.scale[column] * values[c] + next.shift[column];
-                active[at] = a > 0 ? a : 0;
-              }
-              v = load(values);
-            }
-            if (partial) block_sums.add(j * kLanes, v, v * v);
+  Element* active = nullptr;
+  const int stride = Format::elements(out_channels);
+  const auto finish = [&](int64_t block, int64_t first, int rows, int from, int width,
+                          const float* acc) {
+    const bool raw = !active || !next.alone;
+    ColumnSums block_sums;
+    for (int i = 0; i < rows; ++i) {
+      float* to = out + (first + i) * out_channels;
+      const float* added = residual ? residual + (first + i) * out_channels : nullptr;
+      Element* ahead = active ? active + (first + i) * stride : nullptr;
+      for (int j = 0; j < width; ++j) {
+        Vector v = load(acc + (i * width + j) * kLanes);
+        const int column = from + j * kLanes, left = out_channels - column;
+        if (left >= kLanes) {
+          if (added) v += load(added + column);
+          if (raw) store(to + column, v);
+          if (ahead) {
+            const Vector scaled = load(next.scale + column) * v + load(next.shift + column);
+            Format::put(ahead + column, positive(scaled));
           }
+        } else {
+          float values[kLanes] = {};
+          store(values, v);
+          for (int k = 0; k < left; ++k) {
+            const int c = column + k;
+            if (added) values[k] += added[c];
+            if (raw) to[c] = values[k];
+            if (!ahead) continue;
+            const float a = next.scale[c] * values[k] + next.shift[c];
+            Format::put(ahead + c, a > 0 ? a : 0);
+          }
+          if (ahead && stride > out_channels) ahead[out_channels] = 0;
+          v = load(values);
         }
-        if (partial)
-          block_sums.write(partial + block * 2 * out_channels, out_channels, from, width * kLanes);
-      });
+        if (partial) block_sums.add(j * kLanes, v, v * v);
+      }
+    }
+    if (partial)
+      block_sums.write(partial + block * 2 * out_channels, out_channels, from, width * kLanes);
+  };
+  const auto blocks = [&](const Element* x, int x_values, const Element* skip, int skip_values) {
+    Scratch& room = workspace().input(x);
+    if (next.scale) active = room.get<Element>(static_cast<size_t>(pairs.rows) * stride);
+    convolve_blocks(x, x_values, skip, skip_values, w, padded(out_channels), pairs, threads,
+                    finish);
+  };
+  bool apart = false;  // two sources that can be read where they are
+  if constexpr (!Format::kRounds) {
+    apart = source.skip && !source.scale;
+    if (apart) blocks(source.x, source.x_channels, source.skip, source.skip_channels);
+  }
+  if (!apart) blocks(gathered<Format>(source, threads), Format::values(channels), nullptr, 0);
   if (sums) add_up(partial, pairs.blocks(), out_channels, sums);
   return active;
+}
+
+}  // namespace
+
+const void* convolve(Source source, const float* weight, int out_channels, Pairs pairs,
+                     Products products, const float* residual, float* out, double* sums, Next next,
+                     int threads) {
+  const auto function = products == Products::kFloat32 ? convolve_in<Float32> : convolve_in<Bfloat16>;
+  return function(source, weight, out_channels, pairs, residual, out, sums, next, threads);
 }
 
 void input_gradient(const float* grad, int64_t, int grad_channels, const float* weight, Pairs back,
@@ -461,7 +519,7 @@ void input_gradient(const float* grad, int64_t, int grad_channels, const float* 
   double* partial = nullptr;
   if (sums)
     partial = workspace().sums.get<double>(static_cast<size_t>(back.blocks()) * 2 * channels);
-  convolve_blocks(
+  convolve_blocks<float>(
       grad, grad_channels, nullptr, 0, w, padded(channels), back, threads,
       [&](int64_t block, int64_t first, int rows, int from, int width, const float* acc) {
         ColumnSums block_sums;
@@ -621,10 +679,10 @@ void weight_gradient(Source source, const float* grad, int64_t grad_rows, int gr
   const int most = static_cast<int>(kCache / pair_bytes < 8 ? 8 : kCache / pair_bytes);
   const auto room = static_cast<size_t>(back.block) * channels;
   const bool shares = !alone || (!source.skip && !source.scale);
-  const float* shared = shares ? gathered(source, threads) : nullptr;
+  const float* shared = shares ? gathered<Float32>(source, threads) : nullptr;
   float* copies = nullptr;
   if (!shares)
-    copies = workspace().input().get<float>(room * static_cast<size_t>(threads < 1 ? 1 : threads));
+    copies = workspace().inputs[0].get<float>(room * static_cast<size_t>(threads < 1 ? 1 : threads));
   parallel_for(threads, groups * sets, [&](int64_t task, int worker) {
     const int64_t group = task / sets, set = task % sets;
     const int first_tap = static_cast<int>(taps * set / sets);
@@ -638,7 +696,7 @@ void weight_gradient(Source source, const float* grad, int64_t grad_rows, int gr
       const float* x = shared + first * channels;
       if (!shares) {
         float* copy = copies + static_cast<size_t>(worker) * room;
-        activate(source, first, after < back.rows ? after : back.rows, copy);
+        activate<Float32>(source, first, after < back.rows ? after : back.rows, copy);
         x = copy;
       }
       for_each_tap(

@@ -17,8 +17,12 @@ struct Pairs {
   int64_t blocks() const { return (rows + block - 1) / block; }
 };
 
+// What inputs and weights of a convolution are rounded to before they are multiplied.
+enum class Products : int { kFloat32, kBfloat16 };
+
 // An input relu(scale * [x, skip] + shift); skip, and scale with shift, may be null. `active` is
-// where its rows lie already, if they do.
+// where its rows lie already, if they do, rounded as the convolution wants them; `waiting` where
+// those of a later one do.
 struct Source {
   const float* x;
   const float* skip;
@@ -27,7 +31,8 @@ struct Source {
   int skip_channels;
   const float* scale;
   const float* shift;
-  const float* active = nullptr;
+  const void* active = nullptr;
+  const void* waiting = nullptr;
 
   int channels() const { return x_channels + skip_channels; }
 };
@@ -69,10 +74,10 @@ struct Engine {
                      int dim, int block, int32_t* in, uint8_t* out, int32_t* span, int threads);
 
   // sums is (2, C_out) or null. Returns the rows of the next convolution's input, if that is
-  // known; they stay there while that one runs, and one other between them.
-  const float* (*convolve)(Source source, const float* weight, int out_channels, Pairs pairs,
-                           const float* residual, float* out, double* sums, Next next,
-                           int threads);
+  // known; they stay there until that one has run, if those between are told of them.
+  const void* (*convolve)(Source source, const float* weight, int out_channels, Pairs pairs,
+                          Products products, const float* residual, float* out, double* sums,
+                          Next next, int threads);
 
   // `source` is the convolution's input, whose gradient is wanted; sums is (2, C_in) or null.
   // `carried` and `carried_skip`, if there, are added to to_x and to_skip.
@@ -95,5 +100,6 @@ struct Engine {
 extern const Engine engine_portable;
 extern const Engine engine_avx2;
 extern const Engine engine_avx512;
+extern const Engine engine_avx512_bf16;
 
 }  // namespace sscn

@@ -31,6 +31,13 @@ class Kind(IntEnum):
     INVERT = 8
 
 
+class Products(IntEnum):
+    """What inputs and weights of a convolution are rounded to, as in ``engine.hpp``."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+
+
 (
     FOLD,
     CONVOLVE,

@@ -29,8 +29,10 @@ std::vector<const Engine*> available() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("bmi2"))
+      __builtin_cpu_supports("bmi2")) {
+    if (__builtin_cpu_supports("avx512bf16")) engines.push_back(&engine_avx512_bf16);
     engines.push_back(&engine_avx512);
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("bmi2"))
     engines.push_back(&engine_avx2);

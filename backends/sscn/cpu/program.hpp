@@ -33,6 +33,7 @@ struct Convolution {
   const float* weight;
   int channels;
   Pairs pairs;
+  Products products;
   const float* residual;
   float* out;
   double* sums;
@@ -83,6 +84,7 @@ class Reader {
     found.weight = pointer<float>();
     found.channels = integer();
     found.pairs = pairs();
+    found.products = static_cast<Products>(integer());
     found.residual = pointer<float>();
     found.out = pointer<float>();
     found.sums = pointer<double>();
@@ -101,11 +103,11 @@ class Ahead {
   void convolve(const Engine& engine, Convolution now, const int64_t* following, int64_t left,
                 int threads) {
     const bool between = active_ && !makes(now, out_);
-    if (!between) now.source.active = active_;
+    (between ? now.source.waiting : now.source.active) = active_;
     const Next next = between ? Next{} : next_of(now, following, left);
-    const float* active =
-        engine.convolve(now.source, now.weight, now.channels, now.pairs, now.residual, now.out,
-                        now.sums, next, threads);
+    const void* active =
+        engine.convolve(now.source, now.weight, now.channels, now.pairs, now.products,
+                        now.residual, now.out, now.sums, next, threads);
     if (between) return;
     active_ = active;
     out_ = now.out;
@@ -123,12 +125,13 @@ class Ahead {
       Reader read(following + i * kWords);
       if (read.instruction() != Instruction::kConvolve) break;
       const Convolution then = read.convolution();
-      if (makes(then, now.out)) return {then.source.scale, then.source.shift, now.alone};
+      if (then.products == now.products && makes(then, now.out))
+        return {then.source.scale, then.source.shift, now.alone};
     }
     return {};
   }
 
-  const float* active_ = nullptr;
+  const void* active_ = nullptr;
   const float* out_ = nullptr;
 };
 

@@ -24,6 +24,7 @@ from backends.sscn.cpu.instructions import (
     STATISTICS_GRADIENT,
     WEIGHT_GRADIENT,
     Instructions,
+    Products,
     Tell,
     bits,
 )
@@ -84,6 +85,8 @@ class _SpareDoubles:
 class Forward:
     """Runs layers; what nobody can ask for later shares memory with what comes after it."""
 
+    products = Products.FLOAT32
+
     def __init__(self) -> None:
         self._instructions = Instructions()
         self._spare = _Spare()
@@ -109,7 +112,7 @@ class Forward:
         keep = self._instructions.keep
         self._instructions.write(
             CONVOLVE, x, skip, rows_in, x_channels, skip_channels, scale, shift, weight, channels,
-            *pairs(layer.connection.forward), residual, keep(out),
+            *pairs(layer.connection.forward), self.products, residual, keep(out),
             0 if sums is None else keep(sums), layer.waiting == 1 and not lasting,
         )  # fmt: skip
         layer.out, layer.sums = out, sums

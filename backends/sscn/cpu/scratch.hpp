@@ -29,6 +29,8 @@ class Scratch {
     return static_cast<T*>(memory_);
   }
 
+  bool holds(const void* memory) const { return memory && memory == memory_; }
+
  private:
   void* memory_ = nullptr;
   size_t capacity_ = 0;

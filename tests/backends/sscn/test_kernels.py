@@ -55,6 +55,11 @@ def site_sets(draw: st.DrawFn) -> tuple[Tensor, int]:
     return sites[torch.randperm(len(sites), generator=generator)].contiguous(), size
 
 
+def some_sites(size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(size)
+    return (torch.rand(2, size, size, size, generator=generator) < 0.2).nonzero().int()
+
+
 def offsets(kernel_size: int, dim: int) -> list[tuple[int, ...]]:
     reach = kernel_size // 2
     return list(itertools.product(range(-reach, reach + 1), repeat=dim))
@@ -103,6 +108,57 @@ def test_submanifold_convolution_is_its_definition(kernel_set, case, kernel_size
     out, sums = functions.convolve(x, None, weight, connection.forward, None, None, None, True)
     assert_near(out, expected)
     assert_near(sums, torch.stack([expected.sum(0), expected.square().sum(0)]))
+
+
+@pytest.mark.parametrize("widths", [(1, 0, 5), (16, 0, 16), (7, 8, 33), (48, 31, 80), (33, 0, 16)])
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.skipif(not COMPILED, reason="the C++ kernels are not built")
+def test_products_of_bf16_lose_nothing_of_numbers_that_it_holds(kernel_set, widths, normed):
+    # Small integers: every product and every sum is exact, in any order.
+    if kernel_set != "cpu":
+        pytest.skip("the C++ kernels alone round products")
+    sites = some_sites(size=7)
+    keys, _ = cpu.sort_sites(sites, 7)
+    connection = cpu.submanifold_map(keys, 3, 3, 7)
+    x_width, skip_width, out_width = widths
+    channels = x_width + skip_width
+
+    def integers(*shape: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(-8, 9, shape, generator=generator).float()
+
+    arguments = (
+        integers(len(sites), x_width, seed=0),
+        integers(len(sites), skip_width, seed=1) if skip_width else None,
+        integers(27, channels, out_width, seed=2),
+        connection.forward,
+        integers(channels, seed=3) if normed else None,
+        integers(channels, seed=4) if normed else None,
+        integers(len(sites), out_width, seed=5),
+        True,
+    )
+    exact, rounded = cpu.convolve(*arguments), kernels.load("cpu.bf16").convolve(*arguments)
+    assert torch.equal(rounded[0], exact[0])
+    assert torch.equal(rounded[1], exact[1])
+
+
+@pytest.mark.parametrize("channels", [(1, 16), (16, 16), (20, 33), (80, 80)])
+@pytest.mark.skipif(not COMPILED, reason="the C++ kernels are not built")
+def test_products_of_bf16_are_those_of_rounded_numbers(kernel_set, channels):
+    if kernel_set != "cpu":
+        pytest.skip("the C++ kernels alone round products")
+    sites = some_sites(size=9)
+    keys, _ = cpu.sort_sites(sites, 9)
+    kernel_map = cpu.submanifold_map(keys, 3, 3, 9).forward
+    x, weight = values(len(sites), channels[0]), values(27, *channels, seed=1)
+    assert not torch.equal(x, x.bfloat16().float())
+    expected, _ = kernels.load("reference").convolve(
+        x.bfloat16().double(), None, weight.bfloat16().double(),
+        kernels.load("reference").submanifold_map(keys, 3, 3, 9).forward, None, None, None, False,
+    )  # fmt: skip
+    functions = kernels.load("cpu.bf16")
+    out, _ = functions.convolve(x, None, weight, kernel_map, None, None, None, False)
+    assert_near(out, expected)
 
 
 @pytest.mark.parametrize(("dim", "kernel_size", "size"), [(2, 19, 32), (3, 11, 16), (3, 11, 9)])

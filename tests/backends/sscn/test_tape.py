@@ -85,6 +85,8 @@ def network(seed: int, name: str, precision: str, training: bool = True) -> dict
             tensors.append((backend.add(y, x), channels))
         elif what == "shortcut":
             y = convolution(x, Kind.SUBMANIFOLD, channels, width)
+            if choose.random() < 0.3:
+                x = made(backend.norm_relu(channels))(x)
             shortcut = made(backend.linear(channels, width, False))
             tensors.append((backend.add(y, shortcut(x)), width))
         elif what == "add":
@@ -134,17 +136,44 @@ def test_layers_wired_at_random_and_their_gradients_match_float64(seed):
 
 
 @needs_cpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @given(st.integers(0, 2**31))
 @settings(max_examples=60, deadline=None)
-def test_in_evaluation_they_give_the_bits_of_one_after_the_other(seed):
-    from backends.sscn import cpu
-
+def test_in_evaluation_they_give_the_bits_of_one_after_the_other(precision, seed):
+    functions = kernels.load(engine("cpu", precision).kernel_set)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patched:
-        together = network(seed, "cpu", "fp32", training=False)
-        patched.delattr(cpu, "Forward")
-        alone = network(seed, "cpu", "fp32", training=False)
+        together = network(seed, "cpu", precision, training=False)
+        patched.delattr(functions, "Forward")
+        alone = network(seed, "cpu", precision, training=False)
     for key, value in alone.items():
         assert torch.equal(together[key], value), key
+
+
+@needs_cpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_input_made_ahead_waits_for_a_layer_with_a_norm_of_its_own(precision):
+    # a -> norm -> c -> norm -> d, and between a and c a layer b that makes its input too.
+    backend = engine("cpu", precision)
+    sites = some_sites()
+    a, b, c, d = (
+        filled(backend.convolution(Kind.SUBMANIFOLD, 16, 16, 3, 0), seed) for seed in range(4)
+    )
+    norms = [filled(backend.norm_relu(16), 4 + seed).eval() for seed in range(3)]
+    features = torch.randn(len(sites), 16, generator=torch.Generator().manual_seed(0))
+
+    def run(ask) -> Tensor:
+        x = backend.tensor(sites, features, SIZE, 2)
+        at_a = ask(a(x))
+        at_b = ask(backend.add(b(norms[0](x)), x))
+        at_c = ask(c(norms[1](at_a)))
+        return backend.features(backend.add(d(norms[2](at_c)), at_b))
+
+    def asked(x):
+        backend.rows(x)  # run now
+        return x
+
+    with torch.no_grad():
+        assert torch.equal(run(lambda x: x), run(asked))
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -1,0 +1,51 @@
+"""The C++ kernels with products of bf16: what is multiplied is rounded, all else is float32.
+
+Rows and weights stay float32. A forward pass rounds them where it gathers them, and adds products
+up in float32; processors with AVX512_BF16 multiply pairs at once, others the rounded floats.
+Gradients are those of float32, of the rows as they came out.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from backends.sscn import cpu
+from backends.sscn.cpu import (
+    Backward,
+    fold,
+    fold_gradient,
+    gradients,
+    instruction_set,
+    inverted,
+    ordinary_map,
+    program,
+    sort_sites,
+    strided_map,
+    submanifold_map,
+    take,
+)
+from backends.sscn.cpu.instructions import Products
+
+__all__ = [
+    "Backward",
+    "Forward",
+    "convolve",
+    "fold",
+    "fold_gradient",
+    "gradients",
+    "instruction_set",
+    "inverted",
+    "ordinary_map",
+    "sort_sites",
+    "strided_map",
+    "submanifold_map",
+    "take",
+]
+
+convolve = functools.partial(cpu.convolve, products=Products.BFLOAT16)
+
+
+class Forward(program.Forward):
+    """Runs layers as those of float32 do."""
+
+    products = Products.BFLOAT16
