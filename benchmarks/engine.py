@@ -112,13 +112,18 @@ def milliseconds(function: Callable[[], Any]) -> float:
 
 
 def in_turns(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Time functions in turns, after one untimed call each."""
+    """Time functions in turns, after one untimed call each; every other turn is the other way round.
+
+    Threads of one engine may still spin when the next one begins.
+    """
     for function in functions.values():
         function()
     samples: dict[str, list[float]] = {name: [] for name in functions}
+    order = list(functions)
     for _ in range(rounds):
-        for name, function in functions.items():
-            samples[name].append(milliseconds(function))
+        for name in order:
+            samples[name].append(milliseconds(functions[name]))
+        order.reverse()
     return samples
 
 
@@ -163,7 +168,8 @@ def race(options: argparse.Namespace, ours: Contender) -> None:
 
 def bf16(options: argparse.Namespace, ours: Contender) -> None:
     """Cold forward with products of bf16 against float32, and its error against that."""
-    rounded, bound = Contender("sscn", "bf16"), TOLERANCE["bf16"].forward
+    ours, rounded = Contender("sscn"), Contender("sscn", "bf16")  # with weights of the beginning
+    bound = TOLERANCE["bf16"].forward
     print(f"\nbf16 is in the processor: {cpu.instruction_set() == 'avx512_bf16'}")
     for size in options.size:
         events = Events.draw(size, options.batch)
