@@ -112,7 +112,7 @@ def milliseconds(function: Callable[[], Any]) -> float:
 
 
 def in_turns(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Time functions in turns, after one untimed call each; every other turn is the other way round.
+    """Time functions in turns, after one untimed call each, every other turn in reverse.
 
     Threads of one engine may still spin when the next one begins.
     """
