@@ -177,7 +177,7 @@ def finding(cells: Mapping[str, Measured]) -> Finding:
     return Finding(
         f"{best} is the fastest engine here"
         if sure
-        else f"{best} looks fastest here, but the race is too close to call",
+        else f"{best} looks fastest here, but this run cannot settle it",
         [_record(best, won, len(contests), leads, wins), *_quote(quoted), *_lost(quoted, contests)],
         quoted,
     )

@@ -101,7 +101,7 @@ def test_the_finding_names_the_fastest_its_lead_and_the_smallest(write_records, 
 def test_the_finding_does_not_call_a_close_race(write_records, make_record):
     records = [make_record(1.0), make_record(1.03, backend="spconv")]
     said = finding(pooled(write_records, records))
-    assert "looks fastest here, but the race is too close to call" in said.claim
+    assert "looks fastest here, but this run cannot settle it" in said.claim
     assert "not sure" in " ".join(said.sentences)
 
 
