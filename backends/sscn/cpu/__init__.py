@@ -152,6 +152,7 @@ def gradients(
     shift: Tensor | None,
     to_input: bool = True,
     to_weight: bool = True,
+    products: Products = Products.FLOAT32,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Make all gradients of a convolution, over the backward map alone.
 
@@ -186,8 +187,8 @@ def gradients(
         to_skip = torch.empty(0 if skip is None else skip.shape)
         sums = torch.empty(0 if scale is None else (2, weight.shape[1]), dtype=torch.float64)
         instructions.write(
-            INPUT_GRADIENT, *flow, address(weight), *back, *source, 0, 0, to_x.data_ptr(),
-            to_skip.data_ptr(), sums.data_ptr(),
+            INPUT_GRADIENT, *flow, address(weight), *back, products, *source, 0, 0,
+            to_x.data_ptr(), to_skip.data_ptr(), sums.data_ptr(),
         )  # fmt: skip
     if to_weight:
         weights = torch.empty(weight.shape)

@@ -1,8 +1,8 @@
 """The C++ kernels with products of bf16: what is multiplied is rounded, all else is float32.
 
-Rows and weights stay float32. A forward pass rounds them where it gathers them, and adds products
-up in float32; processors with AVX512_BF16 multiply pairs at once, others the rounded floats.
-Gradients are those of float32, of the rows as they came out.
+Rows and weights stay float32. Convolutions, forward and back to their inputs, round both where they
+gather them and add products up in float32; processors with AVX512_BF16 multiply pairs at once,
+others the rounded floats. The gradients of the weights are those of float32.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ import functools
 
 from backends.sscn import cpu
 from backends.sscn.cpu import (
-    Backward,
     fold,
     fold_gradient,
-    gradients,
     instruction_set,
     inverted,
     ordinary_map,
@@ -43,9 +41,16 @@ __all__ = [
 ]
 
 convolve = functools.partial(cpu.convolve, products=Products.BFLOAT16)
+gradients = functools.partial(cpu.gradients, products=Products.BFLOAT16)
 
 
 class Forward(program.Forward):
     """Runs layers as those of float32 do."""
+
+    products = Products.BFLOAT16
+
+
+class Backward(program.Backward):
+    """Makes gradients as those of float32 do."""
 
     products = Products.BFLOAT16

@@ -19,14 +19,13 @@ namespace {
 // accumulators, one row of weights and one broadcast value fill the registers.
 #if SSCN_LANES == 16
 constexpr int kWidest = 5;
-constexpr int tile_rows(int width) {
-  constexpr int rows[] = {12, 10, 8, 6, 5};  // ten pointers to rows are what fits beside the rest
-  return rows[width - 1];
-}
-constexpr int gradient_rows(int width) {
-  constexpr int rows[] = {16, 12, 8, 6, 5};
-  return rows[width - 1];
-}
+#ifdef __AVX512BF16__  // as Zen 4 likes it: of smaller tiles more overlap
+constexpr int kTileRows[] = {6, 7, 5, 4, 4}, kGradientRows[] = {16, 12, 8, 6, 4};
+#else
+constexpr int kTileRows[] = {8, 10, 8, 6, 5}, kGradientRows[] = {16, 12, 8, 6, 5};
+#endif
+constexpr int tile_rows(int width) { return kTileRows[width - 1]; }
+constexpr int gradient_rows(int width) { return kGradientRows[width - 1]; }
 #else
 constexpr int kWidest = 3;
 constexpr int tile_rows(int width) { return width == 1 ? 8 : width == 2 ? 6 : 4; }
@@ -35,7 +34,7 @@ constexpr int gradient_rows(int width) { return width == 1 ? 8 : 4; }
 
 // Scratch memory is kept by each calling thread, so that pages are not faulted in again.
 struct Workspace {
-  Scratch inputs[2], gradient, weights, accumulators, sums, partial;
+  Scratch inputs[2], gradient, weights, packed, accumulators, sums, partial;
 
   // Room for an input beside one that is still to be read, if that is in scratch.
   Scratch& input(const void* read) { return inputs[inputs[0].holds(read)]; }
@@ -113,9 +112,10 @@ inline void narrow_rows(const Element* x, int64_t values, const int32_t* in, con
 template <int kValues, class Element>
 inline void narrow_pairs(const Element* x, int64_t values, const int32_t* in, const uint8_t* out,
                          int number, const Vector* w, float* sum) {
+  constexpr int kRows = tile_rows(1);
   int done = 0;
-  for (; done + 8 <= number; done += 8)
-    narrow_rows<8, kValues>(x, values, in + done, out + done, w, sum);
+  for (; done + kRows <= number; done += kRows)
+    narrow_rows<kRows, kValues>(x, values, in + done, out + done, w, sum);
   if (done + 4 <= number) {
     narrow_rows<4, kValues>(x, values, in + done, out + done, w, sum);
     done += 4;
@@ -336,7 +336,7 @@ template <class Format>
 const float* packed(const float* weight, int taps, int channels, int out_channels, int threads) {
   const int wide = padded(out_channels), values = Format::values(channels);
   if (!Format::kRounds && wide == out_channels) return weight;
-  float* to = workspace().weights.get<float>(static_cast<size_t>(taps) * values * wide);
+  float* to = workspace().packed.get<float>(static_cast<size_t>(taps) * values * wide);
   parallel_for(threads, taps, [&](int64_t tap, int) {
     for (int v = 0; v < values; ++v) {
       const int c = v * kChannels<typename Format::Element>;
@@ -511,16 +511,24 @@ const void* convolve(Source source, const float* weight, int out_channels, Pairs
   return function(source, weight, out_channels, pairs, residual, out, sums, next, threads);
 }
 
-void input_gradient(const float* grad, int64_t, int grad_channels, const float* weight, Pairs back,
-                    bool mirrored, Source source, const float* carried, const float* carried_skip,
-                    float* to_x, float* to_skip, double* sums, int threads) {
-  const int channels = source.channels(), split = source.x_channels;
-  const float* w = transposed(weight, back.taps, channels, grad_channels, mirrored, threads);
+namespace {
+
+template <class Format>
+void input_gradient_in(const float* grad, int64_t grad_rows, int grad_channels, const float* weight,
+                       const Pairs& back, bool mirrored, const Source& source, const float* carried,
+                       const float* carried_skip, float* to_x, float* to_skip, double* sums,
+                       int threads) {
+  const int channels = source.channels(), split = source.x_channels, wide = padded(channels);
+  const float* w = packed<Format>(
+      transposed(weight, back.taps, channels, grad_channels, mirrored, threads), back.taps,
+      grad_channels, wide, threads);
+  const Source flow{grad, nullptr, grad_rows, grad_channels, 0, nullptr, nullptr};
   double* partial = nullptr;
   if (sums)
     partial = workspace().sums.get<double>(static_cast<size_t>(back.blocks()) * 2 * channels);
-  convolve_blocks<float>(
-      grad, grad_channels, nullptr, 0, w, padded(channels), back, threads,
+  convolve_blocks<typename Format::Element>(
+      gathered<Format>(flow, threads), Format::values(grad_channels), nullptr, 0, w, wide, back,
+      threads,
       [&](int64_t block, int64_t first, int rows, int from, int width, const float* acc) {
         ColumnSums block_sums;
         for (int j = 0; j < width; ++j) {
@@ -570,6 +578,18 @@ void input_gradient(const float* grad, int64_t, int grad_channels, const float* 
           block_sums.write(partial + block * 2 * channels, channels, from, width * kLanes);
       });
   if (sums) add_up(partial, back.blocks(), channels, sums);
+}
+
+}  // namespace
+
+void input_gradient(const float* grad, int64_t grad_rows, int grad_channels, const float* weight,
+                    Pairs back, bool mirrored, Products products, Source source,
+                    const float* carried, const float* carried_skip, float* to_x, float* to_skip,
+                    double* sums, int threads) {
+  const auto function =
+      products == Products::kFloat32 ? input_gradient_in<Float32> : input_gradient_in<Bfloat16>;
+  function(grad, grad_rows, grad_channels, weight, back, mirrored, source, carried, carried_skip,
+           to_x, to_skip, sums, threads);
 }
 
 // ---- weight gradients -------------------------------------------------------------------------

@@ -17,7 +17,7 @@ struct Pairs {
   int64_t blocks() const { return (rows + block - 1) / block; }
 };
 
-// What inputs and weights of a convolution are rounded to before they are multiplied.
+// What rows and weights are rounded to before they are multiplied.
 enum class Products : int { kFloat32, kBfloat16 };
 
 // An input relu(scale * [x, skip] + shift); skip, and scale with shift, may be null. `active` is
@@ -82,8 +82,8 @@ struct Engine {
   // `source` is the convolution's input, whose gradient is wanted; sums is (2, C_in) or null.
   // `carried` and `carried_skip`, if there, are added to to_x and to_skip.
   void (*input_gradient)(const float* grad, int64_t grad_rows, int grad_channels,
-                         const float* weight, Pairs back, bool mirrored, Source source,
-                         const float* carried, const float* carried_skip, float* to_x,
+                         const float* weight, Pairs back, bool mirrored, Products products,
+                         Source source, const float* carried, const float* carried_skip, float* to_x,
                          float* to_skip, double* sums, int threads);
 
   void (*weight_gradient)(Source source, const float* grad, int64_t grad_rows, int grad_channels,

@@ -32,7 +32,7 @@ class Kind(IntEnum):
 
 
 class Products(IntEnum):
-    """What inputs and weights of a convolution are rounded to, as in ``engine.hpp``."""
+    """What rows and weights are rounded to before they are multiplied, as in ``engine.hpp``."""
 
     FLOAT32 = 0
     BFLOAT16 = 1
@@ -50,7 +50,7 @@ class Products(IntEnum):
     INVERT,
 ) = Kind  # a global is ten times as quick as a member
 
-_WORDS = 24
+_WORDS = 25
 _PACK = [struct.Struct(f"{given}q{8 * (_WORDS - given)}x").pack for given in range(_WORDS + 1)]
 
 

@@ -13,7 +13,7 @@ namespace sscn {
 
 // An instruction is kWords integers: what to do, then the arguments of the function in their
 // order. Addresses, numbers and, by their bits, doubles.
-constexpr int64_t kWords = 24;
+constexpr int64_t kWords = 25;
 
 enum class Instruction : int64_t {
   kFold,
@@ -57,6 +57,7 @@ class Reader {
     return value;
   }
   Instruction instruction() { return static_cast<Instruction>(*next_++); }
+  Products products() { return static_cast<Products>(integer()); }
   Source source() {
     Source source;
     source.x = pointer<float>();
@@ -84,7 +85,7 @@ class Reader {
     found.weight = pointer<float>();
     found.channels = integer();
     found.pairs = pairs();
-    found.products = static_cast<Products>(integer());
+    found.products = products();
     found.residual = pointer<float>();
     found.out = pointer<float>();
     found.sums = pointer<double>();
@@ -175,13 +176,14 @@ inline void run_one(const Engine& engine, const int64_t* words, int64_t left, Ah
       const auto* weight = read.pointer<float>();
       const Pairs back = read.pairs();
       const bool mirrored = read.integer() != 0;
+      const Products products = read.products();
       const Source source = read.source();
       const auto* carried = read.pointer<float>();
       const auto* carried_skip = read.pointer<float>();
       auto* to_x = read.pointer<float>();
       auto* to_skip = read.pointer<float>();
-      engine.input_gradient(grad, rows, channels, weight, back, mirrored, source, carried,
-                            carried_skip, to_x, to_skip, read.pointer<double>(), threads);
+      engine.input_gradient(grad, rows, channels, weight, back, mirrored, products, source,
+                            carried, carried_skip, to_x, to_skip, read.pointer<double>(), threads);
       return;
     }
     case Instruction::kWeightGradient: {

@@ -163,6 +163,8 @@ class _Flow(NamedTuple):
 class Backward:
     """Makes gradients of layers; those on their way share memory."""
 
+    products = Products.FLOAT32
+
     def __init__(self, saved: Sequence[Tensor], wanted: Sequence[bool]) -> None:
         self._saved = saved
         self._wanted = wanted
@@ -252,7 +254,7 @@ class Backward:
         to_norm = self._doubles.take(sum(step.widths)) if normed else None
         self._instructions.write(
             INPUT_GRADIENT, *grad, self._instructions.address(self._saved[step.weight]),
-            *pairs(backward), mirrored, *source, *carried, *targets,
+            *pairs(backward), mirrored, self.products, *source, *carried, *targets,
             0 if to_norm is None else keep(to_norm),
         )  # fmt: skip
         for slot, flow, width in zip(step.sources, flows, step.widths, strict=True):

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import pytest
 import torch
 
-from backends import registry, weights
-from backends.sscn import kernels
+from backends import weights
 from backends.uresnet import UResNet, UResNetConfig
+from tests.backends.sscn.sets import COMPILED, SETS, engine
 
 CONFIG = UResNetConfig(filters=4, depth=2, reps=1)
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler warns of what it does itself
-SETS = ["reference", "cpu"] if find_spec(kernels.COMPILED) else ["reference"]
+ENGINES = [(name, "fp32") for name in SETS] + [("cpu", "bf16")] * COMPILED
 
 
-def network(name: str) -> UResNet:
-    backend = registry.load(
-        "sscn", dim=3, device="cpu", precision="fp32", options={"kernels": name}
-    )
-    made = UResNet(backend, CONFIG)
+def network(name: str, precision: str) -> UResNet:
+    made = UResNet(engine(name, precision), CONFIG)
     weights.load(made, weights.initial(CONFIG, 3))
     return made
 
@@ -41,11 +37,11 @@ def forgotten():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize(("name", "precision"), ENGINES)
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
-def test_batches_of_any_size_give_what_the_plain_network_gives(name, training):
-    plain, other = network(name).train(training), network(name).train(training)
+def test_batches_of_any_size_give_what_the_plain_network_gives(name, precision, training):
+    plain, other = (network(name, precision).train(training) for _ in range(2))
     compiled = torch.compile(other, backend="eager")
     for seed in range(3):
         expected, found = plain(tensor(plain, seed)), compiled(tensor(other, seed))
@@ -56,9 +52,9 @@ def test_batches_of_any_size_give_what_the_plain_network_gives(name, training):
         torch.testing.assert_close(two.grad, one.grad, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_with_maps_that_are_there_a_network_is_one_graph(name):
-    made = network(name).eval()
+@pytest.mark.parametrize(("name", "precision"), ENGINES)
+def test_with_maps_that_are_there_a_network_is_one_graph(name, precision):
+    made = network(name, precision).eval()
     x = tensor(made, 0)
     with torch.no_grad():
         expected = made(x)

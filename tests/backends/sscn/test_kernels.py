@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,16 +13,16 @@ from torch import Tensor
 
 from backends.contract import InvalidBatch
 from backends.sscn import convolution, kernels
+from tests.backends.sscn.sets import COMPILED, needs_cpu
 
-COMPILED = find_spec(kernels.COMPILED) is not None
 if COMPILED:
     from backends.sscn import cpu
 
-SETS = ["reference"] + ([f"cpu/{name}" for name in cpu.instruction_sets()] if COMPILED else [])
+EACH = ["reference"] + ([f"cpu/{name}" for name in cpu.instruction_sets()] if COMPILED else [])
 examples = settings(max_examples=12, deadline=None)
 
 
-@pytest.fixture(params=SETS, scope="module")
+@pytest.fixture(params=EACH, scope="module")
 def kernel_set(request: pytest.FixtureRequest) -> Iterator[str]:
     """A kernel set by name; the C++ one with each instruction set of this processor."""
     name, _, instructions = request.param.partition("/")
@@ -112,7 +111,7 @@ def test_submanifold_convolution_is_its_definition(kernel_set, case, kernel_size
 
 @pytest.mark.parametrize("widths", [(1, 0, 5), (16, 0, 16), (7, 8, 33), (48, 31, 80), (33, 0, 16)])
 @pytest.mark.parametrize("normed", [False, True])
-@pytest.mark.skipif(not COMPILED, reason="the C++ kernels are not built")
+@needs_cpu
 def test_products_of_bf16_lose_nothing_of_numbers_that_it_holds(kernel_set, widths, normed):
     # Small integers: every product and every sum is exact, in any order.
     if kernel_set != "cpu":
@@ -137,13 +136,18 @@ def test_products_of_bf16_lose_nothing_of_numbers_that_it_holds(kernel_set, widt
         integers(len(sites), out_width, seed=5),
         True,
     )
-    exact, rounded = cpu.convolve(*arguments), kernels.load("cpu.bf16").convolve(*arguments)
+    rounding = kernels.load("cpu.bf16")
+    exact, rounded = cpu.convolve(*arguments), rounding.convolve(*arguments)
     assert torch.equal(rounded[0], exact[0])
     assert torch.equal(rounded[1], exact[1])
+    x, skip, weight, _, scale, shift, grad, _ = arguments
+    back = grad, None, None, x, skip, weight, connection.backward, True, scale, shift
+    for one, two in zip(rounding.gradients(*back), cpu.gradients(*back), strict=True):
+        assert one is two is None or torch.equal(one, two)
 
 
 @pytest.mark.parametrize("channels", [(1, 16), (16, 16), (20, 33), (80, 80)])
-@pytest.mark.skipif(not COMPILED, reason="the C++ kernels are not built")
+@needs_cpu
 def test_products_of_bf16_are_those_of_rounded_numbers(kernel_set, channels):
     if kernel_set != "cpu":
         pytest.skip("the C++ kernels alone round products")
@@ -367,7 +371,7 @@ def test_rows_of_another_level_are_refused(kernel_set):
         convolution.convolve(**arguments, connection=connection, kernel_set=kernel_set)
 
 
-@pytest.mark.skipif(not COMPILED, reason="the C++ kernels are not built")
+@needs_cpu
 @pytest.mark.parametrize(
     ("change", "message"),
     [

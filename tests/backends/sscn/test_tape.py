@@ -6,7 +6,6 @@ import gc
 import random
 import threading
 import weakref
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,20 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backends import registry
 from backends.contract import Kind
 from backends.sscn import kernels, tape
+from tests.backends.sscn.sets import SETS, engine, needs_cpu
 
 SIZE = 8
-COMPILED = find_spec(kernels.COMPILED) is not None
-SETS = ["reference", "cpu"] if COMPILED else ["reference"]
-needs_cpu = pytest.mark.skipif(not COMPILED, reason="the C++ kernels are not built")
-
-
-def engine(name: str, precision: str = "fp32"):
-    return registry.load(
-        "sscn", dim=3, device="cpu", precision=precision, options={"kernels": name}
-    )
 
 
 def some_sites(seed: int = 0) -> Tensor:

@@ -1,0 +1,20 @@
+"""The kernel sets that run on the CPU of this machine."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from backends import registry
+from backends.sscn import kernels
+
+COMPILED = find_spec(kernels.COMPILED) is not None
+SETS = ["reference", "cpu"] if COMPILED else ["reference"]
+needs_cpu = pytest.mark.skipif(not COMPILED, reason="the C++ kernels are not built")
+
+
+def engine(name: str, precision: str = "fp32"):
+    return registry.load(
+        "sscn", dim=3, device="cpu", precision=precision, options={"kernels": name}
+    )
