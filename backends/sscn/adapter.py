@@ -176,7 +176,11 @@ class _Reorder(torch.autograd.Function):
 def _reordered(
     rows: Tensor, bias: Tensor | None, order: Tensor, inverse: Tensor, functions: kernels.Kernels
 ) -> Tensor:
-    out: Tensor = _Reorder.apply(rows, bias, order, inverse, traced(functions).take)
+    take = traced(functions).take
+    wanted = rows.requires_grad or (bias is not None and bias.requires_grad)
+    if not (wanted and torch.is_grad_enabled()):
+        return take(rows, order, bias)
+    out: Tensor = _Reorder.apply(rows, bias, order, inverse, take)
     return out
 
 
