@@ -2,7 +2,8 @@
 
 Arrays are checked here and passed on by address. A kernel map keeps, for each block of output
 rows and each tap, the pairs (input row, output row within the block): absent neighbours cost
-nothing. ``SSCN_INSTRUCTION_SET`` (avx512, avx2, portable) overrides the choice of instructions.
+nothing. ``SSCN_INSTRUCTION_SET`` (avx512_bf16, avx512, avx2, portable) overrides the choice of
+instructions.
 """
 
 from __future__ import annotations
