@@ -19,7 +19,7 @@ namespace {
 // accumulators, one row of weights and one broadcast value fill the registers.
 #if SSCN_LANES == 16
 constexpr int kWidest = 5;
-#ifdef __AVX512BF16__  // as Zen 4 likes it: of smaller tiles more overlap
+#ifdef __AVX512BF16__  // Zen 4 overlaps more of small tiles
 constexpr int kTileRows[] = {6, 7, 5, 4, 4}, kGradientRows[] = {16, 12, 8, 6, 4};
 #else
 constexpr int kTileRows[] = {8, 10, 8, 6, 5}, kGradientRows[] = {16, 12, 8, 6, 5};
