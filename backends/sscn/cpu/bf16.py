@@ -10,47 +10,21 @@ from __future__ import annotations
 import functools
 
 from backends.sscn import cpu
-from backends.sscn.cpu import (
-    fold,
-    fold_gradient,
-    instruction_set,
-    inverted,
-    ordinary_map,
-    program,
-    sort_sites,
-    strided_map,
-    submanifold_map,
-    take,
-)
+from backends.sscn.cpu import *  # noqa: F403 - the kernels of float32, but for the names below
+from backends.sscn.cpu import program
 from backends.sscn.cpu.instructions import Products
-
-__all__ = [
-    "Backward",
-    "Forward",
-    "convolve",
-    "fold",
-    "fold_gradient",
-    "gradients",
-    "instruction_set",
-    "inverted",
-    "ordinary_map",
-    "sort_sites",
-    "strided_map",
-    "submanifold_map",
-    "take",
-]
 
 convolve = functools.partial(cpu.convolve, products=Products.BFLOAT16)
 gradients = functools.partial(cpu.gradients, products=Products.BFLOAT16)
 
 
-class Forward(program.Forward):
+class Forward(program.Forward):  # type: ignore[no-redef]
     """Runs layers as those of float32 do."""
 
     products = Products.BFLOAT16
 
 
-class Backward(program.Backward):
+class Backward(program.Backward):  # type: ignore[no-redef]
     """Makes gradients as those of float32 do."""
 
     products = Products.BFLOAT16
