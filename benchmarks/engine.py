@@ -31,7 +31,7 @@ from backends.sscn.cpu.arrays import count_pairs
 from backends.uresnet import UResNet, UResNetConfig
 from harness.events.batches import benchmark_batch
 from harness.events.open import open_events
-from harness.memory import ResidentMemory
+from harness.instruments.memory import ResidentMemory
 from harness.profile.ceilings import copy_bandwidth, fma_peak
 
 CONFIG = UResNetConfig()  # 16 filters, depth 5

@@ -22,7 +22,14 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness.steps import SHORTEST, Detector, Step, follow, noise_of, segments_by_least_squares
+from harness.history.change_points import (
+    SHORTEST,
+    Detector,
+    Step,
+    follow,
+    noise_of,
+    segments_by_least_squares,
+)
 
 COMMITS = 200
 NOISE = 0.03
@@ -76,7 +83,7 @@ def by_potts() -> Detector:
 
 
 def by_pelt() -> Detector:
-    """ruptures' segmentation by least squares, with the penalty that `harness.steps` has."""
+    """ruptures' segmentation by least squares, with the penalty of `change_points`."""
     import ruptures
 
     def detect(y: np.ndarray) -> list[int]:

@@ -29,11 +29,11 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness.cell import Cell
-from harness.job import Job
-from harness.launch import Code, LocalWorker, Task, Worker, measure, start_local
-from harness.sampling import StopRule
-from harness.verdict import Pair, Side, Verdict, judge, median
+from harness.results.verdict import Pair, Side, Verdict, judge, median
+from harness.run.job import Job
+from harness.run.launch import Code, LocalWorker, Task, Worker, measure, start_local
+from harness.run.sampling import StopRule
+from harness.spec.cell import Cell
 
 OUT = Path("results/verdicts/rounds.jsonl")
 ENGINES = ("sscn", "minkowski")
@@ -43,8 +43,8 @@ SIDES = ("one", "other", "slowed")
 # Run in the worker before it starts: each call waits in proportion to its own duration.
 SLOW = """
 import time
-import harness.subject
-whole = harness.subject.Subject.call
+import harness.run.workload
+whole = harness.run.workload.Subject.call
 def slowed(subject):
     call = whole(subject)
     def run():
@@ -55,7 +55,7 @@ def slowed(subject):
             pass
         return result
     return run
-harness.subject.Subject.call = slowed
+harness.run.workload.Subject.call = slowed
 """
 
 app = typer.Typer(add_completion=False, help=__doc__)

@@ -1,6 +1,6 @@
 """Demo: a first answer in minutes, on a laptop."""
 
-from harness.suite import ENGINES, Grid, Suite
+from harness.spec.suite import ENGINES, Grid, Suite
 
 SPARSE = tuple(name for name in ENGINES if not name.startswith("dense"))
 

@@ -1,7 +1,7 @@
 """Dilation: what ordinary convolutions do to sparse events, and submanifold ones do not."""
 
-from harness.cell import STACKS, ModelSpec
-from harness.suite import Grid, Suite
+from harness.spec.cell import STACKS, ModelSpec
+from harness.spec.suite import Grid, Suite
 
 ENGINES = ("sscn", "dense", "spconv", "minkowski", "spconv-triton")
 """Those that have both kinds of convolution."""

@@ -1,7 +1,7 @@
 """Inference: which engine is fastest and smallest at labelling the voxels of an event?"""
 
 from harness.asv import track
-from harness.suite import Grid, Suite
+from harness.spec.suite import Grid, Suite
 
 SUITE = Suite(
     name="inference",

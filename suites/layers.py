@@ -3,8 +3,8 @@
 from typing import ClassVar
 
 from harness.asv import track
-from harness.cell import LAYER_PHASES, ModelSpec, layers_of
-from harness.suite import Grid, Suite
+from harness.spec.cell import LAYER_PHASES, ModelSpec, layers_of
+from harness.spec.suite import Grid, Suite
 
 LAYERS = tuple(layers_of(ModelSpec()))
 

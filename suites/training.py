@@ -1,7 +1,7 @@
 """Training: which engine is fastest and smallest at one optimisation step?"""
 
 from harness.asv import track
-from harness.suite import Grid, Suite
+from harness.spec.suite import Grid, Suite
 
 SUITE = Suite(
     name="training",

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import typer
 
-from harness import gpu, machine
 from harness.errors import BadInput
+from harness.instruments import gpu, machine
 
 CONFIGURATION = Path("asv.conf.json")
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

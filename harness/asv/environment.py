@@ -20,7 +20,7 @@ from typing import Any
 from asv import environment
 from asv.util import UserError
 
-from harness.machine import ROOT
+from harness.instruments.machine import ROOT
 
 
 class SharedEnvironment(environment.Environment):

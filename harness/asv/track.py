@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
-from harness.metrics import (
+from harness.spec.metrics import (
     ARGMAX_AGREEMENT,
     ENERGY,
     GRAD_REL_RMSE,
@@ -147,12 +147,12 @@ def measure(
     from rich.console import Console
 
     from backends.registry import probe_all
-    from harness import store
-    from harness.launch import Code
-    from harness.plan import with_events
-    from harness.run import Settings, run
-    from harness.sampling import StopRule
-    from harness.suite import find_suite
+    from harness.results import store
+    from harness.run.launch import Code
+    from harness.run.plan import with_events
+    from harness.run.rounds import Settings, run
+    from harness.run.sampling import StopRule
+    from harness.spec.suite import find_suite
 
     engines, sizes, batches, states = params
     only = [name for name in os.environ.get(ONLY, "").split(",") if name]

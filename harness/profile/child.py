@@ -19,17 +19,18 @@ from typing import Any
 
 import torch
 
-from harness import machine, sampling
-from harness.clock import Clock, CudaClock, HostClock
-from harness.job import Job
+from harness.instruments import machine
+from harness.instruments.clock import Clock, CudaClock, HostClock
 from harness.profile import counters, memory, trace
 from harness.profile.device import DeviceTicks, Nvtx, Recorded
 from harness.profile.instrument import watching
 from harness.profile.need import Needs, pyramid
 from harness.profile.profile import Layer, Memory, Profile
 from harness.profile.ranges import HOST, Key, Pass, Ranges, Spent, spans, spent
-from harness.subject import Subject, load_batch
-from harness.worker import Failed, classify, die_with_parent, private_output
+from harness.run import sampling
+from harness.run.job import Job
+from harness.run.worker import Failed, classify, die_with_parent, private_output
+from harness.run.workload import Subject, load_batch
 
 WARM_UP = 5.0
 """Seconds after which a warm-up ends although it has not settled."""

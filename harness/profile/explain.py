@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import BadInput
-from harness.metrics import format_value
 from harness.profile.profile import FILE, Profile
 from harness.profile.profile import read as read_profile
 from harness.profile.ranges import HOST
 from harness.report.style import FAINT, INK, SETTINGS, svg
+from harness.spec.metrics import format_value
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import harness.subject
+import harness.run.workload
 from backends.contract import Kind
 from backends.stack import Stack
 from backends.uresnet import Block, Layer, Level, UResNet
 from backends.watching import replaced
 from harness.profile.ranges import LEAVE, PAUSE, Key, Ranges
-from harness.subject import Subject
+from harness.run.workload import Subject
 
 INPUT = Key("input", "input", "forward")
 OUTPUT = Key("output", "input", "forward")
@@ -83,7 +83,7 @@ def watching(subject: Subject, ranges: Ranges) -> Iterator[None]:
         )
         stack.enter_context(
             replaced(
-                harness.subject,
+                harness.run.workload,
                 "event_cross_entropy",
                 lambda loss: _followed(ranges, ranges.wrap(loss, LOSS)),
             )

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from harness.memory import ResidentMemory, TorchMemory
+from harness.instruments.memory import ResidentMemory, TorchMemory
 from harness.profile.instrument import watching
 from harness.profile.profile import Held, Memory
 from harness.profile.ranges import HOST, PAUSE, Key, Pass, Ranges, intervals
-from harness.subject import Subject
-from harness.worker import Failed
+from harness.run.worker import Failed
+from harness.run.workload import Subject
 
 Label = tuple[str, str]
 """A layer's name, and one of ``profile.MEMORY_KINDS``."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.metrics import format_value
 from harness.profile.explain import comparable, explain, names_of, signed, waterfall
 from harness.profile.profile import Layer, Memory, Profile
 from harness.profile.roofline import (
@@ -23,8 +22,9 @@ from harness.profile.roofline import (
     rate,
     sentence,
 )
-from harness.report.page import SHAPES, environment, save
+from harness.report.html import SHAPES, environment, save
 from harness.report.style import FAINT, INK, PALETTE, SETTINGS, Looks, svg
+from harness.spec.metrics import format_value
 
 DIRECTIONS = {
     "forward": "Forward",
@@ -131,14 +131,11 @@ def write_page(folder: Path, profiles: Sequence[Profile]) -> Path:
 
 def render(profiles: Sequence[Profile]) -> str:
     """Return the page as HTML."""
-    from jinja2 import ChoiceLoader, PackageLoader
-
     names = names_of(profiles)
     looks = Looks(names)
     pair = len(profiles) == 2 and comparable(*profiles)
     explained = explain(*profiles) if pair else None
-    made = environment()
-    made.loader = ChoiceLoader([PackageLoader("harness.profile", "templates"), made.loader])
+    made = environment("harness.profile")
     made.filters |= {"signed": signed, "breakable": _breakable}
     ceilings = next((found for p in profiles if (found := ceilings_of(p))), None)
     return made.get_template("profile.html.j2").render(

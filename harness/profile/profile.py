@@ -9,8 +9,8 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from harness.cell import Cell
 from harness.errors import BadInput
+from harness.spec.cell import Cell
 
 SCHEMA = 1
 Part = TypeVar("Part")

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.metrics import format_value
 from harness.profile.ceilings import Ceilings
 from harness.profile.profile import Layer, Profile
 from harness.report.style import FAINT, INK, PALETTE, PAPER, SETTINGS, Looks, svg
+from harness.spec.metrics import format_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

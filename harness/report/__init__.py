@@ -1,1 +1,1 @@
-"""The page that a comparison is read on: template, figures and the event to look at."""
+"""Shared parts of all pages: style, templates, rows and provenance."""

@@ -8,8 +8,8 @@ from functools import partial
 
 import pandas as pd
 
-from harness.measured import Measured
-from harness.metrics import format_value
+from harness.results.summary import Measured
+from harness.spec.metrics import format_value
 from harness.study import displays, figures, published, results
 from harness.study.cells import DENSE
 from harness.study.results import Curve, Evaluated, Results

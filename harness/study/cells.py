@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from harness.cell import Cell, EventSpec, ModelSpec
 from harness.errors import BadInput
 from harness.events import EventSet, open_events
-from harness.job import Job
+from harness.run.job import Job
+from harness.spec.cell import Cell, EventSpec, ModelSpec
 from harness.study import derived
 from harness.study.scales import Costs
 from harness.study.views import crop
@@ -62,7 +62,7 @@ def cost_jobs(
     costs : Costs
     engines : Engines
     device, precision, model
-        As for `harness.cell.Cell`.
+        As for `harness.spec.cell.Cell`.
     folder : Path
         For the event files.
     """

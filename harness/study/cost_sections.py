@@ -6,7 +6,7 @@ from functools import partial
 
 import pandas as pd
 
-from harness.metrics import format_value
+from harness.spec.metrics import format_value
 from harness.study import figures, published, results
 from harness.study.cells import DENSE, PLANES, TABLE
 from harness.study.figures import Figure

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from harness.compare.event_display import COLORS, NAMES, by_class, to_element
 from harness.events import Label
-from harness.report.event import COLORS, NAMES, by_class, to_element
 from harness.study.michel import NOISE, EventMichels
 from harness.study.predictions import Predicted
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from harness.metrics import format_value
 from harness.report.style import INK, PALETTE, SETTINGS, Looks, svg
+from harness.spec.metrics import format_value
 from harness.study.results import Curve, Sweep
 
 if TYPE_CHECKING:

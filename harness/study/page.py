@@ -10,8 +10,9 @@ import pandas as pd
 
 from harness.events import open_events
 from harness.events.statistics import summarise
-from harness.progress import duration
-from harness.report.page import environment, facts, save
+from harness.report.html import environment, save
+from harness.report.provenance import facts
+from harness.run.progress import duration
 from harness.study import displays, figures, results
 from harness.study.accuracy_sections import (
     classes_section,
@@ -21,9 +22,9 @@ from harness.study.accuracy_sections import (
     sizes_section,
     two_classes_section,
 )
-from harness.study.conduct import Study
 from harness.study.cost_sections import cost_section, planes_section, scaling_section
 from harness.study.dilation import dilation_table
+from harness.study.parts import Study
 from harness.study.predictions import Predicted
 from harness.study.results import Results
 from harness.study.sections import SIZES, Section, Turned, Writer
@@ -40,7 +41,6 @@ def write_page(study: Study) -> Path:
     Path
         The page.
     """
-    from jinja2 import ChoiceLoader, PackageLoader
     from plotly.offline import get_plotlyjs
 
     found = results.read(study)
@@ -61,8 +61,7 @@ def write_page(study: Study) -> Path:
         )
         if section.items
     ]
-    templates = environment()
-    templates.loader = ChoiceLoader([PackageLoader("harness.study", "templates"), templates.loader])
+    templates = environment("harness.study")
     text = templates.get_template("study.html.j2").render(
         scale=found.scale,
         claim=claim(found),

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from harness.cell import Cell, EventSpec, ModelSpec
 from harness.errors import BadInput
+from harness.spec.cell import Cell, EventSpec, ModelSpec
 from harness.study.views import View
 
 
@@ -37,7 +37,7 @@ class Plan:
     held_out_events : int
         Events of each evaluation, the first ones of `held_out`; 0 for all.
     device, precision, options, model
-        As for `harness.cell.Cell`.
+        As for `harness.spec.cell.Cell`.
     optimiser : str
         One of `harness.study.optimiser.OPTIMISERS`; the study's is Adam.
     learning_rate : float

@@ -9,14 +9,14 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from harness import store
-from harness.measured import Measured, pool
+from harness.results import store
+from harness.results.summary import Measured, pool
 from harness.study import accuracy, fits, michel, predictions, published
 from harness.study.accuracy import Accuracy
 from harness.study.cells import BATCHES, FILLED, OVERLAYS, TABLE, VOLUMES
-from harness.study.conduct import Study, predictions_name
 from harness.study.fits import PowerLaw
 from harness.study.michel import EventMichels, MichelSummary
+from harness.study.parts import Study, predictions_name
 from harness.study.predictions import Predicted
 from harness.study.scales import BOTH, HeldOut, Scale, Training
 from harness.study.views import CLASS_NAMES
@@ -201,7 +201,7 @@ def whole_memory(frame: pd.DataFrame, device: str) -> dict[str, float]:
     Parameters
     ----------
     frame : DataFrame
-        Records, as `harness.store.read` gives them.
+        Records, as `harness.results.store.read` gives them.
     device : str
         ``cpu`` or ``cuda``.
 

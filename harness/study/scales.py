@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from harness.cell import ModelSpec
 from harness.errors import BadInput
-from harness.sampling import StopRule
+from harness.run.sampling import StopRule
+from harness.spec.cell import ModelSpec
 
 FORWARD, BOTH = ("forward",), ("forward", "step")
 

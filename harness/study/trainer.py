@@ -25,12 +25,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from backends.registry import interpreter
-from harness import machine, store
 from harness.errors import BadInput
-from harness.job import Job
-from harness.launch import Code, Task
-from harness.progress import duration
-from harness.run import assemble
+from harness.instruments import machine
+from harness.results import store
+from harness.run.job import Job
+from harness.run.launch import Code, Task
+from harness.run.progress import duration
+from harness.run.rounds import assemble
 from harness.study import predictions
 from harness.study.plan import Plan
 from harness.study.views import View
@@ -100,7 +101,7 @@ def run(
     Returns
     -------
     str
-        Outcome, as in `harness.store.OUTCOMES`.
+        Outcome, as in `harness.results.store.OUTCOMES`.
     """
     finished = folder / ENTRIES
     if finished.exists() and _anywhere(*read_plan(folder)) == _anywhere(plan, tests):
@@ -158,7 +159,7 @@ def end_with_parent() -> None:
 
 def work(folder: Path, console: Console) -> None:
     """Train, test and write the entries of the record: the whole life of a child."""
-    from harness.energy import RaplEnergy
+    from harness.instruments.energy import RaplEnergy
     from harness.study import training
 
     plan, tests = read_plan(folder)
@@ -220,8 +221,8 @@ def _machine(device: str) -> dict[str, Any]:
 def _gpu_energy() -> Any:
     import torch
 
-    from harness.energy import NvmlEnergy
-    from harness.gpu import NoGpu, find_device, open_nvml
+    from harness.instruments.energy import NvmlEnergy
+    from harness.instruments.gpu import NoGpu, find_device, open_nvml
 
     try:
         nvml = open_nvml()

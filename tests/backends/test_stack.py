@@ -6,9 +6,9 @@ import torch
 from backends import registry, stack, weights
 from backends.agreement import DECIDED, TOLERANCE, compare
 from backends.contract import Kind, Unsupported, master_dtype
-from harness.cell import Cell, ModelSpec
-from harness.plan import obstacle
-from harness.subject import Subject
+from harness.run.plan import obstacle
+from harness.run.workload import Subject
+from harness.spec.cell import Cell, ModelSpec
 from suites.dilation import ENGINES, SUITE
 from tests.backends import cases
 

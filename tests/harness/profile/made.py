@@ -1,7 +1,7 @@
 """Profiles made up, with known answers."""
 
-from harness.cell import Cell
 from harness.profile.profile import Held, Layer, Memory, Profile
+from harness.spec.cell import Cell
 
 CEILINGS = {
     "flops": {"fp32": 1e11},

@@ -99,7 +99,7 @@ def folders(tmp_path):
 def compare(*arguments):
     import typer
 
-    from harness.compare import compare as command
+    from harness.compare.command import compare as command
 
     app = typer.Typer()
     app.command()(command)

@@ -5,11 +5,11 @@ import torch
 
 from backends import registry
 from backends.contract import SparseBatch
-from harness.cell import Cell, ModelSpec
 from harness.profile.child import merged, note
 from harness.profile.instrument import kind_of
 from harness.profile.ranges import Key, Ranges, Spent, spent
-from harness.subject import Subject
+from harness.run.workload import Subject
+from harness.spec.cell import Cell, ModelSpec
 
 ENGINES = ("sscn", "dense", "spconv", "minkowski")
 MODEL = ModelSpec(filters=4, depth=3, reps=1)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from harness.cell import Cell
 from harness.errors import BadInput
 from harness.profile.profile import Held, Layer, Memory, Profile, read, write
+from harness.spec.cell import Cell
 
 CELL = Cell("profile", "sscn", 192, 4, "step", "cold")
 

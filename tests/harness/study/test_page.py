@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import store
 from harness.events import Event, Label
+from harness.results import store
 from harness.study import accuracy_sections, displays, michel, sections
-from harness.study.conduct import Study
+from harness.study.parts import Study
 from harness.study.predictions import Predicted
 from harness.study.results import Curve, Results
 from harness.study.scales import DENSE, SPARSE, Training

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import store
-from harness.cell import Cell
 from harness.events import Event
-from harness.job import Job
-from harness.launch import Code, Task
-from harness.measured import pool
-from harness.run import assemble
+from harness.results import store
+from harness.results.summary import pool
+from harness.run.job import Job
+from harness.run.launch import Code, Task
+from harness.run.rounds import assemble
+from harness.spec.cell import Cell
 from harness.study import accuracy_sections, cost_sections, published, results
 from harness.study.cells import DENSE, TABLE
 from harness.study.predictions import Predicted, load, save, step_of

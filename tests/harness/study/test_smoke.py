@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness import store
+from harness.results import store
 from harness.study.scales import SMOKE
 
 ROOT = Path(__file__).resolve().parents[3]

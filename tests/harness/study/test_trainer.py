@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from harness import store
-from harness.cell import ModelSpec
+from harness.results import store
+from harness.spec.cell import ModelSpec
 from harness.study import predictions, trainer
 from harness.study.plan import Plan
 from harness.study.training import Progress

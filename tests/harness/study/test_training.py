@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 import torch
 
-from harness.cell import ModelSpec
 from harness.errors import BadInput
 from harness.events.native import EventWriter
+from harness.spec.cell import ModelSpec
 from harness.study import training
 from harness.study.checkpoint import load
 from harness.study.plan import Plan

@@ -1,0 +1,280 @@
+"""Compare: the engines of one run side by side, or what changed between two runs."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.compare.comparison import (
+    Change,
+    Standing,
+    changes,
+    common_drift,
+    disturbance,
+    failures,
+    finding,
+    standings,
+    tally,
+)
+from harness.compare.rows import change_rows, spread, standing_rows
+from harness.errors import BadInput
+from harness.report.rows import Format, times, write_rows
+from harness.results.store import AGAINST, load, read, resolve
+from harness.results.summary import Measured, pool
+from harness.results.verdict import Verdict, percent
+from harness.spec.metrics import format_value
+from harness.terminal import table_console
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+LINES_ON_A_SCREEN = 60
+GATES = {
+    str(v).lower(): v
+    for v in (Verdict.WRONG, Verdict.MISSING, Verdict.SLOWER, Verdict.WORSE, Verdict.HEAVIER)
+}
+
+
+def standing_table(ranked: Sequence[Standing]) -> Table:
+    """The engines side by side, for a terminal."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column("engine")
+    for name in ("time", "spread", "memory", "error", "over dense", "over best other"):
+        table.add_column(name, justify="right")
+    table.add_column("note", overflow="fold")
+    question = None
+    for s in [s for s in ranked if s.measured.tried][:LINES_ON_A_SCREEN]:
+        m = s.measured
+        if m.question != question:
+            if question is not None:
+                table.add_section()
+            question = m.question
+            table.add_row(f"[bold]{m.where}[/bold]", *[""] * 6, m.extent)
+        quickest = s.over_best is not None and s.over_best >= 1
+        style = "green" if quickest else ""
+        table.add_row(
+            f"  {m.engine}",
+            format_value(m.seconds, "s") if m.ok else f"[red]{m.side.outcome}[/red]",
+            spread(m) if m.ok else "",
+            format_value(m.memory, "bytes"),
+            "–" if m.error is None else f"{m.error:.1e}",
+            times(s.over_dense),
+            times(s.over_best),
+            escape(m.side.reason),
+            style=style,
+        )
+    return table
+
+
+STYLES = {
+    Verdict.WRONG: "bold red",
+    Verdict.MISSING: "red",
+    Verdict.SLOWER: "red",
+    Verdict.WORSE: "red",
+    Verdict.HEAVIER: "yellow",
+    Verdict.UNCLEAR: "yellow",
+    Verdict.FASTER: "green",
+    Verdict.BETTER: "green",
+    Verdict.LIGHTER: "green",
+    Verdict.NEW: "cyan",
+    Verdict.SAME: "dim",
+}
+
+
+def change_table(found: Sequence[Change]) -> Table:
+    """What changed, for a terminal; what stayed the same is only counted, in `tally`."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("verdict", "metric", "engine", "where"):
+        table.add_column(name, overflow="fold")
+    for name in ("before", "after", "change"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    moved = [c for c in found if c.judgement.verdict is not Verdict.SAME]
+    for c in moved[:LINES_ON_A_SCREEN]:
+        ratio = c.judgement.ratio
+        table.add_row(
+            f"[{STYLES[c.judgement.verdict]}]{c.judgement.verdict}[/]",
+            c.metric.name,
+            c.measured.engine,
+            c.measured.where,
+            format_value(c.before, c.metric.unit),
+            format_value(c.after, c.metric.unit),
+            percent(ratio) if math.isfinite(ratio) else "–",
+            escape(c.judgement.reason),
+        )
+    return table
+
+
+def parse_gates(text: str) -> set[Verdict]:
+    """Read ``slower,missing,wrong``.
+
+    Raises
+    ------
+    BadInput
+        For a word that is no gate.
+    """
+    words = [word.strip().lower() for word in text.split(",") if word.strip()]
+    unknown = [word for word in words if word not in GATES]
+    if unknown:
+        raise BadInput(f"--fail-on knows {', '.join(GATES)}, not {unknown[0]!r}")
+    return {GATES[word] for word in words}
+
+
+def tripped(gates: set[Verdict], verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """The gates that some verdict trips, gravest first."""
+    return sorted(gates & set(verdicts), key=lambda v: v.rank)
+
+
+def load_sides(a: str | None, b: str | None) -> tuple[pd.DataFrame | None, pd.DataFrame]:
+    """Load what the user named: the run before (None for a single run) and the run after.
+
+    A single run that was measured against another commit has that commit's records in a file
+    beside its own, and is compared with it.
+    """
+    if a is not None and b is not None:
+        return load(a), load(b)
+    spec = a or "latest"
+    frame = load(spec)
+    files = resolve(spec)
+    beside = files[0].with_suffix(AGAINST + files[0].suffix)
+    if len(files) == 1 and AGAINST not in files[0].suffixes and beside.is_file():
+        return read(beside), frame
+    return None, frame
+
+
+def compare(
+    a: Annotated[
+        str | None, typer.Argument(help="A run: a file, a commit, 'latest' or 'baseline'.")
+    ] = None,
+    b: Annotated[
+        str | None, typer.Argument(help="The run after; without it, the engines of A side by side.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the page index.html into this directory.")
+    ] = None,
+    format: Annotated[Format, typer.Option(help="How to print.")] = Format.table,
+    fail_on: Annotated[
+        str, typer.Option(help=f"Exit 1 on any of these verdicts: {', '.join(GATES)}.")
+    ] = "",
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="A and B are profiles: say which layers differ most."),
+    ] = False,
+) -> None:
+    """Compare the engines of one run side by side, or say what changed between two runs."""
+    gates = parse_gates(fail_on)
+    if explain:
+        if gates:
+            raise BadInput("--fail-on judges runs; a single profile has no verdict")
+        _explain(a, b, report, format)
+        return
+    frame_before, frame = load_sides(a, b)
+    gc.freeze()  # looking for garbage among a hundred thousand records costs seconds
+    cells = pool(frame)
+    ranked = standings(cells.values())
+    if not ranked:
+        raise BadInput(f"{b or a or 'latest'} holds no valid record; measure one with: harness run")
+    found: list[Change] = []
+    if frame_before is None:
+        if gates - {Verdict.WRONG}:
+            raise BadInput("--fail-on other than 'wrong' needs two runs; name the one before too")
+        verdicts = [Verdict.WRONG for s in ranked if s.measured.side.outcome == "wrong"]
+    else:
+        found = changes(pool(frame_before), cells)
+        verdicts = [c.judgement.verdict for c in found]
+    if format is Format.table:
+        _print_tables(ranked, cells, found, frame_before is not None)
+    else:
+        rows = standing_rows(ranked) if frame_before is None else change_rows(found)
+        typer.echo(write_rows(rows, format))
+    if report is not None:
+        from harness.compare.page import write_page
+
+        path = write_page(report, frame, cells, ranked, found, frame_before)
+        typer.echo(f"page: {path}", err=format is not Format.table)
+    hit = tripped(gates, verdicts)
+    if hit:
+        counts = Counter(verdicts)
+        typer.echo(f"failed on {', '.join(f'{counts[v]} {v}' for v in hit)}", err=True)
+        raise typer.Exit(1)
+
+
+def _explain(a: str | None, b: str | None, report: Path | None, format: Format) -> None:
+    """Say which layers make the difference between two profiles."""
+    from harness.profile import explain
+
+    if a is None or b is None:
+        raise BadInput("--explain needs two profiles: compare A B --explain, each a folder")
+    profiles = [explain.load(a), explain.load(b)]
+    found = explain.explain(*profiles)
+    if format is Format.table:
+        console = table_console()
+        console.print(f"{found.claim}. {found.reason}", style="bold", markup=False)
+        console.print(explain.table(found))
+    else:
+        typer.echo(write_rows(explain.rows(found), format))
+    if report is not None:
+        from harness.profile.page import write_page
+
+        path = write_page(report, profiles)
+        typer.echo(f"page: {path}", err=format is not Format.table)
+
+
+def _print_tables(
+    ranked: Sequence[Standing],
+    cells: Mapping[str, Measured],
+    found: Sequence[Change],
+    two_runs: bool,
+) -> None:
+    from rich.markup import escape
+
+    console = table_console()
+    if not two_runs:
+        console.print(standing_table(ranked))
+        said = finding(cells)
+        console.print(said.claim, style="bold")
+        for sentence in said.sentences:
+            console.print(sentence, markup=False)
+        for f in failures(cells.values()):
+            if f.outcome == "unavailable":
+                console.print(f"{f.engine} is not available here: {escape(f.reason)}", style="dim")
+        _print_disturbance(console, cells)
+        _print_left_out(console, sum(s.measured.tried for s in ranked))
+        return
+    moved = sum(c.judgement.verdict is not Verdict.SAME for c in found)
+    if moved:
+        console.print(change_table(found))
+    console.print(tally(found))
+    drift = common_drift(found)
+    if drift is not None:
+        console.print(
+            f"All engines moved together ({percent(drift)}): suspect the machine, not the code."
+        )
+    _print_disturbance(console, cells)
+    _print_left_out(console, moved)
+
+
+def _print_disturbance(console: Any, cells: Mapping[str, Measured]) -> None:
+    said = disturbance(cells.values())
+    if said:
+        console.print(said, markup=False, style="yellow")
+
+
+def _print_left_out(console: Any, rows: int) -> None:
+    if rows > LINES_ON_A_SCREEN:
+        console.print(f"{rows - LINES_ON_A_SCREEN} more rows: see --format csv or --report DIR.")

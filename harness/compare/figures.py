@@ -1,0 +1,293 @@
+"""The figures of a comparison, as SVG."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.compare.comparison import Change
+from harness.report.style import FAINT, INK, SETTINGS, Looks, svg
+from harness.results.summary import Measured
+from harness.results.verdict import Verdict
+from harness.spec.metrics import TIME, format_value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH, HEIGHT = 4.4, 3.1
+CHANGES_SHOWN = 40
+
+# Quantity of a cell: value, low and high of its bar; None where it has no such number.
+Bar = tuple[float, float, float]
+Quantity = Callable[[Measured], Bar | None]
+
+
+def time_of(measured: Measured) -> Bar | None:
+    """Median and quartiles of a call, in seconds an event."""
+    if not (measured.ok and measured.seconds and measured.low and measured.high):
+        return None
+    batch = measured.cell["batch"]
+    return measured.seconds / batch, measured.low / batch, measured.high / batch
+
+
+def call_of(measured: Measured) -> Bar | None:
+    """Median and quartiles of a call, in seconds."""
+    if not (measured.ok and measured.seconds and measured.low and measured.high):
+        return None
+    return measured.seconds, measured.low, measured.high
+
+
+def memory_of(measured: Measured) -> Bar | None:
+    """Memory in bytes; its spread between rounds is not worth a bar."""
+    if not (measured.ok and measured.memory and measured.memory > 0):
+        return None
+    return measured.memory, measured.memory, measured.memory
+
+
+def against_size(
+    cells: Iterable[Measured], looks: Looks, quantity: Quantity, unit: str, label: str
+) -> list[str]:
+    """Draw one panel for each phase, map and batch: a quantity against image size.
+
+    Outcomes that are not times are crosses on the upper edge, with their name.
+    """
+    panels: dict[str, list[Measured]] = defaultdict(list)
+    cells = [m for m in cells if not m.cell["layer"]]
+    for m in cells:
+        if m.tried:
+            panels[f"{_setting(m)}, batch {m.cell['batch']}"].append(m)
+    if not any(quantity(m) for m in cells):
+        return []
+    limits = _limits(cells, quantity)
+    return [
+        _size_panel(title, found, looks, quantity, unit, label, limits)
+        for title, found in panels.items()
+        if any(quantity(m) for m in found)
+    ]
+
+
+def against_sites(
+    cells: Iterable[Measured], looks: Looks, quantity: Quantity, unit: str, label: str
+) -> list[str]:
+    """Draw one panel for each phase and map: a quantity against the sites of the batch."""
+    import matplotlib.pyplot as plt
+
+    panels: dict[str, list[Measured]] = defaultdict(list)
+    for m in cells:
+        if m.sites and quantity(m) and not m.cell["layer"]:
+            panels[_setting(m)].append(m)
+    drawn = []
+    for title, found in panels.items():
+        if len({m.sites for m in found}) < 2:
+            continue
+        with plt.rc_context(SETTINGS):
+            figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
+            for engine in looks.engines:
+                points = sorted(
+                    (m.sites or 0, *(quantity(m) or (math.nan,) * 3))
+                    for m in found
+                    if m.engine == engine
+                )
+                _bars(axes, points, looks, engine, line=False)
+            axes.set_xscale("log")
+            axes.set_xlabel("active sites in the batch")
+            _count_axis(axes)
+            _finish(axes, title, label, unit, _limits(found, quantity))
+            drawn.append(svg(figure, f"{label} against active sites: {title}"))
+    return drawn
+
+
+def against_level(
+    cells: Iterable[Measured], looks: Looks, quantity: Quantity, unit: str, label: str
+) -> list[str]:
+    """Draw one panel for each kind and phase of single convolutions: a quantity against level."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    panels: dict[str, list[Measured]] = defaultdict(list)
+    for m in cells:
+        if m.cell["layer"] and quantity(m):
+            kind = m.cell["layer"].rpartition("-")[0]
+            setting = f"{m.cell['size']} px, batch {m.cell['batch']}"
+            panels[f"{kind}, {m.cell['phase']}, {setting}"].append(m)
+    drawn = []
+    for title, found in panels.items():
+        with plt.rc_context(SETTINGS):
+            figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
+            for engine in looks.engines:
+                points = sorted(
+                    (int(m.cell["layer"].rpartition("-")[2]), *bar)
+                    for m in found
+                    if m.engine == engine and (bar := quantity(m))
+                )
+                _bars(axes, points, looks, engine, line=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xlabel("level of the network")
+            _finish(axes, title, label, unit, _limits(found, quantity))
+            drawn.append(svg(figure, f"{label} against level: {title}"))
+    return drawn
+
+
+def change_figure(found: Sequence[Change]) -> str:
+    """Draw the change of each cell's time with its interval, the gravest first."""
+    import matplotlib.pyplot as plt
+
+    shown = [c for c in found if c.metric is TIME and math.isfinite(c.judgement.low)]
+    shown = shown[:CHANGES_SHOWN]
+    if not shown:
+        return ""
+    colors = {Verdict.SLOWER: "#D55E00", Verdict.FASTER: "#009E73", Verdict.UNCLEAR: "#E69F00"}
+    with plt.rc_context(SETTINGS):
+        figure, axes = plt.subplots(figsize=(7.6, 0.9 + 0.3 * len(shown)))
+        limit = 1 + TIME.tolerance
+        axes.axvspan(1 / limit, limit, color=FAINT, alpha=0.5, lw=0)
+        axes.axvline(1, color=INK, lw=0.8)
+        for row, c in enumerate(shown):
+            j = c.judgement
+            color = colors.get(j.verdict, "#7A7A7A")
+            axes.plot([j.low, j.high], [row, row], color=color, lw=2.4, solid_capstyle="round")
+            axes.plot([j.ratio], [row], "o", color=color, ms=6)
+        axes.set_yticks(
+            range(len(shown)),
+            [f"{c.judgement.verdict}  {c.measured.engine}, {_short(c.measured)}" for c in shown],
+        )
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(
+            lambda value, _: f"{100 * (value - 1):+.0f} %" if value != 1 else "same"
+        )
+        axes.xaxis.set_minor_formatter(lambda *_: "")
+        low = min(0.9, *(c.judgement.low for c in shown))
+        high = max(1.1, *(c.judgement.high for c in shown))
+        axes.set_xlim(max(low, 0.2) * 0.98, min(high, 5.0) * 1.02)
+        axes.set_xticks(_change_ticks(*axes.get_xlim()))
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("time after, compared with before (95 % interval)")
+        return svg(figure, "Change of time of each cell with its 95 per cent interval")
+
+
+def _change_ticks(low: float, high: float) -> list[float]:
+    """Round ratios within the limits: finer ones only when the axis is short."""
+    fine = high / low < 1.25
+    steps = [0.9, 0.94, 0.97, 1.0, 1.03, 1.06, 1.1] if fine else [0.25, 0.5, 0.7, 0.8, 0.9, 1.0]
+    steps += [1.15] if fine else [1.1, 1.2, 1.4, 1.7, 2.0, 3.0, 5.0]
+    return sorted(step for step in steps if low <= step <= high)
+
+
+def _setting(m: Measured) -> str:
+    """What a panel holds fixed besides the batch."""
+    c = m.cell
+    name = {"step": "optimisation step"}.get(c["phase"], c["phase"])
+    plane = ", 2D" if c["dim"] == 2 else ""
+    return f"{name}, {c['map']} map{plane}, {c['precision']} on {c['device']}"
+
+
+def _short(m: Measured) -> str:
+    c = m.cell
+    layer = f"{c['layer']} " if c["layer"] else ""
+    return f"{c['size']} px ×{c['batch']} {layer}{c['phase']} {c['map']}"
+
+
+def _limits(cells: Iterable[Measured], quantity: Quantity) -> tuple[float, float]:
+    """The range of a quantity with room for crosses above, shared by panels to be compared."""
+    bars = [bar for m in cells if (bar := quantity(m))]
+    return min(b[1] for b in bars) / 1.5, max(b[2] for b in bars) * 3 if bars else 1.0
+
+
+def _size_panel(
+    title: str,
+    found: Sequence[Measured],
+    looks: Looks,
+    quantity: Quantity,
+    unit: str,
+    label: str,
+    limits: tuple[float, float],
+) -> str:
+    import matplotlib.pyplot as plt
+
+    sizes = sorted({m.cell["size"] for m in found})
+    with plt.rc_context(SETTINGS):
+        figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
+        failures: dict[int, list[tuple[str, str]]] = defaultdict(list)
+        for engine in looks.engines:
+            own = [m for m in found if m.engine == engine]
+            points = sorted(
+                (sizes.index(m.cell["size"]), *bar) for m in own if (bar := quantity(m))
+            )
+            _bars(axes, points, looks, engine, line=True)
+            for m in own:
+                if not m.ok:
+                    failures[sizes.index(m.cell["size"])].append((engine, m.side.outcome))
+        for place, lost in failures.items():
+            for k, (engine, outcome) in enumerate(lost):
+                _cross(axes, place, k, looks.color(engine), outcome)
+        axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+        axes.set_xlim(-0.4, len(sizes) - 0.6)
+        axes.set_xlabel("voxels a side")
+        _finish(axes, title, label, unit, limits)
+        return svg(figure, f"{label} against image size: {title}")
+
+
+def _bars(
+    axes: Axes, points: Sequence[tuple[float, ...]], looks: Looks, engine: str, line: bool
+) -> None:
+    """Draw one engine's points, their quartiles as bars."""
+    if not points:
+        return
+    x, y, low, high = zip(*points, strict=True)
+    down = [a - b for a, b in zip(y, low, strict=True)]
+    up = [b - a for a, b in zip(y, high, strict=True)]
+    axes.errorbar(
+        x,
+        y,
+        yerr=[down, up],
+        fmt=looks.marker(engine) + ("-" if line else ""),
+        color=looks.color(engine),
+        capsize=3,
+        alpha=1.0 if line else 0.85,
+    )
+
+
+def _cross(axes: Axes, x: float, row: int, color: str, outcome: str) -> None:
+    """Mark an outcome that is not a time on the upper edge of the panel."""
+    y = 0.96 - 0.1 * row
+    where: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+    axes.plot([x], [y], "x", color=color, ms=8, mew=2.2, **where)
+    axes.annotate(
+        outcome.replace("out-of-memory", "out of memory"),
+        (x, y),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(-8, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        fontsize=8.5,
+        color=INK,
+    )
+
+
+def _finish(axes: Axes, title: str, label: str, unit: str, limits: tuple[float, float]) -> None:
+    """Give a panel its logarithmic axis in readable units."""
+    from matplotlib.ticker import LogLocator
+
+    axes.set_yscale("log")
+    axes.set_ylim(*limits)
+    # With less than two decades between them, powers of ten alone leave an axis nearly bare.
+    steps = (1.0, 2.0, 5.0) if limits[1] / limits[0] < 1000 else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(10, subs=steps))
+    axes.yaxis.set_major_formatter(lambda value, _: format_value(value, unit))
+    axes.yaxis.set_minor_formatter(lambda *_: "")
+    axes.set_ylabel(label)
+    axes.set_title(title)
+
+
+def _count_axis(axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator
+
+    axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(
+        lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
+    )
+    axes.xaxis.set_minor_formatter(lambda *_: "")

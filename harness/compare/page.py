@@ -1,0 +1,181 @@
+"""Writes the page of a comparison: one HTML file that needs nothing but a browser."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.compare.comparison import (
+    Change,
+    Finding,
+    Standing,
+    common_drift,
+    disturbance,
+    failures,
+    finding,
+    tally,
+)
+from harness.compare.event_display import event_of
+from harness.compare.figures import (
+    against_level,
+    against_sites,
+    against_size,
+    call_of,
+    change_figure,
+    memory_of,
+    time_of,
+)
+from harness.compare.rows import change_rows, spread, standing_rows
+from harness.report.html import SHAPES, environment, save
+from harness.report.provenance import facts, recipe
+from harness.report.rows import Format, write_rows
+from harness.report.style import Looks
+from harness.results.summary import Measured
+from harness.results.verdict import Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROWS_SHOWN = 400
+"""Beyond these a table is not read but searched, which its CSV file is for."""
+
+
+def write_page(
+    folder: Path,
+    frame: pd.DataFrame,
+    cells: Mapping[str, Measured],
+    ranked: Sequence[Standing],
+    found: Sequence[Change],
+    frame_before: pd.DataFrame | None = None,
+) -> Path:
+    """Write ``index.html`` into a folder.
+
+    Parameters
+    ----------
+    folder
+        Made if it does not exist.
+    frame
+        Records of the run (of the run after, where there are two).
+    cells, ranked
+        The same records pooled, and the engines' standings.
+    found
+        What changed since the run before; empty for a single run.
+    frame_before
+        Records of the run before, or None.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    BadInput
+        If the folder cannot be written.
+    """
+    text = render(frame, cells, ranked, found, frame_before)
+    return save(text, folder / "index.html", "--report")
+
+
+def render(
+    frame: pd.DataFrame,
+    cells: Mapping[str, Measured],
+    ranked: Sequence[Standing],
+    found: Sequence[Change],
+    frame_before: pd.DataFrame | None = None,
+) -> str:
+    """Return the page as HTML; the parameters are `write_page`'s."""
+    from plotly.offline import get_plotlyjs
+
+    measured = list(cells.values())
+    looks = Looks(m.engine for m in measured)
+    shown = [s for s in ranked if s.measured.tried]
+    timed = [m for m in measured if m.ok]
+    said = finding(cells)
+    event = event_of(max(measured, key=_for_show))
+    rows = change_rows(found) if found else standing_rows(ranked)
+    moved = [c for c in found if c.judgement.verdict is not Verdict.SAME]
+    return (
+        environment("harness.compare")
+        .get_template("comparison.html.j2")
+        .render(
+            looks=looks,
+            spread=spread,
+            legend=[e for e in looks.engines if any(m.engine == e and m.tried for m in measured)],
+            shapes=SHAPES,
+            said=said,
+            glance=glance(said),
+            two_runs=frame_before is not None,
+            changes=moved[:ROWS_SHOWN],
+            change_count=len(moved),
+            tally=tally(found),
+            drift=common_drift(found),
+            disturbance=disturbance(measured),
+            change_figure=change_figure(found),
+            ranked=shown[:ROWS_SHOWN],
+            ranked_count=len(shown),
+            failures=failures(measured),
+            figures=figures(measured, looks) if timed else [],
+            event=event,
+            facts=facts(frame),
+            before=facts(frame_before) if frame_before is not None else [],
+            recipe=recipe(frame),
+            csv=base64.b64encode(write_rows(rows, Format.csv).encode()).decode(),
+            plotly=get_plotlyjs() if event else "",
+        )
+    )
+
+
+def _for_show(m: Measured) -> tuple[bool, int, int]:
+    """Prefer the cell with the events that are best to look at: large, but not too fine to see."""
+    return m.cell["size"] <= 512, m.cell["size"], m.cell["batch"]
+
+
+def glance(said: Finding) -> list[dict[str, Any]]:
+    """Time and memory of the quoted question as bars, each a share of the longest."""
+    ok = [m for m in said.quoted if m.ok]
+    longest = max((m.seconds or 0.0 for m in ok), default=0.0)
+    largest = max((m.memory or 0.0 for m in ok), default=0.0)
+    return [
+        {
+            "measured": m,
+            "time": 100 * (m.seconds or 0.0) / longest if m.ok and longest else None,
+            "memory": 100 * max(m.memory or 0.0, 0.0) / largest if m.ok and largest else None,
+        }
+        for m in said.quoted
+    ]
+
+
+def figures(measured: Sequence[Measured], looks: Looks) -> list[tuple[str, str, list[str]]]:
+    """The figures by section: heading, what to look for, and the panels."""
+    sections = [
+        (
+            "Time against image size",
+            "Median time an event; bars reach from the lower to the upper quartile of all samples. "
+            "A cross on the upper edge is a cell without a time.",
+            against_size(measured, looks, time_of, "s", "time an event"),
+        ),
+        (
+            "Memory against image size",
+            "Peak memory of a call above what the process used before it.",
+            against_size(measured, looks, memory_of, "bytes", "peak memory"),
+        ),
+        (
+            "Against the number of sites",
+            "Sparse engines compute on active sites only, so this is the axis that their time and "
+            "memory follow; each point is a batch, with its quartiles.",
+            against_sites(measured, looks, call_of, "s", "time a call")
+            + against_sites(measured, looks, memory_of, "bytes", "peak memory"),
+        ),
+    ]
+    sections.append(
+        (
+            "Single convolutions",
+            "Median time of one convolution, of its gradients and of the building of its map, with "
+            "the sites and channels that each level of the network has.",
+            against_level(measured, looks, call_of, "s", "time a call"),
+        )
+    )
+    return [section for section in sections if section[2]]

@@ -1,0 +1,69 @@
+"""Comparisons as rows: for spreadsheets, for programs and for Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from harness.compare.comparison import Change, Standing
+from harness.results.summary import Measured
+
+
+def standing_rows(ranked: Iterable[Standing]) -> list[dict[str, Any]]:
+    """Flatten standings for a spreadsheet or a program; seconds and bytes, None where unknown."""
+    return [
+        {
+            "engine": s.measured.engine,
+            **_cell_columns(s.measured),
+            "outcome": s.measured.side.outcome,
+            "reason": s.measured.side.reason,
+            "sites": s.measured.sites,
+            "median_s": s.measured.seconds,
+            "q25_s": s.measured.low,
+            "q75_s": s.measured.high,
+            "rounds": len(s.measured.side.rounds),
+            "samples": s.measured.side.samples,
+            "memory_bytes": s.measured.memory,
+            "error": s.measured.error,
+            "over_dense": s.over_dense,
+            "over_best_other": s.over_best,
+        }
+        for s in ranked
+    ]
+
+
+def change_rows(found: Iterable[Change]) -> list[dict[str, Any]]:
+    """Flatten changes for a spreadsheet or a program; None where there is no number."""
+    return [
+        {
+            "verdict": str(c.judgement.verdict),
+            "metric": c.metric.name,
+            "engine": c.measured.engine,
+            **_cell_columns(c.measured),
+            "before": c.before,
+            "after": c.after,
+            "ratio": _finite(c.judgement.ratio),
+            "low": _finite(c.judgement.low),
+            "high": _finite(c.judgement.high),
+            "p": _finite(c.judgement.p),
+            "reason": c.judgement.reason,
+        }
+        for c in found
+    ]
+
+
+def _cell_columns(measured: Measured) -> dict[str, Any]:
+    keys = ("size", "dim", "batch", "layer", "phase", "map", "precision", "device")
+    return {"cell": measured.name} | {key: measured.cell[key] for key in keys}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def spread(measured: Measured) -> str:
+    """Half the distance of the quartiles as a share of the median."""
+    if measured.seconds is None or measured.low is None or measured.high is None:
+        return ""
+    return f"± {50 * (measured.high - measured.low) / measured.seconds:.1f} %"

@@ -1,0 +1,1 @@
+"""Which engines can run on this machine."""

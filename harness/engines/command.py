@@ -1,0 +1,22 @@
+"""``python -m harness backends``: what can run here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def backends(
+    timeout: Annotated[float, typer.Option(help="Seconds that an engine has to answer.")] = 60.0,
+) -> None:
+    """Show what can run here, on which device, with what precision; the reason where not."""
+    from backends.registry import names, probe_all
+    from backends.table import absences, engines_table
+
+    answers = {found.name: found for found in probe_all(timeout=timeout)}
+    ordered = [answers[name] for name in names()]
+    console = Console()
+    console.print(engines_table(ordered))
+    console.print("not here:", *absences(ordered), sep="\n  ", markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Instruments: clocks, memory, energy, the GPU and the machine."""

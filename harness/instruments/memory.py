@@ -1,0 +1,229 @@
+"""Measures memory apart from time: resident on the host, torch's own, and the device's by NVML."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.instruments.gpu import ask, facts
+
+
+class MemoryInstrument(Protocol):
+    """Watches a call, and says what memory it took."""
+
+    def watch(self, call: Callable[[], Any]) -> dict[str, Any]:
+        """Run the call and return entries of a record's ``memory``."""
+        ...
+
+
+class ResidentMemory:
+    """The process's resident memory before and at the peak of a call, from the kernel.
+
+    The kernel keeps the peak itself (VmHWM), so that nothing is missed between samples and
+    nothing slows the call down. Memory that the allocator keeps from earlier calls is given back
+    first: it would hide what the call takes. Writing 5 to ``clear_refs`` resets the peak; without
+    that right the peak of the whole process so far stands, and ``rss_peak_reset`` says so.
+
+    Parameters
+    ----------
+    process : Path
+        The process's folder in ``/proc``.
+    """
+
+    def __init__(self, process: Path = Path("/proc/self")) -> None:
+        self._process = process
+
+    def watch(self, call: Callable[[], Any]) -> dict[str, Any]:
+        """Run the call; return ``baseline_bytes`` and ``peak_rss_bytes``."""
+        _give_back_freed()
+        reset = self.reset_peak()
+        baseline = self.status("VmRSS")
+        call()
+        return {
+            "baseline_bytes": baseline,
+            "peak_rss_bytes": self.status("VmHWM"),
+            "rss_peak_reset": reset,
+        }
+
+    def status(self, name: str) -> int:
+        """Return an entry of the process's status, in bytes."""
+        for line in (self._process / "status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+        raise KeyError(f"the kernel does not report {name}")
+
+    def reset_peak(self) -> bool:
+        """Let the peak start anew; return whether the kernel allows it."""
+        try:
+            (self._process / "clear_refs").write_text("5")
+        except OSError:
+            return False
+        return True
+
+
+def _give_back_freed() -> None:
+    """Return freed memory to the system, where the C library is glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+class TorchMemory:
+    """What torch's caching allocator gave out, and what it holds, at the peak of a call.
+
+    Parameters
+    ----------
+    cuda : module
+        ``torch.cuda`` or a stand-in.
+    """
+
+    def __init__(self, cuda: Any) -> None:
+        self._cuda = cuda
+
+    def watch(self, call: Callable[[], Any]) -> dict[str, Any]:
+        """Run the call; return ``torch_allocated_bytes`` and ``torch_reserved_bytes``."""
+        self._cuda.synchronize()
+        self._cuda.empty_cache()
+        self._cuda.reset_peak_memory_stats()
+        call()
+        self._cuda.synchronize()
+        return {
+            "torch_allocated_bytes": self._cuda.max_memory_allocated(),
+            "torch_reserved_bytes": self._cuda.max_memory_reserved(),
+        }
+
+
+@dataclass
+class _Peaks:
+    """The largest of each number seen."""
+
+    values: dict[str, int] = field(default_factory=dict)
+    samples: int = 0
+
+    def add(self, values: dict[str, int | None]) -> None:
+        self.samples += 1
+        for name, value in values.items():
+            if value is not None:
+                self.values[name] = max(value, self.values.get(name, 0))
+
+
+class NvmlMemory:
+    """The device's memory as NVML sees it, sampled while a call runs.
+
+    Per process where NVML knows our process; in a container it lists the host's numbers of
+    processes, and the whole device's use over the baseline has to do. Both meanings of ``used``
+    are kept: version 1 counts what the driver reserves, version 2 reports it apart.
+
+    Parameters
+    ----------
+    nvml : module
+        ``pynvml`` or a stand-in.
+    handle
+        Of the device.
+    pid : int
+        Of this process.
+    baseline : dict
+        ``NvmlMemory.read`` from before the process touched the device.
+    interval : float
+        Seconds between samples.
+    """
+
+    def __init__(
+        self, nvml: Any, handle: Any, pid: int, baseline: dict[str, int | None], interval: float
+    ) -> None:
+        self._nvml = nvml
+        self._handle = handle
+        self._pid = pid
+        self._baseline = baseline
+        self._interval = interval
+
+    @staticmethod
+    def read(nvml: Any, handle: Any, pid: int) -> dict[str, int | None]:
+        """Return all that NVML says about memory now, in bytes; None where it does not say."""
+        first = ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+        version = getattr(nvml, "nvmlMemory_v2", None)
+        second = version and ask(nvml, "nvmlDeviceGetMemoryInfo", handle, version=version)
+        return {
+            "v1_used": None if first is None else first.used,
+            "v2_used": None if second is None else second.used,
+            "v2_reserved": None if second is None else second.reserved,
+            "process": NvmlMemory._of_process(nvml, handle, pid),
+        }
+
+    @staticmethod
+    def _of_process(nvml: Any, handle: Any, pid: int) -> int | None:
+        for question in (
+            "nvmlDeviceGetComputeRunningProcesses_v3",
+            "nvmlDeviceGetComputeRunningProcesses",
+        ):
+            processes = ask(nvml, question, handle)
+            if processes is not None:
+                return next((each.usedGpuMemory for each in processes if each.pid == pid), None)
+        return None
+
+    def watch(self, call: Callable[[], Any]) -> dict[str, Any]:
+        """Run the call; return the peak, its meaning, the interval and the number of samples."""
+        peaks = _Peaks()
+        done = threading.Event()
+
+        def sample() -> None:
+            while True:
+                peaks.add(self.read(self._nvml, self._handle, self._pid))
+                if done.wait(self._interval):
+                    return
+
+        thread = threading.Thread(target=sample, daemon=True)
+        thread.start()
+        try:
+            call()
+        finally:
+            done.set()
+            thread.join()
+        peaks.add(self.read(self._nvml, self._handle, self._pid))
+        return self._entries(peaks)
+
+    def _entries(self, peaks: _Peaks) -> dict[str, Any]:
+        seen = peaks.values
+        chosen = next((name for name in ("process", "v2_used", "v1_used") if name in seen), None)
+        baseline = 0 if chosen in (None, "process") else self._baseline.get(chosen) or 0
+        return {
+            "nvml_peak_bytes": None if chosen is None else seen[chosen],
+            "nvml_baseline_bytes": None if chosen is None else baseline,
+            "nvml_meaning": chosen,
+            "nvml_v1_used_bytes": seen.get("v1_used"),
+            "nvml_v2_used_bytes": seen.get("v2_used"),
+            "nvml_v2_reserved_bytes": seen.get("v2_reserved"),
+            "nvml_process_bytes": seen.get("process"),
+            "nvml_interval_s": self._interval,
+            "nvml_samples": peaks.samples,
+        }
+
+
+def nvml_baselines(nvml: Any, pid: int) -> dict[str, dict[str, int | None]]:
+    """Read every device's memory, by UUID, before it is known which one torch takes."""
+    found = {}
+    for number in range(ask(nvml, "nvmlDeviceGetCount") or 0):
+        handle = ask(nvml, "nvmlDeviceGetHandleByIndex", number)
+        if handle is not None:
+            uuid = facts(nvml, handle)["gpu_uuid"]
+            found[uuid] = NvmlMemory.read(nvml, handle, pid)
+    return found
+
+
+def measure(call: Callable[[], Any], instruments: list[MemoryInstrument]) -> dict[str, Any]:
+    """Run a call once for each instrument, one at a time, and join what they say.
+
+    Where both torch and NVML answer, ``outside_torch_bytes`` is the device memory that torch's
+    allocator did not hand out: the CUDA context, the engine's own allocations and its libraries.
+    """
+    found: dict[str, Any] = {}
+    for instrument in instruments:
+        found |= instrument.watch(call)
+    peak, reserved = found.get("nvml_peak_bytes"), found.get("torch_reserved_bytes")
+    if peak is not None and reserved is not None:
+        found["outside_torch_bytes"] = max(peak - (found["nvml_baseline_bytes"] or 0) - reserved, 0)
+    return found

@@ -1,0 +1,156 @@
+"""``python -m harness profile``: one cell, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from harness.errors import BadInput
+from harness.profile.profile import Profile, memory_from_json, write
+from harness.results import store
+from harness.run.job import Job
+from harness.spec.cell import Cell, EventSpec
+from harness.terminal import table_console
+
+
+def profile(
+    backend: Annotated[str, typer.Option(help="The engine: NAME or NAME:OPTION=VALUE.")],
+    size: Annotated[int, typer.Option(help="Voxels a side of the events.")],
+    batch: Annotated[int, typer.Option(help="Events a call.")],
+    phase: Annotated[str, typer.Option(help="forward or step.")] = "step",
+    map_: Annotated[
+        str, typer.Option("--map", help="cold: maps are built in the call; warm: they are not.")
+    ] = "cold",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="fp64, fp32, tf32, fp16 or bf16.")] = "fp32",
+    events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
+    threads: Annotated[int, typer.Option(help="Threads; 0: all processors.", min=0)] = 0,
+    seconds: Annotated[
+        float, typer.Option(help="Time for calls, with and without ranges in turns.", min=0.01)
+    ] = 20.0,
+    cpu_counters: Annotated[
+        bool, typer.Option("--cpu-counters", help="Count instructions, cycles, cache misses.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the profile; a new one under results/profiles.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for the passes of one process.")] = 900.0,
+) -> None:
+    """Show where a cell's time and memory go, layer by layer, against what the machine can do."""
+    from backends.registry import module_name, probe
+    from harness.run.plan import obstacle, with_events
+    from harness.spec.suite import TYPICAL_SEED, parse_engine
+
+    name, options = parse_engine(backend)
+    module_name(name)
+    cell = Cell(
+        suite="profile",
+        backend=name,
+        options=options,
+        size=size,
+        batch=batch,
+        phase=phase,
+        map=map_,
+        device=device,
+        precision=precision,
+        events=EventSpec(seed=TYPICAL_SEED),
+    )
+    if cell.map == "first":
+        raise BadInput("a first call happens once and cannot be profiled; give --map cold or warm")
+    if cell.phase not in ("forward", "step"):
+        raise BadInput(f"only forward and step can be profiled, not {cell.phase}")
+    cell = with_events([cell], events)[0]
+    reason = obstacle(cell, probe(name))
+    if reason:
+        raise BadInput(f"cannot profile {cell.engine}: {reason}")
+    folder = out or default_out(cell)
+    found = measured(Job(cell, events, threads=threads), folder, seconds, cpu_counters, timeout)
+    write(found, folder)
+    show(found, folder, table_console())
+
+
+def default_out(cell: Cell, results: Path = store.RESULTS) -> Path:
+    """Return a new folder under ``results/profiles``, named by the time and the cell."""
+    words = (cell.backend, str(cell.size), f"x{cell.batch}", cell.phase, cell.map)
+    return results / "profiles" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{'-'.join(words)}"
+
+
+def measured(job: Job, folder: Path, seconds: float, cpu_counters: bool, timeout: float) -> Profile:
+    """Profile a cell in a process of its own, alone on its device.
+
+    Raises
+    ------
+    BadInput
+        If the folder cannot be written to, or the engine does not come to an end.
+    """
+    from backends.registry import interpreter
+    from harness.run.launch import Code, LocalWorker
+    from harness.run.rounds import device_lock
+    from harness.run.worker import Failed
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"cannot write to {folder} ({error.strerror}); give another folder with --out"
+        ) from None
+    code = Code.here()
+    command = code.command(interpreter(job.cell.backend), "harness.profile.child")
+    order: dict[str, Any] = {
+        "job": job.to_json(),
+        "settings": {
+            "out": str(folder.resolve()),
+            "seconds": seconds,
+            "cpu_counters": cpu_counters,
+            "code": {"commit": code.commit, "dirty": code.dirty},
+        },
+    }
+
+    def ask(more: dict[str, Any]) -> dict[str, Any]:
+        """Have one process follow the order."""
+        child = LocalWorker(command, job.threads)
+        try:
+            answer = child.ask(order | more, timeout)
+        except Failed as failed:
+            raise BadInput(f"cannot profile {job.cell.title}: {failed.reason}") from None
+        finally:
+            child.close()
+        if answer["outcome"] != "ok":
+            raise BadInput(f"cannot profile {job.cell.title}: {answer['reason']}")
+        return answer
+
+    with device_lock(job.cell.device, Console(stderr=True).print):
+        answer = ask({})
+        found = Profile.from_json(answer["profile"])
+        if answer["resident"] is None:
+            return found
+        memory = ask({"resident": answer["resident"]})
+    return replace(
+        found,
+        memory=memory_from_json(memory["memory"]),
+        notes=(*found.notes, *memory["notes"]),
+    )
+
+
+def show(found: Profile, folder: Path, console: Console) -> None:
+    """Print the tables, and where the files are."""
+    from harness.profile.page import write_page
+    from harness.profile.table import kinds_table, layers_table, memory_lines
+
+    console.print(layers_table(found))
+    console.print(kinds_table(found))
+    lines = [
+        f"layers and gaps sum to {found.closure:.1%} of the cell's own time",
+        *memory_lines(found),
+        *found.notes,
+    ]
+    if found.counters:
+        lines.append(", ".join(f"{name} {value:,}" for name, value in found.counters.items()))
+    lines.append(f"page: {write_page(folder, [found])}")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,47 @@
+"""Tables of rows as CSV, JSON or Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+
+class Format(StrEnum):
+    """How a comparison is printed."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    markdown = "markdown"
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], form: Format) -> str:
+    """Write rows as CSV, JSON or a Markdown table."""
+    if form is Format.json:
+        return json.dumps(list(rows), indent=1)
+    names = list(rows[0]) if rows else []
+    if form is Format.csv:
+        out = io.StringIO()
+        writer = csv.DictWriter(out, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return out.getvalue().rstrip("\n")
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    lines += ["| " + " | ".join(_plain(row[n]) for n in names) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|")
+
+
+def times(ratio: float | None) -> str:
+    """A speed-up as people write it."""
+    return "–" if ratio is None else f"{ratio:.3g}×"

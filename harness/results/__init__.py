@@ -1,0 +1,1 @@
+"""Records: their storage, their summary per cell, and verdicts."""

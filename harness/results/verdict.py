@@ -1,0 +1,596 @@
+"""Say whether a cell got slower, from the samples alone: a verdict and the reason for it in words.
+
+The unit of evidence is the *round*: one worker process, summarised by the logarithm of its median
+sample. Samples inside a process share its memory layout, its clock and its neighbours, so they are
+not independent; treating them as if they were is what makes benchmarks cry wolf.
+
+How a time is judged
+    *Effect.* The ratio of the two sides, by Hodges and Lehmann's estimator over rounds, so that one
+    disturbed round does not move it. Where the sides took turns within their rounds, and the
+    records say where each turn ended, a round is the same estimator over its turns: a machine that
+    is slow for a second is then slow for both sides.
+
+    *Test.* Sides that took turns are compared round by round with Wilcoxon's signed-rank test: an
+    exact permutation test over which side of each pair was which, blind to drift that hits both.
+    Sides of two separate runs get the Mann-Whitney test over rounds, and must pass the next test as
+    well, because the machine may have changed between the runs. Where there are too few rounds for
+    a permutation test to reach the level at all, a moderated t-test decides: the spread between
+    rounds is estimated from the rounds at hand, raised towards the spread that process starts are
+    known to have (Smyth 2004, doi:10.2202/1544-6115.1027, eq. 3 with the prior in `Rule`). With one
+    round a side the prior is all there is, so only gross differences are named.
+
+    *Many cells.* Holm's procedure bounds the chance of one or more false alarms in the whole
+    comparison by `Rule.alpha`.
+
+    *What matters.* A difference below `Rule.smallest` is never SLOWER or FASTER. SAME is claimed
+    only when the whole 95 % confidence interval lies within `Rule.smallest`; everything between is
+    UNCLEAR, with the number of rounds that would settle it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.spec.metrics import TIME, Metric, format_value
+
+Array = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+FEWEST_SAMPLES = 3
+FEWEST_TURNS = 3
+MOST_ROUNDS = 256
+"""Rounds, or turns of one, that are compared one by one: the work grows with their square."""
+
+
+class Verdict(StrEnum):
+    """What became of one number of one cell, in the order of consequence."""
+
+    WRONG = "WRONG"
+    MISSING = "MISSING"
+    SLOWER = "SLOWER"
+    WORSE = "WORSE"
+    HEAVIER = "HEAVIER"
+    UNCLEAR = "UNCLEAR"
+    FASTER = "FASTER"
+    BETTER = "BETTER"
+    LIGHTER = "LIGHTER"
+    NEW = "NEW"
+    SAME = "SAME"
+
+    @property
+    def rank(self) -> int:
+        """Zero for the gravest."""
+        return list(Verdict).index(self)
+
+
+# What a change for the worse and for the better is called, by the metric's unit.
+WORDS = {
+    "s": (Verdict.SLOWER, Verdict.FASTER),
+    "bytes": (Verdict.HEAVIER, Verdict.LIGHTER),
+}
+
+# Outcomes from best to worst; a cell whose rounds disagree has the worst of them.
+OUTCOMES = ("ok", "unavailable", "timeout", "out-of-memory", "crashed", "wrong")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What counts as evidence.
+
+    Attributes
+    ----------
+    smallest
+        Smallest relative difference that matters.
+    alpha
+        Chance of one or more false SLOWER or FASTER in a whole comparison.
+    between_rounds
+        Usual standard deviation of a cell's log time from one process to the next, the prior of the
+        moderated test; ``benchmarks/verdicts.py`` measures it.
+    prior_weight
+        How many rounds of evidence that prior is worth (its degrees of freedom).
+    between_runs
+        Standard deviation of a machine's mood, in log time, between runs that did not take turns.
+    """
+
+    smallest: float = TIME.tolerance
+    alpha: float = 0.01
+    between_rounds: float = 0.03
+    prior_weight: float = 4.0
+    between_runs: float = 0.02
+
+    def rounds_needed(self, cells: int) -> int:
+        """Rounds a side, taking turns, from which a signed-rank test over `cells` can decide."""
+        return math.ceil(1 + math.log2(cells / self.alpha))
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison of one cell.
+
+    Attributes
+    ----------
+    rounds
+        Samples in order, in seconds, by what names the round; only rounds that ended well. Sides
+        that took turns share these names.
+    outcome
+        The worst outcome of the rounds, one of `OUTCOMES`.
+    reason
+        Why, when the outcome is not ``ok``.
+    turns
+        How many samples each turn of a round gave, in order; only rounds of which that is known.
+    """
+
+    rounds: Mapping[Any, Sequence[float]] = field(default_factory=dict)
+    outcome: str = "ok"
+    reason: str = ""
+    turns: Mapping[Any, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples over all rounds."""
+        return sum(map(len, self.rounds.values()))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A cell before and after; None where a side never measured it.
+
+    Attributes
+    ----------
+    took_turns
+        True when the sides were measured alternately in one run, so that their rounds pair up.
+    """
+
+    before: Side | None
+    after: Side | None
+    took_turns: bool = False
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict with its evidence.
+
+    Attributes
+    ----------
+    ratio, low, high
+        After over before, and its 95 % confidence interval; NaN where there is nothing to compare.
+    p
+        Two-sided p-value before the correction for many cells.
+    test
+        The test behind `p`, in words; empty where none was made.
+    """
+
+    verdict: Verdict
+    reason: str
+    ratio: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    test: str = ""
+
+
+def median(values: Sequence[float]) -> float:
+    """Median of a non-empty sequence; an order of magnitude quicker than NumPy's on short ones."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    if len(ordered) % 2:
+        return ordered[middle]
+    return 0.5 * (ordered[middle - 1] + ordered[middle])
+
+
+def worst_outcome(outcomes: Sequence[str]) -> str:
+    """The gravest of several rounds' outcomes."""
+    return max(outcomes, key=OUTCOMES.index)
+
+
+def percent(ratio: float) -> str:
+    """A ratio as the change a reader thinks in: ``+5.2 %`` up to a doubling, then ``2.3x``."""
+    if ratio >= 2:
+        return f"{ratio:.3g}x"
+    if ratio <= 0.5:
+        return f"1/{1 / ratio:.3g}" if ratio > 0 else "to zero"
+    return f"{100 * (ratio - 1):+.1f} %"
+
+
+def holm(p_values: Sequence[float]) -> Array:
+    """Holm's adjusted p-values: each may be compared with alpha itself.
+
+    Parameters
+    ----------
+    p_values
+        One per hypothesis, in any order.
+
+    Returns
+    -------
+    Array
+        Adjusted values in the order given (Holm 1979, Scand. J. Statist. 6:65).
+    """
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
+
+
+def judge(pairs: Sequence[Pair], rule: Rule = Rule()) -> list[Judgement]:
+    """Judge the times of many cells together, so that their number is allowed for.
+
+    Parameters
+    ----------
+    pairs
+        One per cell.
+    rule
+        What counts as evidence.
+
+    Returns
+    -------
+    list[Judgement]
+        In the order of `pairs`.
+    """
+    judgements: list[Judgement | None] = [_judge_outcome(pair) for pair in pairs]
+    timed = [i for i, found in enumerate(judgements) if found is None]
+    evidence = _weigh([pairs[i] for i in timed], rule)
+    adjusted = holm([e["p"] for e in evidence]) if timed else np.empty(0)
+    for i, found, level in zip(timed, evidence, adjusted, strict=True):
+        judgements[i] = _decide(pairs[i], found, float(level), len(timed), rule)
+    return [judgement for judgement in judgements if judgement is not None]
+
+
+def judge_metric(before: float | None, after: float | None, metric: Metric) -> Judgement:
+    """Judge a number that hardly varies between rounds: memory, energy, an engine's error.
+
+    Parameters
+    ----------
+    before, after
+        The metric on either side, None where it was not measured.
+    metric
+        Gives direction and tolerance; relative, or absolute for a metric without a unit.
+
+    Returns
+    -------
+    Judgement
+        SAME, the metric's word for a rise or a fall, or UNCLEAR where a side has no number.
+    """
+    if before is None or after is None:
+        return Judgement(Verdict.UNCLEAR, f"no {metric.name} was recorded on one side")
+    ratio = after / before if before > 0 else math.nan
+    moved = f"from {format_value(before, metric.unit)} to {format_value(after, metric.unit)}"
+    if metric.unit:
+        allowed = f"{100 * metric.tolerance:g} %"
+        smaller, larger = sorted((max(before, 0.0), max(after, 0.0)))
+        same = larger <= smaller * (1 + metric.tolerance)
+    else:
+        allowed = f"{metric.tolerance:g}"
+        same = abs(after - before) <= metric.tolerance
+    if same:
+        return Judgement(Verdict.SAME, f"{moved}, within the tolerance of {allowed}", ratio)
+    worse, better = WORDS.get(metric.unit, (Verdict.WORSE, Verdict.BETTER))
+    rose = after > before
+    word = worse if rose == (metric.better == "lower") else better
+    return Judgement(word, f"{moved}, beyond the tolerance of {allowed}", ratio)
+
+
+def _judge_outcome(pair: Pair) -> Judgement | None:
+    """Judge what needs no clock; None where both sides have times to compare."""
+    before, after = pair.before, pair.after
+    if after is None:
+        if before is not None and before.outcome != "ok":
+            return Judgement(Verdict.SAME, f"no time before ({before.outcome}), not tried after")
+        return Judgement(Verdict.MISSING, "measured before, not measured after")
+    if after.outcome == "wrong":
+        return Judgement(Verdict.WRONG, _because("wrong results", after.reason))
+    if before is None:
+        return Judgement(Verdict.NEW, "not measured before")
+    if after.outcome != "ok":
+        if before.outcome == "ok":
+            return Judgement(
+                Verdict.MISSING, _because(f"had a time, now {after.outcome}", after.reason)
+            )
+        return Judgement(Verdict.SAME, _because(f"no time on either side: {after.outcome}", ""))
+    if before.outcome != "ok":
+        return Judgement(Verdict.NEW, f"now has a time; before: {before.outcome}")
+    fewest = min(before.samples, after.samples)
+    if fewest < FEWEST_SAMPLES:
+        return Judgement(
+            Verdict.UNCLEAR,
+            f"too few samples: {fewest}, and a comparison needs {FEWEST_SAMPLES} a side",
+        )
+    return None
+
+
+def _because(what: str, reason: str) -> str:
+    return f"{what}: {reason}" if reason else what
+
+
+def _weigh(pairs: Sequence[Pair], rule: Rule) -> list[dict[str, Any]]:
+    """Effect, interval and p-value of each pair, computed together for pairs of the same shape."""
+    groups: dict[tuple[bool, int, int], list[int]] = defaultdict(list)
+    series: list[tuple[list[float], list[float], float]] = []
+    for i, pair in enumerate(pairs):
+        assert pair.before is not None and pair.after is not None
+        before, after = pair.before, pair.after
+        common = sorted(before.rounds.keys() & after.rounds.keys()) if pair.took_turns else []
+        # Rounds that one side lost cannot be paired; fewer than one pair means no turns were taken.
+        if common:
+            moves = [_round_move(before, after, name) for name in common]
+            old, new = [], [move for move, _ in moves]
+            inside = sum(variance for _, variance in moves) / len(moves)
+        else:
+            left, right = list(before.rounds.values()), list(after.rounds.values())
+            inside = max(_mean_variance_inside(left), _mean_variance_inside(right))
+            old, new = ([math.log(median(r)) for r in rounds] for rounds in (left, right))
+        old, new = _condensed(old), _condensed(new)
+        series.append((old, new, inside))
+        groups[bool(common), len(old), len(new)].append(i)
+
+    found: list[dict[str, Any]] = [{} for _ in pairs]
+    needed = rule.rounds_needed(max(len(pairs), 1))
+    for (turns, n_before, n_after), members in groups.items():
+        x = np.array([series[i][0] for i in members])
+        y = np.array([series[i][1] for i in members])
+        noise = np.array([series[i][2] for i in members])
+        if turns:
+            columns = _weigh_turns(y, noise, rule, by_rank=n_after >= needed)
+        else:
+            columns = _weigh_apart(x, y, noise, rule, len(pairs))
+        test = columns.pop("test")
+        rounds = n_after if turns else min(n_before, n_after)
+        for k, i in enumerate(members):
+            found[i] = {name: float(column[k]) for name, column in columns.items()}
+            found[i] |= {"test": test, "turns": turns, "rounds": rounds}
+    return found
+
+
+def _round_move(before: Side, after: Side, name: Any) -> tuple[float, float]:
+    """Change of log time in a round that both sides have, and its variance within the round.
+
+    Turn by turn where both sides say where their turns ended, else by the medians of the round.
+    """
+    moves = [
+        math.log(median(new) / median(old))
+        for old, new in zip(_turns(before, name), _turns(after, name), strict=False)
+        if old and new
+    ]
+    if len(moves) < FEWEST_TURNS:
+        old, new = before.rounds[name], after.rounds[name]
+        noise = _mean_variance_inside([old]) + _mean_variance_inside([new])
+        return math.log(median(new) / median(old)), noise
+    moves = _condensed(moves)
+    low, high = _quartiles(moves)
+    return _center(np.array([moves])).item(), _median_variance(high - low, len(moves))
+
+
+def _turns(side: Side, name: Any) -> list[Sequence[float]]:
+    """Samples of a round by turn; nothing where the turns do not add up to its samples."""
+    samples, counts = side.rounds[name], side.turns.get(name, ())
+    if sum(counts) != len(samples):
+        return []
+    ends = list(accumulate(counts, initial=0))
+    return [samples[start:stop] for start, stop in pairwise(ends)]
+
+
+def _center(d: Array) -> Array:
+    """Hodges and Lehmann's estimate of the center of each row of `d`."""
+    center: Array = np.median(_walsh(d), axis=1)
+    return center
+
+
+def _walsh(d: Array) -> Array:
+    """Averages of all pairs of values in each row of `d`, each value with itself included."""
+    averages: Array = (d[:, :, None] + d[:, None, :])[:, *_pairs_of(d.shape[1])] / 2
+    return averages
+
+
+@lru_cache
+def _pairs_of(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Places of the first and of the second of all pairs of n values."""
+    return np.triu_indices(n)
+
+
+def _condensed(values: list[float]) -> list[float]:
+    """Take neighbouring rounds together, by their median, until `MOST_ROUNDS` are left.
+
+    Rounds that took turns stay paired: both sides have as many, and are cut at the same places.
+    """
+    if len(values) <= MOST_ROUNDS:
+        return values
+    edges = [k * len(values) // MOST_ROUNDS for k in range(MOST_ROUNDS + 1)]
+    return [median(values[start:stop]) for start, stop in pairwise(edges)]
+
+
+def _mean_variance_inside(rounds: Sequence[Sequence[float]]) -> float:
+    """Mean variance of a round's log median."""
+    total = 0.0
+    for samples in rounds:
+        low, high = _quartiles(samples)
+        total += _median_variance(math.log(high / low), len(samples))
+    return total / len(rounds)
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """Values nearest to the quartiles; the same twice of a single one."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return ordered[last // 4], ordered[(3 * last + 2) // 4]
+
+
+def _median_variance(distance: float, n: int) -> float:
+    """Variance of the median of n values whose quartiles lie a distance apart.
+
+    The median of n normal values has variance pi/2 sigma^2 / n; sigma is taken as the quartiles'
+    distance over 1.349, so that a few outliers do not count.
+    """
+    spread = distance / 1.349
+    return math.pi / 2 * spread * spread / n
+
+
+def _moderated(
+    variance: Array, freedom: int, prior: Array | float, weight: float
+) -> tuple[Array, Array]:
+    """Shrink observed variances towards the prior (Smyth 2004, eq. 3): value and its freedom.
+
+    Only upwards: where the rounds spread more than the prior expects, the machine is noisier than
+    usual, and they are taken at their word.
+    """
+    noisy = variance > prior
+    shrunk = (weight * prior + freedom * variance) / (weight + freedom)
+    return np.where(noisy, variance, shrunk), np.where(noisy, freedom, freedom + weight)
+
+
+def _weigh_turns(d: Array, inside: Array, rule: Rule, by_rank: bool) -> dict[str, Any]:
+    """Weigh changes of log time `d`, shaped (cells, rounds), with their variance in a round."""
+    n = d.shape[1]
+    if by_rank:
+        walsh = np.sort(_walsh(d), axis=1)
+        k = _walsh_cut(n)
+        return {
+            "effect": np.median(walsh, axis=1),
+            "low": walsh[:, k],
+            "high": walsh[:, -1 - k],
+            "p": signed_rank_p(d),
+            "test": "signed-rank test over rounds",
+        }
+    prior = 2 * rule.between_rounds**2 + inside
+    spread = d.var(axis=1, ddof=1) if n > 1 else np.zeros(len(d))
+    variance, freedom = _moderated(spread, n - 1, prior, rule.prior_weight)
+    return _t_columns(_center(d), np.sqrt(variance / n), freedom)
+
+
+def _weigh_apart(x: Array, y: Array, inside: Array, rule: Rule, cells: int) -> dict[str, Any]:
+    """Weigh log times of two separate runs, shaped (cells, rounds before) and (cells, after)."""
+    n, m = x.shape[1], y.shape[1]
+    squares = n * x.var(axis=1) + m * y.var(axis=1)
+    freedom = n + m - 2
+    spread = squares / freedom if freedom else np.zeros(len(x))
+    prior = rule.between_rounds**2 + inside
+    variance, weight = _moderated(spread, freedom, prior, rule.prior_weight)
+    error = np.sqrt(variance * (1 / n + 1 / m) + 2 * rule.between_runs**2)
+    effect = np.median((y[:, :, None] - x[:, None, :]).reshape(len(x), -1), axis=1)
+    columns = _t_columns(effect, error, weight)
+    if 2 / math.comb(n + m, n) <= rule.alpha / cells:
+        columns["p"] = np.maximum(columns["p"], mann_whitney_p(x, y))
+        columns["test"] = "Mann-Whitney and moderated t-test over rounds"
+    return columns
+
+
+def _t_columns(effect: Array, error: Array, freedom: Array) -> dict[str, Any]:
+    """Interval and p-value of an effect with a standard error, by Student's t."""
+    from scipy import special  # not scipy.stats, whose import takes longer than all of the above
+
+    half = special.stdtrit(freedom, 0.5 + CONFIDENCE / 2) * error
+    return {
+        "effect": effect,
+        "low": effect - half,
+        "high": effect + half,
+        "p": 2 * special.stdtr(freedom, -np.abs(effect) / error),
+        "test": "moderated t-test over rounds",
+    }
+
+
+def signed_rank_p(d: Array) -> Array:
+    """Exact two-sided p-values of Wilcoxon's signed-rank test.
+
+    Parameters
+    ----------
+    d
+        Paired differences, shaped (tests, pairs). A difference of zero counts half to either side.
+    """
+    ranks = np.abs(d).argsort(axis=1).argsort(axis=1) + 1
+    positive = (ranks * (d > 0)).sum(axis=1) + 0.5 * (ranks * (d == 0)).sum(axis=1)
+    tail = _signed_rank_tail(d.shape[1])
+    extreme = np.ceil(np.minimum(positive, len(tail) - 1 - positive)).astype(int)
+    return np.minimum(1.0, 2 * tail[extreme])
+
+
+def mann_whitney_p(x: Array, y: Array) -> Array:
+    """Exact two-sided p-values of the Mann-Whitney test.
+
+    Parameters
+    ----------
+    x, y
+        Samples, shaped (tests, n) and (tests, m). A tie counts half to either side.
+    """
+    n, m = x.shape[1], y.shape[1]
+    above = (x[:, :, None] < y[:, None, :]).sum(axis=(1, 2))
+    ties = (x[:, :, None] == y[:, None, :]).sum(axis=(1, 2))
+    larger = above + 0.5 * ties
+    extreme = np.ceil(np.minimum(larger, n * m - larger)).astype(int)
+    return np.minimum(1.0, 2 * _mann_whitney_tail(n, m)[extreme])
+
+
+@lru_cache
+def _signed_rank_tail(n: int) -> Array:
+    """P(W <= w) for w = 0 … n (n + 1) / 2: each rank is in the sum or not, with equal chance."""
+    counts = np.ones(1)
+    for rank in range(1, n + 1):
+        # Halved at every rank: the number of ways overflows beyond a thousand rounds.
+        counts = (np.pad(counts, (0, rank)) + np.pad(counts, (rank, 0))) / 2
+    return np.cumsum(counts)
+
+
+@lru_cache
+def _mann_whitney_tail(n: int, m: int) -> Array:
+    """P(U <= u) for u = 0 … n m, from the ways to choose n of n + m ranks with a given sum."""
+    ways = np.zeros((n + 1, n * m + 1))
+    ways[0, 0] = 1
+    for rank in range(n + m):
+        for chosen in range(min(rank, n - 1), -1, -1):
+            # The k-th smallest of the chosen, counted from 0, adds its rank less k to U.
+            gain = rank - chosen
+            if gain <= m:
+                ways[chosen + 1, gain:] += ways[chosen, : n * m + 1 - gain]
+    return np.cumsum(ways[n]) / math.comb(n + m, n)
+
+
+def _walsh_cut(n: int) -> int:
+    """How many Walsh averages to leave out at either end for a 95 % interval from n pairs.
+
+    The interval inverts the signed-rank test: its ends are the order statistics at the largest k
+    with P(W < k) <= (1 - confidence) / 2.
+    """
+    return int(np.searchsorted(_signed_rank_tail(n), (1 - CONFIDENCE) / 2, side="right"))
+
+
+def _decide(
+    pair: Pair, found: dict[str, Any], adjusted: float, cells: int, rule: Rule
+) -> Judgement:
+    """Turn the evidence on one cell into a verdict and its reason."""
+    ratio, low, high = (math.exp(found[key]) for key in ("effect", "low", "high"))
+    limit = math.log1p(rule.smallest)
+    evidence = (
+        f"{percent(ratio)} (95 % interval {percent(low)} to {percent(high)}), "
+        f"{found['rounds']} round{'s' if found['rounds'] > 1 else ''} a side"
+    )
+    if adjusted <= rule.alpha and abs(found["effect"]) >= limit:
+        verdict = Verdict.SLOWER if ratio > 1 else Verdict.FASTER
+        reason = f"{evidence}; chance of a false alarm under {rule.alpha:.0%}"
+    elif -limit <= found["low"] and found["high"] <= limit:
+        verdict = Verdict.SAME
+        reason = f"{evidence}; within the {rule.smallest:.0%} that matters"
+    else:
+        verdict = Verdict.UNCLEAR
+        reason = f"{evidence}; {_what_would_settle(found, cells, rule)}"
+    return Judgement(verdict, reason, ratio, low, high, found["p"], found["test"])
+
+
+def _what_would_settle(found: dict[str, Any], cells: int, rule: Rule) -> str:
+    needed = rule.rounds_needed(cells)
+    if not found["turns"]:
+        return (
+            "the runs did not take turns, so the machine may have changed between them; "
+            f"`run --against COMMIT --repeats {needed}` would settle it"
+        )
+    if found["rounds"] < needed:
+        return f"`--repeats {needed}` would settle it"
+    return f"the rounds disagree too much; `--repeats {2 * found['rounds']}` would narrow it"

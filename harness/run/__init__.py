@@ -1,0 +1,1 @@
+"""Runs: plans, workers, sampling and everything between a suite and its records."""

@@ -1,0 +1,74 @@
+"""Another commit's engines, built beside this code, to be measured in turns with it.
+
+Both sides are measured by the harness that is running: what differs is the package ``backends``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.errors import BadInput
+from harness.instruments import machine
+from harness.run.launch import Code
+
+
+@contextlib.contextmanager
+def checked_out(commit: str, repository: Path = machine.ROOT) -> Iterator[Code]:
+    """Check a commit out into a folder of its own, and build its engines there.
+
+    Parameters
+    ----------
+    commit : str
+        Anything that git understands as a commit.
+    repository : Path
+        The repository.
+
+    Yields
+    ------
+    Code
+        Gone with the context.
+
+    Raises
+    ------
+    BadInput
+        If there is no such commit, or its package cannot be built.
+    """
+    try:
+        full = _git(repository, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}").strip()
+    except (OSError, subprocess.CalledProcessError):
+        raise BadInput(f"{commit!r} is no commit of {repository}; see: git log") from None
+    with tempfile.TemporaryDirectory(prefix="sscn-bench-against-") as folder:
+        tree, built = Path(folder, "tree"), Path(folder, "built")
+        _git(repository, "worktree", "add", "--detach", "--quiet", str(tree), full)
+        try:
+            _build(tree, built, full)
+            yield Code(built, full, dirty=False)
+        finally:
+            _git(repository, "worktree", "remove", "--force", str(tree))
+
+
+def _git(repository: Path, *words: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(repository), *words], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def _build(tree: Path, built: Path, commit: str) -> None:
+    """Install a tree's package ``backends``, compiled kernels included, into a folder."""
+    tools = ("scikit_build_core", "nanobind")
+    present = all(importlib.util.find_spec(tool) is not None for tool in tools)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    command += ["--disable-pip-version-check", "--target", str(built)]
+    command += ["--no-build-isolation"] if present else []
+    done = subprocess.run([*command, str(tree)], capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise BadInput(f"the commit {commit[:12]} cannot be built here: {last}")
+    for name in ("harness", "suites"):
+        (built / name).rename(built / f"not-{name}")  # both sides are measured by this harness

@@ -1,0 +1,66 @@
+"""``python -m harness boundary``: the largest batch that fits into memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from harness.results import store
+
+
+def boundary(
+    memory: Annotated[float, typer.Argument(help="Memory that a call may take, in GB.", min=0.001)],
+    backend: Annotated[list[str] | None, typer.Option(help="Only this engine.")] = None,
+    size: Annotated[list[int] | None, typer.Option(help="Only images of this size.")] = None,
+    phase: Annotated[str, typer.Option(help="forward or step.")] = "step",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="fp64, fp32, tf32, fp16 or bf16.")] = "fp32",
+    most: Annotated[int, typer.Option(help="The largest batch to try.", min=1)] = 256,
+    events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
+    out: Annotated[Path | None, typer.Option(help="File of records, one a try.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for one answer.")] = 900.0,
+) -> None:
+    """Find the largest batch at each size that fits into a given amount of memory."""
+    from backends.registry import interpreter, probe_all
+    from harness.run import max_batch as search
+    from harness.run.job import Job
+    from harness.run.launch import Code, Task
+    from harness.run.plan import obstacle, with_events
+    from harness.run.progress import summary
+    from harness.run.rounds import assemble, default_out
+    from harness.spec.cell import SIZES
+    from harness.spec.suite import ENGINES, Grid, Suite, parse_engine
+
+    grid = Grid(sizes=SIZES, batches=(1,), phases=(phase,), maps=("cold",))
+    suite = Suite("boundary", "How large a batch fits?", (grid,))
+    cells = suite.cells(
+        device=device, precision=precision, backends=backend or (), sizes=size or ()
+    )
+    engines = dict.fromkeys(parse_engine(text)[0] for text in backend or ENGINES)
+    found = {answer.name: answer for answer in probe_all(engines)}
+    path = out or default_out("boundary")
+    code, identity = Code.here(), path.stem
+    console = Console()
+    table = Table("engine", "size", f"largest batch within {memory:g} GB")
+    for cell in with_events(cells, events):
+        reason = obstacle(cell, found[cell.backend])
+        if reason:
+            table.add_row(cell.engine, f"{cell.size} px", reason)
+            continue
+
+        def tried(task: Task, probe: search.Probe) -> None:
+            record = assemble(task, probe.entries, identity, 0)
+            store.append(path, record)
+            fits = "fits" if probe.fits else "does not fit"
+            text = f"{task.job.cell.title}: {fits}: {summary(record)}"
+            console.print(text, highlight=False, soft_wrap=True)
+
+        task = Task(Job(cell, events), 0, code, interpreter(cell.backend), timeout)
+        batch = search.search(task, int(memory * 1e9), most, tried)
+        more = " or more" if batch == most else ""
+        table.add_row(cell.engine, f"{cell.size} px", f"{batch}{more}")
+    console.print(table)

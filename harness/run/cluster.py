@@ -1,0 +1,219 @@
+"""Spreads groups of cells over many devices and machines with Dask; it schedules, no more.
+
+A Dask worker stands for one device. It starts the same worker processes as a local run does, so
+that a cell that dies takes no Dask worker with it. Engines that answer the same question stay
+together on one device. On Slurm::
+
+    from dask_jobqueue import SLURMCluster
+    cluster = SLURMCluster(
+        cores=1, processes=1, memory="32GB", walltime="02:00:00",
+        job_extra_directives=["--gres=gpu:1", "--cpus-per-task=8"],
+        worker_extra_args=["--resources", "device=1"],
+    )
+    cluster.scale(jobs=8)
+    print(cluster.scheduler_address)      # python -m harness run inference --dask THIS
+
+All machines need the same paths: a shared file system with the environment and the repository.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import BadInput
+from harness.instruments import machine
+from harness.run import launch
+from harness.run.launch import Task
+from harness.run.rounds import Executor, Measured
+
+DEVICE = "SSCN_BENCH_DEVICE"
+"""Environment variable of a local Dask worker: its processors and its share of the memory."""
+
+RESOURCE = {"device": 1}
+
+
+def dask_executor(address: str) -> Executor:
+    """Return an executor that measures on a Dask cluster.
+
+    Parameters
+    ----------
+    address : str
+        Of a scheduler, or ``local:N`` to start N workers here, one a device.
+
+    Raises
+    ------
+    BadInput
+        If dask.distributed is missing or the address has no meaning.
+    """
+    try:
+        import distributed
+    except ImportError:
+        raise BadInput("dask is not installed; pip install 'sscn-bench[dask]'") from None
+    kind, _, count = address.partition(":")
+    if kind == "local" and not (count.isdecimal() and int(count)):
+        raise BadInput(f"{address!r} does not say how many devices; write local:2, for example")
+
+    def execute(groups: Sequence[Sequence[Task]], seed: int, watcher: Any) -> Measured:
+        device = groups[0][0].job.cell.device if groups else "cpu"
+        with contextlib.ExitStack() as stack:
+            where: Any = address
+            if kind == "local":
+                where = stack.enter_context(local_cluster(int(count), device))
+            try:
+                client = stack.enter_context(distributed.Client(where, timeout="20s"))
+            except OSError:
+                raise BadInput(f"there is no Dask scheduler at {address}") from None
+            yield from spread(client, groups, seed, watcher)
+
+    return execute
+
+
+def spread(client: Any, groups: Sequence[Sequence[Task]], seed: int, watcher: Any) -> Measured:
+    """Measure groups on a cluster, one a device at a time.
+
+    A group whose Dask worker dies is tried once more, cell by cell; a cell that kills its Dask
+    worker again is recorded as crashed.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Of a cluster whose workers have the resource ``device``.
+    groups, seed, watcher
+        As for a local run.
+    """
+    import distributed
+
+    def submit(group: Sequence[Task]) -> Any:
+        return client.submit(measure_group, list(group), seed, resources=RESOURCE, pure=False)
+
+    watcher.say(f"Dask: {len(groups)} groups of cells on {client.scheduler.address}")
+    pending = {submit(group): (list(group), 1) for group in groups}
+    queue = distributed.as_completed(pending)
+    for future in queue:
+        group, attempt = pending.pop(future)
+        if future.status == "finished":
+            for index, entries in future.result():
+                yield group[index], entries
+            continue
+        error = future.exception()
+        if attempt == 1:
+            for task in group:
+                again = submit([task])
+                pending[again] = ([task], 2)
+                queue.add(again)
+            continue
+        first = (str(error).strip().splitlines() or [""])[0]
+        reason = f"its Dask worker failed twice: {type(error).__name__}: {first}"
+        for task in group:
+            yield task, {"outcome": "crashed", "reason": reason}
+
+
+class _Silent:
+    """Progress is shown where the run was started."""
+
+    def sampled(self, task: Task, samples: Sequence[float]) -> None:
+        """Say nothing."""
+
+
+def measure_group(group: Sequence[Task], seed: int) -> list[tuple[int, dict[str, Any]]]:
+    """Measure a group on the device of this Dask worker.
+
+    Returns
+    -------
+    list of (int, dict)
+        The position of each task in the group, and the entries of its record.
+    """
+    # Dask's nanny tunes the allocator of its children; the engines must not notice.
+    os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
+    here = [_adapted(task, json.loads(os.environ.get(DEVICE, "{}"))) for task in group]
+    position = {id(task): index for index, task in enumerate(here)}
+    names = {(task.code, task.job.cell): position[id(task)] for task in here}
+    found = launch.measure(here, seed + group[0].round, _Silent())
+    return [(names[task.code, task.job.cell], entries) for task, entries in found]
+
+
+def _adapted(task: Task, device: Mapping[str, Any]) -> Task:
+    """Fit a task to this machine: its folder for truths, and the device's part of the processor."""
+    job = task.job
+    if job.truth and not Path(job.truth).is_dir():
+        job = replace(job, truth="")
+    if device and job.cell.device == "cpu":
+        available = launch.MEMORY_SHARE * machine.available_bytes()
+        job = replace(
+            job,
+            processors=tuple(device["processors"]),
+            memory_bytes=int(available * device["share"]),
+        )
+    return replace(task, job=job)
+
+
+@contextlib.contextmanager
+def local_cluster(count: int, device: str) -> Iterator[Any]:
+    """Start one Dask worker for each device of this machine.
+
+    On the CPU a device is an equal part of the processors; with CUDA it is one GPU.
+
+    Parameters
+    ----------
+    count : int
+        Devices.
+    device : str
+        ``cpu`` or ``cuda``.
+    """
+    import distributed
+    from dask import config
+
+    settings = {
+        "distributed.scheduler.allowed-failures": 0,  # this module decides what to try again
+        "distributed.worker.profile.enabled": False,
+        "distributed.worker.memory.terminate": False,
+    }
+    with config.set(settings):
+        workers = {
+            number: {
+                "cls": distributed.Nanny,
+                "options": {
+                    "nthreads": 1,
+                    "resources": RESOURCE,
+                    "host": "127.0.0.1",
+                    "dashboard": False,
+                    "env": environment(number, count, device, sorted(os.sched_getaffinity(0))),
+                },
+            }
+            for number in range(count)
+        }
+        scheduler = {
+            "cls": distributed.Scheduler,
+            "options": {"host": "127.0.0.1", "port": 0, "dashboard": False},
+        }
+        with distributed.SpecCluster(workers, scheduler) as cluster:
+            yield cluster
+
+
+def environment(number: int, count: int, device: str, processors: Sequence[int]) -> dict[str, str]:
+    """Return what tells a local Dask worker which device is its own.
+
+    Raises
+    ------
+    BadInput
+        If there are more devices than processors.
+    """
+    if device == "cuda":
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        names = visible or [str(each) for each in range(count)]
+        if number >= len(names):
+            raise BadInput(f"only {len(names)} GPUs are visible; ask for local:{len(names)}")
+        return {"CUDA_VISIBLE_DEVICES": names[number]}
+    if count > len(processors):
+        raise BadInput(
+            f"{count} devices do not fit on {len(processors)} processors; ask for "
+            f"local:{len(processors)} or fewer"
+        )
+    own = processors[number * len(processors) // count : (number + 1) * len(processors) // count]
+    return {DEVICE: json.dumps({"processors": list(own), "share": 1 / count})}

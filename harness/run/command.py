@@ -1,0 +1,102 @@
+"""``python -m harness run``: measure a suite."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from harness.errors import BadInput
+
+
+def run(
+    suite: Annotated[str, typer.Argument(help="As `suites` lists them.")],
+    backend: Annotated[
+        list[str] | None, typer.Option(help="Only this engine: NAME or NAME:OPTION=VALUE.")
+    ] = None,
+    size: Annotated[list[int] | None, typer.Option(help="Only images of this size.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; by default cuda where an engine has it.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp64, fp32, tf32, fp16 or bf16.")] = "fp32",
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Events a call, instead of the suite's.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds, each in new processes.", min=1)] = 1,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Seconds of sampling for a cell in a round, at most.", min=0.01),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File of records; a new one under results/runs.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --out, or with the suite's latest run.")
+    ] = False,
+    events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
+    against: Annotated[
+        str | None, typer.Option(help="A commit to measure in turns with this code.")
+    ] = None,
+    dask: Annotated[
+        str | None, typer.Option(help="A scheduler's address, or local:N for N devices here.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads a worker; 0: all processors.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of the order of cells and turns.")] = 0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that a worker may take for one answer.")
+    ] = 900.0,
+) -> None:
+    """Measure a suite, and write a record for each cell."""
+    from backends.registry import module_name, probe_all
+    from harness.run.plan import with_events
+    from harness.run.rounds import Settings, default_out, in_turn, latest_out
+    from harness.run.rounds import run as measure
+    from harness.run.sampling import StopRule
+    from harness.spec.suite import ENGINES, find_suite, parse_engine
+
+    chosen = find_suite(suite)
+    engines = [parse_engine(text)[0] for text in backend or ENGINES]
+    for name in engines:
+        module_name(name)
+    found = {answer.name: answer for answer in probe_all(dict.fromkeys(engines))}
+    if device is None:
+        capable = [answer.capabilities for answer in found.values() if answer.capabilities]
+        device = "cuda" if any("cuda" in can.devices for can in capable) else "cpu"
+    cells = chosen.cells(
+        device=device,
+        precision=precision,
+        backends=backend or (),
+        sizes=size or (),
+        batches=batch or (),
+    )
+    if not cells:
+        raise BadInput(f"the suite {suite} has no cell for these options; choose others")
+    settings = Settings(
+        out=out or (latest_out(suite) if resume else default_out(suite)),
+        events=events,
+        repeats=repeats,
+        rule=replace(StopRule(), budget=chosen.budget if budget is None else budget),
+        seed=seed,
+        threads=threads,
+        timeout=timeout,
+        resume=resume,
+    )
+    cells = with_events(cells, events)
+    console = Console()
+    executor: Any = in_turn
+    if dask is not None:
+        from harness.run.cluster import dask_executor
+
+        executor = dask_executor(dask)
+    if against is None:
+        outs = measure(cells, settings, found, console, executor=executor)
+    else:
+        from harness.run.against import checked_out
+
+        with checked_out(against) as code:
+            outs = measure(cells, settings, found, console, against=code, executor=executor)
+    for path in outs:
+        console.print(f"records: {path}", highlight=False, soft_wrap=True)

@@ -1,0 +1,146 @@
+"""From a suite to the groups of tasks of a run: which events, what can run, and in which order."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from backends.capabilities import Kind
+from harness.errors import BadInput
+from harness.events import open_events
+from harness.spec.cell import STACKS, Cell, EventSpec
+
+EVENTS_APART = 16
+"""A file of up to so many events is measured event by event at batch 1."""
+
+
+class Availability(Protocol):
+    """What ``backends.registry.probe`` returns."""
+
+    @property
+    def capabilities(self) -> Any:
+        """What the engine can do here, or None."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why it cannot run here."""
+        ...
+
+
+def with_events(cells: Sequence[Cell], source: str) -> list[Cell]:
+    """Name the events of each cell.
+
+    Cells of sizes that a file does not have are left out. A file of up to ``EVENTS_APART`` events
+    is measured event by event at batch 1, each event with a voxel in a cell of its own; larger
+    batches are drawn from all its events, as ``harness.events.benchmark_batch`` does.
+
+    Parameters
+    ----------
+    cells : sequence of Cell
+        Without events.
+    source : str
+        ``sample`` or the path of a file.
+
+    Raises
+    ------
+    BadInput
+        If the file cannot be used or has no event of a size that the cells have.
+    """
+    if source == "sample":
+        hashes = {size: open_events(source, size=size).sha256 for size in _sizes(cells)}
+        return [
+            replace(cell, events=replace(cell.events, sha256=hashes[cell.size])) for cell in cells
+        ]
+    events = open_events(source)
+    if len(events.sizes) != 1 or events.size not in _sizes(cells):
+        has = ", ".join(map(str, events.sizes))
+        wanted = ", ".join(map(str, _sizes(cells)))
+        raise BadInput(f"{source} has events of {has} px, the suite measures {wanted} px")
+    name = Path(source).name
+    filled = [i for i in range(len(events)) if len(events[i])] if _few(events) else []
+    found = []
+    for cell in cells:
+        if cell.size != events.size:
+            continue
+        apart = filled if cell.batch == 1 and filled else [None]
+        for index in apart:
+            which = name if index is None else f"{name}[{index}]"
+            spec = EventSpec(which, events.sha256)
+            found.append(replace(cell, events=spec))
+    return found
+
+
+def _few(events: Sequence[Any]) -> bool:
+    return len(events) <= EVENTS_APART
+
+
+def _sizes(cells: Iterable[Cell]) -> list[int]:
+    return sorted({cell.size for cell in cells})
+
+
+def obstacle(cell: Cell, found: Availability) -> str:
+    """Say why a cell cannot be measured here; empty if it can."""
+    can = found.capabilities
+    if can is None:
+        return found.reason
+    lacking = _lacking(cell, can)
+    if lacking:
+        return f"{cell.backend} {lacking}"
+    if cell.device not in can.devices:
+        return f"{cell.backend} does not run on {cell.device} here"
+    if cell.precision not in can.precisions.get(cell.device, ()):
+        return f"{cell.backend} has no {cell.precision} on {cell.device}"
+    if cell.dim not in can.dims:
+        return f"{cell.backend} has no {cell.dim}D"
+    if cell.phase in STACKS and cell.phase not in can.kinds:
+        return f"{cell.backend} has no {cell.phase} convolution"
+    if cell.phase in TRAINING and not can.training:
+        return f"{cell.backend} does not train"
+    for option, value in cell.options.items():
+        if value not in can.options.get(option, ()):
+            return f"{cell.backend} has no option {option}={value} here"
+    return ""
+
+
+TRAINING = ("step", "input-gradient", "weight-gradient")
+
+
+def _lacking(cell: Cell, can: Any) -> str:
+    """Say what an engine lacks for a cell; empty if nothing.
+
+    An engine that cannot run the UResNet for want of one kind of layer still has the others.
+    """
+    if not cell.layer:
+        return f"lacks {can.missing}" if can.missing else ""
+    if can.network != "uresnet":
+        return f"computes a network of its own ({can.network}), whose layers are others"
+    needed = [cell.layer_kind]
+    if cell.layer_kind == Kind.INVERSE:
+        needed.insert(0, Kind.STRIDED)
+    absent = [kind for kind in needed if kind not in can.kinds]
+    if absent:
+        return f"has no {absent[0]} convolution"
+    if can.missing and not set(Kind) - {Kind.ORDINARY} - set(can.kinds):
+        return f"lacks {can.missing}"
+    return ""
+
+
+def groups(cells: Sequence[Cell], seed: int, number: int) -> list[list[Cell]]:
+    """Put the cells that answer the same question together, in the seeded order of a round.
+
+    Every second round goes through the questions in reverse, so that a drift of the machine over
+    a pair of rounds hits early and late questions alike.
+    """
+    together: Mapping[str, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        together[f"{cell.question} {cell.events.seed}"].append(cell)
+    order = list(together)
+    random.Random(f"{seed} {number // 2}").shuffle(order)
+    if number % 2:
+        order.reverse()
+    return [together[question] for question in order]

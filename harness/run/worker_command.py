@@ -1,0 +1,33 @@
+"""``python -m harness worker``: measure one cell in this process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.errors import BadInput
+
+
+def worker(
+    file: Annotated[Path, typer.Argument(help="A cell, or a job, as JSON; - for the input.")],
+) -> None:
+    """Measure one cell in this process, and print the entries of its record as JSON."""
+    from harness.run.job import Job
+    from harness.run.worker import in_one_go, private_output
+
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text()
+        job = Job.from_json(json.loads(text))
+    except OSError as error:
+        raise BadInput(f"cannot read the cell {file}: {error.strerror}") from None
+    except ValueError as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{file} is not JSON: {error}") from None
+    channel = private_output()
+    channel.write(json.dumps({"cell": job.cell.to_json()} | in_one_go(job)) + "\n")
+    channel.flush()

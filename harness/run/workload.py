@@ -1,0 +1,327 @@
+"""The network of one cell on its engine, with its events: what gets called, checked and timed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from backends import network, registry, stack, weights
+from backends.agreement import TOLERANCE, Agreement, compare, finite, rel_rmse
+from backends.arithmetic import autocast
+from backends.contract import Backend, Kind, SparseBatch, master_dtype
+from backends.loss import event_cross_entropy
+from backends.truth import Truth, statistics
+from backends.uresnet import UResNetConfig
+from harness.errors import BadInput
+from harness.events import benchmark_batch, open_events
+from harness.spec.cell import STACKS, Cell
+
+if TYPE_CHECKING:
+    from backends import operation
+
+LEARNING_RATE = 1e-3
+"""Of Adam, as in arXiv:1903.05663."""
+
+
+def load_batch(cell: Cell, source: str) -> tuple[SparseBatch, int]:
+    """Read the events of a cell.
+
+    Parameters
+    ----------
+    cell : Cell
+        Says which events of the set.
+    source : str
+        ``sample`` or the path of a file.
+
+    Returns
+    -------
+    batch : SparseBatch
+        On the CPU; for a single layer the sites of its level, with features drawn for it.
+    skipped : int
+        Empty events of the set that were passed over.
+
+    Raises
+    ------
+    BadInput
+        If the events are not those that the cell names.
+    """
+    events = open_events(source, size=cell.size)
+    if cell.events.sha256 and events.sha256 != cell.events.sha256:
+        raise BadInput(
+            f"{source} is not the set of events that the cell names (its SHA-256 differs); "
+            f"give the right file with --events"
+        )
+    index = event_index(cell.events.set)
+    empty = 0
+    if index is not None:
+        empty = sum(not len(event) for event in events)
+        events = events[index : index + 1]
+    if cell.dim == 2:
+        from harness.events.projection import ProjectedSet
+
+        events = ProjectedSet(events, "xy")
+    arrays, skipped = benchmark_batch(events, cell.batch, cell.events.seed)
+    batch = SparseBatch(
+        sites=torch.from_numpy(arrays["sites"]).to(torch.int32).contiguous(),
+        features=torch.from_numpy(arrays["features"]).to(torch.float32).contiguous(),
+        labels=torch.from_numpy(arrays["labels"]).to(torch.int64),
+        spatial_size=arrays["spatial_size"],
+        batch_size=arrays["batch_size"],
+    )
+    if cell.layer:
+        from backends import operation
+
+        channels = operation_config(cell).fine
+        batch = operation.coarsened(batch, cell.layer_level, cell.model.depth, channels)
+    return batch, empty + skipped
+
+
+def event_index(name: str) -> int | None:
+    """Return the number of the single event that a set's name asks for, as in ``file.root[2]``."""
+    head, bracket, tail = name.rpartition("[")
+    return int(tail[:-1]) if head and bracket and tail[:-1].isdecimal() else None
+
+
+class Subject:
+    """A UResNet on one engine with canonical weights, and its events on the device.
+
+    Parameters
+    ----------
+    cell : Cell
+        What to build.
+    batch : SparseBatch
+        The events, on the CPU.
+    """
+
+    def __init__(self, cell: Cell, batch: SparseBatch) -> None:
+        self.cell = cell
+        self.backend, self.version = load_engine(cell)
+        dtype = master_dtype(cell.precision)
+        if cell.phase in STACKS:
+            self.weights = stack.initial(stack_config(cell), cell.dim)
+            built: Any = stack.Stack(self.backend, stack_config(cell))
+        else:
+            config = uresnet_config(cell)
+            self.weights = weights.initial(config, cell.dim)
+            built = network.build(self.backend, config)
+        self.network = built.to(cell.device, dtype)
+        self.batch = batch.to(cell.device)
+        self.features = self.batch.features.to(dtype)
+        self._kept: Any = None
+        self._last: tuple[Tensor, Tensor | None]
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the canonical weights and a fresh optimiser."""
+        network.reset(self.network, self.weights)
+        self.network.train(self.cell.phase == "step")
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE, fused=True)
+
+    def call(self) -> Callable[[], Tensor]:
+        """Return what is timed: from sites and features on the device to logits in input order.
+
+        ``first`` and ``cold`` make a new tensor of the engine, so that every map is built inside
+        the call; ``warm`` puts the features on a tensor whose maps exist.
+        """
+        if self.cell.map == "warm" and self._kept is None:
+            self._kept = self._tensor()
+            with torch.no_grad(), self._arithmetic():
+                self.network(self._kept)
+            self.reset()  # a pass in training mode moved the running statistics
+        return self._step if self.cell.phase == "step" else self._forward
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether the network computes the function that the truth is known of."""
+        return network.has_truth(self.network)
+
+    def check(self, truth: Truth | None) -> tuple[Agreement, float | None]:
+        """Compare what the last call returned and left behind with the truth.
+
+        It must have been the only call since ``reset``: a step changes the weights.
+
+        Parameters
+        ----------
+        truth : Truth or None
+            None for a network of the engine's own: then its results must be finite.
+
+        Returns
+        -------
+        agreement : Agreement
+            Of the logits; for a step also of all gradients and running statistics.
+        loss_error : float or None
+            Relative error of the loss of a step.
+        """
+        logits, loss = self._last
+        if self.cell.phase in STACKS:
+            logits = stack.in_order(logits)
+        if truth is None:
+            found = [p.grad for p in self.network.parameters() if p.grad is not None]
+            return finite(logits, found), None
+        if loss is None or truth.loss is None:
+            return compare(truth, self.cell.precision, logits), None
+        agreement = compare(
+            truth,
+            self.cell.precision,
+            logits,
+            gradients=weights.gradients(self.network),
+            statistics=statistics(self.network),
+        )
+        return agreement, rel_rmse(loss, truth.loss)
+
+    def results(self) -> dict[str, Any]:
+        """Return what a record says of the last call's result besides its errors."""
+        if self.cell.phase not in STACKS:
+            return {}
+        return {"active_sites": len(self._last[0])}
+
+    def loss_tolerance(self) -> float:
+        """Largest relative error of the loss that passes."""
+        return TOLERANCE[self.cell.precision].forward
+
+    def _tensor(self) -> Any:
+        batch = self.batch
+        return self.network.tensor(batch.sites, self.features, batch.spatial_size, batch.batch_size)
+
+    def _input(self) -> Any:
+        if self._kept is None:
+            return self._tensor()
+        return self.backend.with_features(self._kept, self.features)
+
+    def _arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+        return autocast(self.cell.precision, self.cell.device)
+
+    def _forward(self) -> Tensor:
+        with torch.no_grad(), self._arithmetic():
+            logits = self.network(self._input())
+        self._last = (logits, None)
+        return logits
+
+    def _step(self) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._arithmetic():
+            logits = self.network(self._input())
+        batch = self.batch
+        assert batch.labels is not None
+        loss = event_cross_entropy(logits, batch.labels, batch.sites[:, 0], batch.batch_size)
+        loss.backward()
+        self.optimizer.step()
+        self._last = (logits.detach(), loss.detach())
+        return logits
+
+
+class LayerSubject:
+    """A single convolution of one engine, on the sites of its level.
+
+    It offers what ``Subject`` does; no call changes a weight.
+
+    Parameters
+    ----------
+    cell : Cell
+        With a ``layer``.
+    batch : SparseBatch
+        The sites of the level, on the CPU.
+    """
+
+    has_truth = True
+
+    def __init__(self, cell: Cell, batch: SparseBatch) -> None:
+        from backends import operation  # older commits, which asv measures, do not have it
+
+        self.cell = cell
+        self.backend, self.version = load_engine(cell)
+        config = operation_config(cell)
+        dtype = master_dtype(cell.precision)
+        self.operation = operation.Operation(self.backend, config).to(cell.device, dtype)
+        weights.load(self.operation, operation.initial(config, cell.dim))
+        self.batch = batch.to(cell.device)
+        self._trial: operation.Trial | None = None
+
+    def reset(self) -> None:
+        """Undo what calls change, which is nothing."""
+
+    def call(self) -> Callable[[], Any]:
+        """Return what is timed: one phase of the convolution, on the engine's own tensor."""
+        from backends import operation
+
+        if self._trial is None:
+            dtype = master_dtype(self.cell.precision)
+            self._trial = operation.Trial(
+                self.operation,
+                self.batch,
+                self.batch.features.to(dtype),
+                self.cell.phase,
+                lambda: autocast(self.cell.precision, self.cell.device),
+            )
+        return self._trial
+
+    def check(self, truth: Truth | None) -> tuple[Agreement, float | None]:
+        """Compare what the last call returned with the truth; there is no loss."""
+        assert self._trial is not None and truth is not None
+        found = compare(truth, self.cell.precision, self._trial.result())
+        what = {"input-gradient": "input's gradient", "weight-gradient": "weights' gradient"}
+        named = found.reason.replace("logits", what.get(self.cell.phase, "features"))
+        return replace(found, reason=named), None
+
+    def results(self) -> dict[str, Any]:
+        """Return what a record says of the last call's result besides its errors: nothing."""
+        return {}
+
+    def loss_tolerance(self) -> float:
+        """Largest relative error of a loss that passes."""
+        return TOLERANCE[self.cell.precision].forward
+
+
+def subject_of(cell: Cell, batch: SparseBatch) -> Subject | LayerSubject:
+    """Build what a cell measures: a network, or a single layer of it."""
+    return LayerSubject(cell, batch) if cell.layer else Subject(cell, batch)
+
+
+def load_engine(cell: Cell) -> tuple[Backend, str]:
+    """Set the engine of a cell up, and return it with its version."""
+    backend = registry.load(
+        cell.backend,
+        dim=cell.dim,
+        device=cell.device,
+        precision=cell.precision,
+        options=dict(cell.options),
+    )
+    return backend, import_module(registry.module_name(cell.backend)).probe().version
+
+
+def operation_config(cell: Cell) -> operation.OperationConfig:
+    """Return the size of a cell's single convolution."""
+    from backends import operation
+
+    kind = Kind(cell.layer_kind)
+    return operation.OperationConfig.of(uresnet_config(cell), kind, cell.layer_level, cell.phase)
+
+
+def uresnet_config(cell: Cell) -> UResNetConfig:
+    """Return the size of a cell's UResNet."""
+    model = cell.model
+    return UResNetConfig(model.filters, model.depth, model.reps, model.classes)
+
+
+def stack_config(cell: Cell) -> stack.StackConfig:
+    """Return the size of a cell's stack of convolutions."""
+    return stack.StackConfig(Kind(cell.phase), cell.model.depth, cell.model.filters)
+
+
+def event_sites(batch: SparseBatch) -> list[int]:
+    """Return the number of sites of each event."""
+    counts = torch.bincount(batch.sites[:, 0].long(), minlength=batch.batch_size)
+    return [int(count) for count in counts]
+
+
+def truth_key(cell: Cell) -> Mapping[str, Any]:
+    """Return what the float64 truth of a cell depends on: neither engine nor state of the map."""
+    values = cell.to_json()
+    names = ("dim", "size", "batch", "phase", "model", "events", "layer")
+    return {name: values[name] for name in names if name in values}

@@ -1,0 +1,70 @@
+"""Measures the study's cells with the harness's own workers, each cell once, and keeps records."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from backends.registry import interpreter
+from harness.results import store
+from harness.run.job import Job
+from harness.run.launch import Code, Task
+from harness.run.plan import Availability, obstacle
+from harness.run.progress import RunProgress
+from harness.run.rounds import assemble, in_turn
+from harness.spec.cell import Cell
+
+
+def measure(
+    jobs: Sequence[Job],
+    out: Path,
+    found: Mapping[str, Availability],
+    console: Console,
+    *,
+    timeout: float,
+    seed: int = 0,
+) -> None:
+    """Measure the jobs whose cells a file of records does not hold yet.
+
+    Parameters
+    ----------
+    jobs : sequence of Job
+        Those that share everything but the engine take turns.
+    out : Path
+        Records are appended; an interrupted measurement goes on with what is missing.
+    found : mapping
+        What the probe of each engine found.
+    console : Console
+        Shows how it goes.
+    timeout : float
+        Seconds that a worker may take for one answer.
+    seed : int
+        Of the order of turns.
+    """
+    done = {Cell.from_json(r["cell"]).name for r in store.records([out])} if out.exists() else set()
+    todo = [job for job in jobs if job.cell.name not in done]
+    code = Code.here()
+    run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-study"
+    with tempfile.TemporaryDirectory(prefix="sscn-bench-") as truths:
+        together: dict[str, list[Task]] = defaultdict(list)
+        with RunProgress(len(todo), console) as progress:
+            for job in todo:
+                job = replace(job, truth=truths)
+                task = Task(job, 0, code, interpreter(job.cell.backend), timeout)
+                reason = obstacle(job.cell, found[job.cell.backend])
+                if reason:
+                    record = assemble(task, {"outcome": "unavailable", "reason": reason}, run, seed)
+                    store.append(out, record)
+                    progress.finished(record)
+                else:
+                    together[job.cell.question].append(task)
+            for task, entries in in_turn(list(together.values()), seed, progress):
+                record = assemble(task, entries, run, seed)
+                store.append(out, record)
+                progress.finished(record)

@@ -1,0 +1,198 @@
+"""The page of a comparison: what it says, and that it looks right in a browser."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from harness.__main__ import main
+from harness.compare.comparison import changes, standings
+from harness.compare.page import render, write_page
+from harness.report.style import Looks
+from harness.results.store import read
+from harness.results.summary import pool
+
+ENGINES = ["sscn", "dense", "spconv"]
+
+
+class Text(HTMLParser):
+    """The words of a page, without scripts and styles."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.silent = [], 0
+
+    def handle_starttag(self, tag, attrs):
+        self.silent += tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self.silent -= tag in ("script", "style")
+
+    def handle_data(self, data):
+        if not self.silent:
+            self.words.append(data)
+
+
+def words(html):
+    parser = Text()
+    parser.feed(html)
+    return re.sub(r"\s+", " ", " ".join(parser.words))
+
+
+def parsed(folder, name, records):
+    path = folder / name
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return read(path)
+
+
+@pytest.fixture(scope="module")
+def one_run(tmp_path_factory, run_records):
+    frame = parsed(tmp_path_factory.mktemp("one"), "run.jsonl", run_records(rounds=3))
+    cells = pool(frame)
+    return frame, cells, standings(cells.values()), []
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory, run_records):
+    folder = tmp_path_factory.mktemp("two")
+    before = parsed(folder, "before.jsonl", run_records(rounds=12))
+    after = parsed(folder, "after.jsonl", run_records(rounds=12, factor=1.2, commit="b" * 40))
+    cells = pool(after)
+    return after, cells, standings(cells.values()), changes(pool(before), cells), before
+
+
+@pytest.fixture(scope="module")
+def page(one_run):
+    return render(*one_run)
+
+
+def test_the_page_says_who_is_fastest_before_anything_else(page):
+    text = words(page)
+    assert text.index("sscn is the fastest engine here") < text.index("Every number")
+    assert "Example CPU" in text
+    assert "a" * 10 in text
+
+
+def test_the_page_lists_what_gave_no_time_with_its_reason(page):
+    text = words(page)
+    assert text.count("needs 31 GB of 8 GB") >= 4
+    assert "out-of-memory" in text
+
+
+def test_the_page_tells_how_to_measure_again(page):
+    text = words(page)
+    assert f"git checkout {'a' * 40}" in text
+    assert "python -m harness run inference --backend sscn --backend spconv" in text
+    assert "--repeats 3" in text
+
+
+def test_the_page_needs_no_network(page):
+    own = page.replace(plotly_source(), "")
+    assert len(own) < len(page), "the library is inlined"
+    assert page.count(plotly_source()[:2000]) == 1
+    links = re.findall(r"""(?:src|href)\s*=\s*["']([^"']+)""", own)
+    assert not [link for link in links if not link.startswith(("data:", "#"))]
+    assert "@import" not in own
+    assert "url(http" not in own
+    assert len(page.encode()) < 6_500_000
+
+
+def plotly_source():
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def test_the_page_shows_an_event_with_its_classes(page):
+    assert "scatter3d" in page
+    assert "electromagnetic shower" in page
+    assert "active sites of 512³ voxels" in words(page)
+
+
+def test_events_of_a_file_are_not_shown(write_records, make_record):
+    record = make_record()
+    record["cell"]["events"]["set"] = "mine.root"
+    frame = read(write_records([record]))
+    cells = pool(frame)
+    html = render(frame, cells, standings(cells.values()), [])
+    assert "scatter3d" not in html
+    assert len(html) < 500_000
+
+
+def test_every_panel_carries_its_engines_failures(page):
+    panels = re.findall(r"<figure>(.*?)</figure>", page, re.S)
+    assert len(panels) == 6  # two batches of time and memory, and both against sites
+    assert sum("out of memory" in panel for panel in panels) == 4
+
+
+def test_figures_follow_the_theme_of_the_page(page):
+    svg = re.search(r"<figure>(.*?)</figure>", page, re.S)[1]
+    assert "currentColor" in svg
+    assert "#010203" not in svg
+
+
+def test_text_from_records_cannot_become_markup(write_records, make_record):
+    bad = make_record(backend="<b>x</b>", outcome="crashed", reason="<script>alert(1)</script>")
+    frame = read(write_records([bad, make_record()]))
+    cells = pool(frame)
+    html = render(frame, cells, standings(cells.values()), [])
+    assert "<script>alert" not in html
+    assert "<b>x</b>" not in html
+
+
+def test_two_runs_show_the_changes_first(two_runs):
+    html = render(*two_runs)
+    text = words(html)
+    assert text.index("6 SLOWER") < text.index("The engines after the change")
+    assert "95 % interval" in text
+    assert "b" * 10 in text
+    assert "The run before" in text
+    assert 'class="wide"' in html
+
+
+def test_an_engine_keeps_its_colour_when_others_come_and_go():
+    few, many = Looks(["sscn", "dense"]), Looks(["spconv", "dense", "minkowski", "sscn"])
+    assert few.color("sscn") == many.color("sscn")
+    assert few.color("dense") == many.color("dense")
+    assert len({many.color(e) for e in many.engines}) == 4
+    assert len({many.marker(e) for e in many.engines}) == 4
+
+
+def test_a_folder_that_cannot_be_written_is_named(one_run, tmp_path):
+    from harness.errors import BadInput
+
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(BadInput, match="give another --report"):
+        write_page(blocked, *one_run)
+
+
+def test_compare_writes_the_page(write_records, run_records, tmp_path):
+    path = write_records(run_records())
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(path), "--report", str(tmp_path / "page")])
+    assert ended.value.code == 0
+    assert (tmp_path / "page" / "index.html").is_file()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("runs", ["one_run", "two_runs"])
+def test_the_page_looks_right_in_a_browser(runs, width, request, tmp_path, open_page):
+    path = write_page(tmp_path, *request.getfixturevalue(runs))
+    browser = open_page(path, width)
+    assert browser.execute_script("return window.innerWidth") == width
+    overflow = browser.execute_script(
+        "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    )
+    assert overflow <= 0
+    assert browser.execute_script("return document.querySelectorAll('#event canvas').length") > 0
+    clipped = browser.execute_script(
+        "return [...document.querySelectorAll('figure svg text')].filter(t => {"
+        " const r = t.getBoundingClientRect(), f = t.closest('svg').getBoundingClientRect();"
+        " return r.left < f.left - 2 || r.right > f.right + 2; }).map(t => t.textContent)"
+    )
+    assert clipped == []
+    assert Path(path).stat().st_size > 0

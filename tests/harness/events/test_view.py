@@ -1,0 +1,76 @@
+import shutil
+
+import pytest
+
+from harness.errors import BadInput
+from harness.events import open_sample
+from harness.events.projection import project
+from harness.events.view import COLOURS, NAMES, event_figure, write_page, write_picture
+from tests.harness.events.conftest import make_event
+
+
+def test_every_label_has_a_name_and_a_colour_of_its_own():
+    assert len(set(COLOURS.values())) == len(set(NAMES.values())) == len(COLOURS) == len(NAMES)
+
+
+def test_every_voxel_is_drawn_once_by_class_and_once_by_energy():
+    event = open_sample(192)[0]
+    traces = event_figure(event).data
+    assert sum(len(trace.x) for trace in traces[:-1]) == len(event)
+    assert len(traces[-1].x) == len(event)
+    assert traces[-1].visible is False
+
+
+@pytest.mark.parametrize("write", [write_page, write_picture])
+def test_an_empty_event_has_nothing_to_show(tmp_path, write):
+    with pytest.raises(BadInput, match="has no voxel"):
+        write(make_event(0), tmp_path / "event")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_projections_have_a_picture_too(tmp_path):
+    write_picture(project(open_sample(192)[0], "xy"), tmp_path / "flat.png")
+    assert (tmp_path / "flat.png").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    if not shutil.which("chromium") or not shutil.which("chromedriver"):
+        pytest.skip("Chromium is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--enable-unsafe-swiftshader",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "dim"), [(1280, 3), (400, 3), (400, 2)])
+def test_the_page_opens_without_network_or_error(tmp_path, browser, dim, width):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    page = tmp_path / "event.html"
+    event = open_sample(192)[0]
+    write_page(event if dim == 3 else project(event, "xy"), page)
+    browser.set_window_size(width, 900)
+    browser.get(page.as_uri())
+    drawn = "return document.querySelectorAll('#event .legend .traces').length"
+    classes = len(set(event.labels.tolist()))
+    WebDriverWait(browser, 60).until(lambda _: browser.execute_script(drawn) >= min(classes, 2))
+    errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert errors == []
+    wide = "return document.documentElement.scrollWidth - window.innerWidth"
+    assert browser.execute_script(wide) <= 0
+    plot = "const r = document.querySelector('#event').getBoundingClientRect(); return r.height"
+    assert browser.execute_script(plot) > 300

@@ -1,0 +1,287 @@
+"""History: stored runs and asv's database as series, what happened to them, and the page."""
+
+import json
+import subprocess
+
+import pytest
+
+from harness.__main__ import main
+from harness.errors import BadInput
+from harness.history.findings import event_rows, history, tell_all
+from harness.history.page import write_page
+from harness.history.series import Commits, load
+from harness.report.rows import Format
+from harness.results.verdict import Verdict
+from harness.spec.metrics import TIME
+
+
+def git(folder, *words):
+    return subprocess.run(
+        ["git", "-C", str(folder), "-c", "user.name=T", "-c", "user.email=t@t", *words],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository of twenty commits, made at the same second; returns their names in order."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_COMMITTER_DATE", "2026-01-01T00:00:00Z")
+    git(tmp_path, "init", "-q")
+    commits = []
+    for number in range(20):
+        git(tmp_path, "commit", "-q", "--allow-empty", "-m", str(number))
+        commits.append(git(tmp_path, "rev-parse", "HEAD"))
+    return commits
+
+
+@pytest.fixture
+def measured(repository, make_record, write_records):
+    """Twenty commits of two engines: sscn slows at the tenth, spconv is upgraded at the fifth."""
+
+    def write(change=lambda number, record: None):
+        for number, commit in enumerate(repository):
+            records = []
+            for engine, base in (("sscn", 0.05 * (1.3 if number >= 10 else 1)), ("spconv", 0.08)):
+                record = make_record(
+                    base,
+                    seed=100 * number + len(engine),
+                    backend=engine,
+                    commit=commit,
+                    run=f"run{number}",
+                    versions={
+                        "torch": "2.13.0",
+                        "sscn": "1",
+                        "spconv": "2.3.6" if number < 5 else "2.3.8",
+                    },
+                )
+                change(number, record)
+                records.append(record)
+            # Files are named backwards: git's order counts, not theirs.
+            write_records(records, f"results/runs/{99 - number}.jsonl")
+
+    return write
+
+
+def told(tmp_path):
+    return tell_all(load(tmp_path / "results", Commits.of(tmp_path)))
+
+
+def by_engine(found, engine, unit="s"):
+    (one,) = [t for t in found if t.key.engine == engine and t.key.metric.unit == unit]
+    return one
+
+
+def test_a_step_is_named_with_its_commits_size_and_confidence(measured, tmp_path, repository):
+    measured()
+    first = told(tmp_path)[0]
+    assert first.key.engine == "sscn"
+    assert first.key.metric is TIME
+    (event,) = first.events
+    assert event.verdict is Verdict.SLOWER
+    assert event.ratio == pytest.approx(1.3, rel=0.02)
+    assert event.confidence > 0.99
+    assert event.commits == f"{repository[9][:8]}..{repository[10][:8]}"
+
+
+def test_the_points_are_in_the_order_of_git(measured, tmp_path, repository):
+    measured()
+    points = by_engine(told(tmp_path), "sscn").points
+    assert [p.commit for p in points] == repository
+
+
+def test_a_new_version_of_an_engine_marks_its_series_alone(measured, tmp_path):
+    measured()
+    found = told(tmp_path)
+    assert by_engine(found, "spconv").upgrades == [(5, "spconv 2.3.6 to 2.3.8")]
+    assert by_engine(found, "sscn").upgrades == []
+
+
+def test_a_step_with_an_upgrade_names_it(measured, tmp_path):
+    def faster(number, record):
+        if record["cell"]["backend"] == "spconv" and number >= 5:
+            record["host_seconds"] = [0.7 * s for s in record["host_seconds"]]
+
+    measured(faster)
+    (event,) = by_engine(told(tmp_path), "spconv").events
+    assert event.verdict is Verdict.FASTER
+    assert event.note == "spconv 2.3.6 to 2.3.8"
+
+
+def test_another_machine_is_another_series_and_no_step(measured, tmp_path):
+    def move(number, record):
+        if number >= 10:
+            record["machine"] = {"processor": "Slow CPU", "threads": 2}
+            record["host_seconds"] = [2 * s for s in record["host_seconds"]]
+
+    measured(move)
+    found = [t for t in told(tmp_path) if t.key.engine == "spconv" and t.key.metric is TIME]
+    assert [len(t.points) for t in found] == [10, 10]
+    assert not [t.events for t in found if t.events]
+
+
+def test_a_cell_that_lost_its_time_comes_first(measured, tmp_path, repository):
+    def crash(number, record):
+        if record["cell"]["backend"] == "spconv" and number >= 18:
+            record |= {"outcome": "crashed", "reason": "signal 11", "host_seconds": []}
+
+    measured(crash)
+    first = told(tmp_path)[0]
+    assert first.key.engine == "spconv"
+    (event,) = first.events
+    assert event.verdict is Verdict.MISSING
+    assert event.commits == f"{repository[17][:8]}..{repository[18][:8]}"
+    assert "crashed" in event.words
+
+
+def test_memory_steps_are_called_heavier(measured, tmp_path):
+    def grow(number, record):
+        if number >= 12:
+            record["memory"] = {"baseline_bytes": 3e8, "peak_rss_bytes": 6e8}
+
+    measured(grow)
+    events = by_engine(told(tmp_path), "spconv", "bytes").events
+    assert [e.verdict for e in events] == [Verdict.HEAVIER]
+
+
+def test_an_error_that_wanders_within_its_tolerance_is_no_event(measured, tmp_path):
+    def wander(number, record):
+        record["error"]["rel_rmse"] = 1e-7 if number < 10 else 5e-7
+
+    measured(wander)
+    assert by_engine(told(tmp_path), "spconv", "").events == []
+
+
+def test_changed_files_come_after_their_commit(measured, tmp_path, repository, make_record):
+    measured()
+    record = make_record(0.05, commit=repository[7], dirty=True, run="dirty")
+    (tmp_path / "results/runs/00.jsonl").write_text(json.dumps(record) + "\n")
+    commits = [p.commit for p in by_engine(told(tmp_path), "sscn").points]
+    assert commits[7:9] == [repository[7], repository[7] + "+"]
+
+
+def test_records_of_no_known_commit_are_placed_by_time(measured, tmp_path, make_record):
+    measured()
+    late = make_record(0.05, commit="f" * 40, utc="2026-03-01T00:00:00Z", run="late")
+    (tmp_path / "results/runs/00.jsonl").write_text(json.dumps(late) + "\n")
+    assert by_engine(told(tmp_path), "sscn").points[-1].commit == "f" * 40
+
+
+@pytest.fixture
+def asv_database(repository, tmp_path):
+    """Results that asv itself wrote: a benchmark of time with a step, and one of memory."""
+    pytest.importorskip("asv")
+    from asv.results import Results
+
+    names = ["engine", "size", "batch", "map"]
+    params = [["'sscn'", "'dense'"], ["192"], ["1"], ["'cold'"]]
+    about = {
+        name: {"name": name, "param_names": names, "params": params, "unit": unit, "version": "1"}
+        for name, unit in (
+            ("inference.Inference.track_time", "seconds"),
+            ("inference.Inference.track_peak_memory", "bytes"),
+        )
+    }
+    folder = tmp_path / "results" / "asv"
+    folder.mkdir(parents=True)
+    (folder / "benchmarks.json").write_text(json.dumps(about | {"version": 2}))
+    for number, commit in enumerate(repository):
+        machine = {"machine": "bench", "cpu": "Example CPU", "gpu": "Example GPU"}
+        results = Results(machine, {}, commit, 1767225600000 + number, "3.11", "env", {})
+        slow = 1.4 if number >= 8 else 1.0
+        wobble = 1 + 0.01 * (number % 3)
+        for name, row in (
+            ("inference.Inference.track_time", [0.05 * slow * wobble, float("nan")]),
+            ("inference.Inference.track_peak_memory", [1e8, float("nan")]),
+        ):
+            results._results[name] = row
+            results._stats[name] = [{"q_25": 0.9 * row[0], "q_75": 1.1 * row[0]}, None]
+            results._benchmark_params[name] = params
+            results._samples[name] = results._profiles[name] = None
+            results._benchmark_version[name] = "1"
+            results._started_at[name] = results._duration[name] = None
+        results.save(str(folder))
+
+
+def test_asvs_database_is_read_beside_our_records(asv_database, measured, tmp_path, repository):
+    measured()
+    found = told(tmp_path)
+    asv = [t for t in found if "by asv" in t.key.where]
+    assert {(t.key.engine, t.key.metric.unit) for t in asv} == {("sscn", "s"), ("sscn", "bytes")}
+    time = by_engine(asv, "sscn")
+    assert time.key.size == 192
+    assert time.key.machine == "Example CPU, Example GPU"
+    assert len(time.points) == 20
+    assert time.points[0].low == pytest.approx(0.045)
+    (event,) = time.events
+    assert event.commits == f"{repository[7][:8]}..{repository[8][:8]}"
+    assert len(found) > len(asv)
+
+
+def test_the_command_prints_what_happened(measured, capsys):
+    measured()
+    with pytest.raises(SystemExit) as ended:
+        main(["history"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "SLOWER" in out
+    assert "new version: spconv 2.3.6 to 2.3.8 in" in out
+    assert "6 series over 20 commits on 1 machine: 1 event." in out
+
+
+def test_the_command_gives_its_events_to_programs(measured, capsys, tmp_path):
+    measured()
+    history(format=Format.json)
+    rows = json.loads(capsys.readouterr().out)
+    assert rows == event_rows(told(tmp_path))
+    assert [r["verdict"] for r in rows] == ["SLOWER", "UPGRADED", "UPGRADED", "UPGRADED"]
+
+
+def test_nothing_stored_says_how_to_begin(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="harness run"):
+        history()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_filters_in_a_browser(measured, asv_database, tmp_path, width, open_page):
+    measured()
+    path = write_page(tmp_path / "page", told(tmp_path))
+    browser = open_page(path, width)
+
+    def shown():
+        return browser.execute_script(
+            "return [...document.querySelectorAll('.card')].filter(c => !c.hidden)"
+            ".map(c => [c.dataset.engine, c.dataset.metric, c.dataset.events])"
+        )
+
+    def choose(name, value):
+        browser.execute_script(
+            "const s = document.querySelector(`#filter [name=${arguments[0]}]`);"
+            "if (s.type === 'checkbox') s.checked = arguments[1]; else s.value = arguments[1];"
+            "s.dispatchEvent(new Event('input', {bubbles: true}))",
+            name,
+            value,
+        )
+
+    everything = shown()
+    assert len(everything) == 8
+    severities = browser.execute_script(
+        "return [...document.querySelectorAll('.card')].map(c => +c.dataset.severity)"
+    )
+    assert severities == sorted(severities, reverse=True)
+    choose("engine", "spconv")
+    assert {engine for engine, *_ in shown()} == {"spconv"}
+    assert len(shown()) == 3
+    choose("engine", "")
+    choose("metric", "time")
+    assert len(shown()) == 3
+    choose("eventful", True)
+    assert [(engine, events) for engine, _, events in shown()] == [("sscn", "1")] * 2
+    overflow = browser.execute_script(
+        "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    )
+    assert overflow <= 0

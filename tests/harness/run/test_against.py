@@ -1,0 +1,92 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.errors import BadInput
+from harness.instruments import machine
+from harness.run import against
+from harness.run.against import checked_out
+from harness.run.launch import Code, LocalWorker
+
+
+def git(repository, *words):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    return subprocess.run(
+        ["git", "-C", str(repository), *identity, *words],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository whose package ``backends`` says which commit it is of."""
+    root = tmp_path / "repository"
+    (root / "backends").mkdir(parents=True)
+    git(tmp_path, "init", "-q", str(root))
+    for word in ("old", "new"):
+        (root / "backends" / "__init__.py").write_text(f"WORD = {word!r}\n")
+        git(root, "add", "-A")
+        git(root, "commit", "-q", "-m", word)
+    return root
+
+
+@pytest.fixture
+def copied(monkeypatch):
+    """Copy instead of compiling."""
+
+    def build(tree, built, commit):
+        (tree / "backends").rename(built)
+        (built.parent / "keep").mkdir()
+        built.rename(built.parent / "keep" / "backends")
+        (built.parent / "keep").rename(built)
+
+    monkeypatch.setattr(against, "_build", build)
+
+
+def test_the_other_commits_code_is_there_for_the_time_of_the_run(repository, copied):
+    with checked_out("HEAD~1", repository) as code:
+        assert code.commit == git(repository, "rev-parse", "HEAD~1")
+        assert "old" in (code.root / "backends" / "__init__.py").read_text()
+    assert not code.root.exists()
+    assert git(repository, "worktree", "list").count("\n") == 0
+    assert git(repository, "status", "--porcelain") == ""
+
+
+def test_what_is_no_commit_is_one_sentence(repository):
+    refusal = pytest.raises(BadInput, match="'nothing' is no commit")
+    with refusal, checked_out("nothing", repository):
+        pass
+
+
+def test_a_commit_that_does_not_build_is_one_sentence(repository):
+    with pytest.raises(BadInput, match="cannot be built here"), checked_out("HEAD", repository):
+        pass
+    assert git(repository, "worktree", "list").count("\n") == 0
+
+
+def test_a_worker_takes_its_engines_from_the_code_it_is_given(tmp_path):
+    (tmp_path / "backends").mkdir()
+    (tmp_path / "backends" / "__init__.py").write_text(
+        'import os, sys\nos.write(int(sys.argv[2]), b\'{"word": "other"}\\n\')\n'
+    )
+    command = Code(tmp_path, "", True).command(sys.executable)
+    worker = LocalWorker(
+        [*command[:-1], command[-1].replace("runpy.run", "import backends; runpy.run")]
+    )
+    try:
+        assert worker.ask({}, 60) == {"word": "other"}
+    finally:
+        worker.close()
+
+
+@pytest.mark.slow
+def test_a_real_commit_is_built_and_measured():
+    with checked_out("HEAD") as code:
+        assert (code.root / "backends").is_dir()
+        assert not (code.root / "harness").exists()
+        assert list((code.root / "backends" / "sscn" / "cpu").glob("_kernels*"))
+    assert Path(machine.ROOT, "backends").is_dir()

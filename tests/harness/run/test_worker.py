@@ -1,0 +1,261 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from backends.contract import Unsupported
+from harness.errors import BadInput
+from harness.run import worker
+from harness.run.job import Job
+from harness.run.launch import Code, LocalWorker, Task, measure
+from harness.run.references import truth_of
+from harness.run.sampling import StopRule
+from harness.run.worker import Failed, Session, answers, classify, in_one_go
+from harness.run.workload import Subject, load_batch
+from harness.spec.cell import Cell
+
+ROOT = Path(__file__).resolve().parents[3]
+SMALL = {"filters": 2, "depth": 2, "reps": 1, "classes": 5}
+
+
+def make_cell(backend="sscn", phase="forward", state="cold", **changes):
+    values = Cell("s", backend, 192, 1, phase, state).to_json()
+    return Cell.from_json(values | {"model": SMALL} | changes)
+
+
+def make_job(*arguments, truth="", **changes):
+    rule = StopRule(least=3, most=4, budget=1.0)
+    return Job(make_cell(*arguments, **changes), rule=rule, warm_up=0.2, truth=str(truth))
+
+
+@pytest.fixture(scope="module")
+def truths(tmp_path_factory):
+    return tmp_path_factory.mktemp("truths")
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads():
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+
+
+@pytest.mark.parametrize("phase", ["forward", "step"])
+@pytest.mark.parametrize("state", ["first", "cold", "warm"])
+def test_a_cell_is_checked_and_timed(phase, state, truths):
+    found = in_one_go(make_job("sscn", phase, state, truth=truths))
+    assert (found["outcome"], found["reason"]) == ("ok", "")
+    assert found["sites"] == sum(found["event_sites"]) > 100
+    assert all(seconds > 0 for seconds in found["host_seconds"])
+    stolen = found["conditions"]["stolen"]
+    assert stolen is None or 0 <= stolen <= 1
+    # A quick engine fills its turn with samples; the first call happens once.
+    assert len(found["host_seconds"]) == 1 if state == "first" else len(found["host_seconds"]) >= 2
+    assert found["memory"]["peak_rss_bytes"] >= found["memory"]["baseline_bytes"] > 0
+    assert found["error"]["rel_rmse"] < 1e-5
+    assert found["error"]["argmax_agreement"] == 1
+    if phase == "step":
+        assert found["error"]["grad_rel_rmse"] < 1e-4
+        assert found["error"]["loss_rel"] < 1e-5
+    assert found["machine"]["threads"] >= 1
+    assert found["machine"]["affinity"]
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["precision_readback"]
+
+
+def test_the_kernel_map_is_built_in_cold_calls_and_kept_in_warm_ones(monkeypatch):
+    from backends.sscn.adapter import Backend
+
+    built = []
+    whole = Backend.tensor
+    monkeypatch.setattr(Backend, "tensor", lambda *a, **k: (built.append(1), whole(*a, **k))[1])
+    for state, more in (("cold", 3), ("warm", 0)):
+        cell = make_cell("sscn", "forward", state)
+        subject = Subject(cell, load_batch(cell, "sample")[0])
+        call = subject.call()
+        before = len(built)
+        for _ in range(3):
+            call()
+        assert len(built) - before == more, state
+
+
+def broken(monkeypatch, change):
+    """Make our engine's results wrong by ``change`` of each convolution's output."""
+    from backends.sscn.adapter import Backend
+
+    whole = Backend.features
+    monkeypatch.setattr(Backend, "features", lambda self, x: change(whole(self, x)))
+
+
+@pytest.mark.parametrize(
+    ("phase", "change", "reason"),
+    [
+        ("forward", lambda out: out * 1.001, "relative RMSE of the logits"),
+        ("forward", lambda out: out * float("nan"), "not finite"),
+        ("forward", lambda out: out[:-1], "logits came back"),
+        ("step", lambda out: torch.cat([out[:, :1].detach(), out[:, 1:]], 1), "gradient"),
+    ],
+)
+def test_a_wrong_engine_gets_no_times(phase, change, reason, truths, monkeypatch):
+    job = make_job("sscn", phase, truth=truths)
+    truth_of(job)  # computed before our engine breaks
+    broken(monkeypatch, change)
+    found = in_one_go(job)
+    assert found["outcome"] == "wrong"
+    assert reason in found["reason"]
+    assert "host_seconds" not in found
+    assert found["error"]["argmax_agreement"] is not None
+
+
+def test_zero_gradients_are_wrong(truths, monkeypatch):
+    from backends.sscn import adapter
+
+    job = make_job("sscn", "step", truth=truths)
+    truth_of(job)
+    whole = adapter.Backend.features
+
+    def features(self, x):
+        out = whole(self, x)
+        return out.detach() + 0 * out
+
+    monkeypatch.setattr(adapter.Backend, "features", features)
+    found = in_one_go(job)
+    assert found["outcome"] == "wrong"
+    assert "gradient" in found["reason"]
+
+
+def test_the_truth_is_computed_once_for_all_engines(tmp_path):
+    job = make_job("sscn", truth=tmp_path)
+    first = truth_of(job)
+    (file,) = tmp_path.iterdir()
+    stamp = file.stat().st_mtime_ns
+    other = make_job("dense", "forward", "warm", truth=tmp_path)
+    assert torch.equal(truth_of(other).logits, first.logits)
+    assert file.stat().st_mtime_ns == stamp
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_truth_that_cannot_be_computed_is_said(tmp_path):
+    job = make_job("sscn", truth=tmp_path)
+    job = Job.from_json(job.to_json() | {"events": "missing.root"})
+    with pytest.raises(RuntimeError, match=r"truth could not be computed: .*missing\.root"):
+        truth_of(job)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (MemoryError(), "out-of-memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out-of-memory"),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"), "out-of-memory"),
+        (RuntimeError("std::bad_alloc"), "out-of-memory"),
+        (RuntimeError("shapes differ"), "crashed"),
+        (ImportError("No module named x"), "unavailable"),
+        (Unsupported("no bf16"), "unavailable"),
+        (BadInput("give a file"), "unavailable"),
+        (SystemExit(3), "crashed"),
+        (Failed("wrong", "error too large"), "wrong"),
+    ],
+)
+def test_errors_have_outcomes(error, outcome):
+    assert classify(error).outcome == outcome
+
+
+def test_the_memory_of_a_worker_is_bounded_and_the_record_says_so():
+    # Enough for torch, not for a dense volume of 512 px.
+    job = Job(make_cell("dense", size=512), memory_bytes=2_000_000_000, check=False)
+    task = Task(job, 0, Code(ROOT, "", True))
+    ((_, found),) = measure([task], 0, Silent())
+    assert found["outcome"] == "out-of-memory"
+    assert "allocate" in found["reason"]
+    assert "bound to 2 GB" in found["reason"]
+    assert found["memory"]["limit_bytes"] == 2_000_000_000
+
+
+class Silent:
+    def sampled(self, task, samples):
+        pass
+
+
+def test_the_launched_worker_is_the_same_as_the_one_in_one_go(truths):
+    job = make_job("sscn", truth=truths)
+    task = Task(job, 0, Code(ROOT, "", True))
+    ((_, found),) = measure([task], 0, Silent())
+    assert found["outcome"] == "ok"
+    assert found["memory"]["limit_bytes"] > 10**8
+    assert set(in_one_go(job)) <= set(found) | {"stop"}
+
+
+def test_what_an_engine_prints_does_not_reach_the_answer(tmp_path):
+    file = tmp_path / "cell.json"
+    file.write_text(json.dumps(make_job("sscn").to_json() | {"check": False}))
+    code = (
+        "import os, sys, torch\n"
+        "torch.set_num_interop_threads(1)\n"
+        "from harness import subject\n"
+        "whole = subject.Subject.call\n"
+        "def loud(self):\n"
+        "    print('hello from Python'); os.write(1, b'hello from C\\n'); return whole(self)\n"
+        "subject.Subject.call = loud\n"
+        "from harness.__main__ import main\n"
+        f"main(['worker', {str(file)!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    assert found["outcome"] == "ok", found
+    assert found["cell"]["backend"] == "sscn"
+    assert "hello from Python" in done.stderr
+    assert "hello from C" in done.stderr
+
+
+def test_affinity_and_threads_are_set_and_recorded():
+    import os
+
+    processor = min(os.sched_getaffinity(0))
+    job = make_job("sscn").to_json() | {"processors": [processor], "threads": 1, "check": False}
+    launched = LocalWorker(Code(ROOT, "", True).command(sys.executable))
+    try:
+        answer = launched.ask({"do": "prepare", "job": job}, 120)
+    finally:
+        launched.close()
+    assert answer["record"]["machine"]["affinity"] == [processor]
+    assert answer["record"]["machine"]["threads"] == 1
+
+
+def test_a_worker_wants_to_be_prepared_first():
+    (answer,) = answers(iter([{"do": "sample", "seconds": 1.0}]))
+    assert answer["outcome"] == "unavailable"
+    assert "prepare" in answer["reason"]
+
+
+def test_throttled_samples_are_flagged(monkeypatch):
+    session = Session(make_job("sscn"))
+    session._call = lambda: None
+    session._clock = worker.HostClock()
+    states = iter([False, False, False, True, True, True])
+    session._throttle = lambda: next(states)
+    for _ in range(3):
+        session.sample(0.0)
+    assert session._throttled == [1, 2]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("phase", ["forward", "step"])
+def test_a_real_gpu_is_measured_with_all_instruments(phase, truths):
+    job = make_job("dense", phase, truth=truths, device="cuda")
+    task = Task(job, 0, Code(ROOT, "", True))
+    ((_, found),) = measure([task], 0, Silent())
+    assert (found["outcome"], found["reason"]) == ("ok", "")
+    assert len(found["device_seconds"]) == len(found["host_seconds"])
+    assert all(d <= h for d, h in zip(found["device_seconds"], found["host_seconds"], strict=True))
+    memory = found["memory"]
+    assert 0 < memory["torch_allocated_bytes"] <= memory["torch_reserved_bytes"]
+    assert memory["nvml_peak_bytes"] - memory["nvml_baseline_bytes"] > 0
+    assert memory["outside_torch_bytes"] > 0  # the CUDA context at least
+    assert found["machine"]["gpu_uuid"]
+    assert found["conditions"]["after"]["sm_clock_mhz"] > 0
+    assert found["energy_joules"] is None or found["energy_joules"] > 0

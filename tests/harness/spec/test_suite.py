@@ -1,0 +1,173 @@
+import ast
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from backends.capabilities import Capabilities
+from harness.errors import BadInput
+from harness.events import benchmark_batch, open_events
+from harness.run.plan import groups, obstacle, with_events
+from harness.run.workload import event_index, load_batch
+from harness.spec.cell import Cell
+from harness.spec.suite import ENGINES, TYPICAL_SEED, find_suite, find_suites, parse_engine
+
+ROOT = Path(__file__).resolve().parents[3]
+FIXTURE = ROOT.parent / "shared" / "data" / "larcv2_pilarnet_event48.root"
+
+
+def test_the_suites_ask_what_they_should():
+    for name, phase in (("inference", "forward"), ("training", "step")):
+        cells = find_suite(name).cells()
+        asked = {(c.backend, c.size, c.batch, c.phase, c.map) for c in cells}
+        assert asked == {
+            (backend, size, batch, phase, state)
+            for backend in ENGINES
+            for size in (192, 512, 768)
+            for batch in (1, 4)
+            for state in ("cold", "warm")
+        }
+
+
+def test_the_demo_has_dense_at_192_and_every_question_has_several_engines():
+    cells = find_suite("demo").cells()
+    assert {c.size for c in cells if c.backend == "dense"} == {192}
+    assert {c.size for c in cells} == {192, 512, 768}
+    assert {c.phase for c in cells} == {"forward", "step"}
+    questions = {c.question for c in cells}
+    for question in questions:
+        assert len({c.backend for c in cells if c.question == question}) > 2
+
+
+def test_cells_are_listed_once():
+    for suite in find_suites().values():
+        cells = suite.cells()
+        assert len({cell.name for cell in cells}) == len(cells)
+
+
+def test_a_grid_does_not_depend_on_what_is_installed(monkeypatch):
+    before = [cell.name for cell in find_suite("inference").cells()]
+    monkeypatch.setattr("backends.registry.probe", lambda *_: pytest.fail("probed"))
+    assert [cell.name for cell in find_suite("inference").cells()] == before
+
+
+def test_choices_narrow_the_grid():
+    cells = find_suite("inference").cells(
+        backends=["sscn:kernels=reference", "elsewhere"], sizes=[512], batches=[16]
+    )
+    assert {(c.engine, c.size, c.batch) for c in cells} == {
+        ("sscn kernels=reference", 512, 16),
+        ("elsewhere", 512, 16),
+    }
+    assert find_suite("inference").cells(device="cuda", precision="tf32")[0].precision == "tf32"
+
+
+def test_impossible_choices_are_one_sentence():
+    with pytest.raises(BadInput, match="no images of 100 px; choose from 192, 512, 768"):
+        find_suite("inference").cells(sizes=[100])
+    with pytest.raises(BadInput, match="no suite 'nothing'; choose one of"):
+        find_suite("nothing")
+    with pytest.raises(BadInput, match="NAME:OPTION=VALUE"):
+        parse_engine("sscn:fast")
+
+
+def test_the_harness_imports_no_suite():
+    for path in (ROOT / "harness").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            assert not any((name or "").split(".")[0] == "suites" for name in names), path
+
+
+def test_the_typical_seed_draws_typical_events():
+    for size in (192, 512, 768):
+        events = open_events("sample", size=size)
+        mean = np.mean([len(event) for event in events])
+        for batch in (1, 4):
+            sites = len(benchmark_batch(events, batch, TYPICAL_SEED)[0]["sites"])
+            assert 0.7 < sites / batch / mean < 1.3
+
+
+def test_the_sample_is_named_by_its_hash():
+    cells = with_events(find_suite("inference").cells(backends=["sscn"]), "sample")
+    hashes = {cell.size: cell.events.sha256 for cell in cells}
+    assert len(set(hashes.values())) == 3
+    assert all(len(value) == 64 for value in hashes.values())
+
+
+needs_fixture = pytest.mark.skipif(not FIXTURE.exists(), reason="the larcv2 fixture is not here")
+
+
+@needs_fixture
+def test_a_small_file_is_measured_event_by_event():
+    cells = with_events(find_suite("inference").cells(backends=["sscn"]), str(FIXTURE))
+    assert {cell.size for cell in cells} == {192}
+    found = {}
+    for cell in cells:
+        batch, skipped = load_batch(cell, str(FIXTURE))
+        found.setdefault(cell.batch, []).append((len(batch.sites), skipped))
+    assert sorted(set(found[1])) == [(100, 1), (1000, 1), (5180, 1)]
+    assert {skipped for _, skipped in found[4]} == {1}
+    ((sites, _),) = set(found[4])
+    assert sites - 6280 in (5180, 100, 1000)  # one of the three, in another orientation
+
+
+@needs_fixture
+def test_other_events_than_the_cell_names_are_refused():
+    cell = Cell("s", "sscn", 192, 1, "forward", "cold")
+    cell = Cell.from_json(cell.to_json() | {"events": {"set": "f", "sha256": "0" * 64, "seed": 0}})
+    with pytest.raises(BadInput, match="SHA-256 differs"):
+        load_batch(cell, str(FIXTURE))
+
+
+def test_a_file_without_the_suites_sizes_is_refused(tmp_path, monkeypatch):
+    events = SimpleNamespace(sizes=(64,), size=64)
+    monkeypatch.setattr("harness.run.plan.open_events", lambda source: events)
+    with pytest.raises(BadInput, match="has events of 64 px"):
+        with_events(find_suite("inference").cells(), "some.root")
+
+
+@pytest.mark.parametrize(
+    ("name", "index"), [("f.root[2]", 2), ("f.root", None), ("sample", None), ("f[x].root", None)]
+)
+def test_a_single_event_is_named_in_brackets(name, index):
+    assert event_index(name) == index
+
+
+CAN = Capabilities(
+    "1.0", ("cpu",), {"cpu": ("fp32",)}, dims=(3,), options={"algorithm": ("Native",)}
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "capabilities", "reason"),
+    [
+        ({}, CAN, ""),
+        ({}, None, "not installed"),
+        ({"device": "cuda"}, CAN, "does not run on cuda"),
+        ({"precision": "bf16"}, CAN, "no bf16 on cpu"),
+        ({"dim": 2}, CAN, "no 2D"),
+        ({"options": {"algorithm": "Split"}}, CAN, "no option algorithm=Split"),
+        ({"options": {"algorithm": "Native"}}, CAN, ""),
+        (
+            {"phase": "step"},
+            Capabilities("1", ("cpu",), {"cpu": ("fp32",)}, training=False),
+            "train",
+        ),
+        ({}, Capabilities("1", ("cpu",), {"cpu": ("fp32",)}, missing="inverse"), "lacks inverse"),
+    ],
+)
+def test_what_cannot_run_has_a_reason(change, capabilities, reason):
+    cell = Cell.from_json(Cell("s", "e", 192, 1, "forward", "cold").to_json() | change)
+    found = obstacle(cell, SimpleNamespace(capabilities=capabilities, reason="not installed"))
+    assert (reason in found) if reason else not found
+
+
+def test_engines_of_one_question_are_measured_together_in_mirrored_rounds():
+    cells = find_suite("demo").cells()
+    first, second = groups(cells, 3, 0), groups(cells, 3, 1)
+    assert second == first[::-1]
+    assert sorted(c.name for g in first for c in g) == sorted(c.name for c in cells)
+    assert all(len({cell.question for cell in group}) == 1 for group in first)
+    assert groups(cells, 3, 2) != first
