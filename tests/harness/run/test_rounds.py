@@ -141,7 +141,7 @@ KILLED = """
 import sys
 sys.path[:0] = [{here!r}, {root!r}]
 from pathlib import Path
-from test_run import *
+from test_rounds import *
 whole = launch.measure
 launch.measure = lambda tasks, seed, watcher: whole(
     tasks, seed, watcher, lambda task: LocalWorker(FAKE))

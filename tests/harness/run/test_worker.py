@@ -195,11 +195,11 @@ def test_what_an_engine_prints_does_not_reach_the_answer(tmp_path):
     code = (
         "import os, sys, torch\n"
         "torch.set_num_interop_threads(1)\n"
-        "from harness import subject\n"
-        "whole = subject.Subject.call\n"
+        "from harness.run import workload\n"
+        "whole = workload.Subject.call\n"
         "def loud(self):\n"
         "    print('hello from Python'); os.write(1, b'hello from C\\n'); return whole(self)\n"
-        "subject.Subject.call = loud\n"
+        "workload.Subject.call = loud\n"
         "from harness.__main__ import main\n"
         f"main(['worker', {str(file)!r}])\n"
     )
