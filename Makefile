@@ -9,7 +9,7 @@ NATIVE := CMakeLists.txt $(shell find backends/sscn -name '*.cpp' -o -name '*.h'
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 REPORT := report
 
-.PHONY: demo test setup minkowski clean help
+.PHONY: demo test docs setup minkowski clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,8 +21,15 @@ demo: $(VENV)/.demo  ## measure the engines that run here and write the page
 test: $(VENV)/.test  ## lint, types and every test that this machine can run
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/python -m numpydoc lint $$(find backends harness suites -name '*.py')
+	$(BIN)/clang-format --dry-run --Werror $$(find backends -name '*.cpp' -o -name '*.hpp')
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+
+docs: $(VENV)/.docs  ## build the documentation, in build/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky docs build/docs
+	@echo "documentation: build/docs/index.html"
 
 setup: $(VENV)/.test  ## everything that a developer needs
 
@@ -52,6 +59,11 @@ $(VENV)/.test: $(VENV)/.demo
 	@if [ -e "$(MINKOWSKI)" ]; then $(PIP) --no-deps --no-index --find-links "$(WHEELS)" MinkowskiEngine; fi
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.demo
+	@echo "installing what the documentation needs"
+	@$(PIP) --editable ".[spconv,docs]"
+	@touch $@
+
 minkowski: $(VENV)/.torch $(MINKOWSKI)  ## build MinkowskiEngine once (about 7 minutes) and install it
 	@$(PIP) --no-deps --no-index --find-links "$(WHEELS)" MinkowskiEngine
 
@@ -65,4 +77,4 @@ $(MINKOWSKI): | $(VENV)/.torch
 	touch $@
 
 clean:  ## remove everything that the targets made
-	rm -rf $(VENV) build $(REPORT) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build $(REPORT) .coverage .pytest_cache .mypy_cache .ruff_cache
