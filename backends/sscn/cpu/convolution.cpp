@@ -78,8 +78,8 @@ inline void tile(const Element* x, int64_t values, const int32_t* in, const uint
 }
 
 template <class Element>
-using TileFunction = void (*)(const Element*, int64_t, const int32_t*, const uint8_t*,
-                              const float*, int64_t, float*, int64_t);
+using TileFunction = void (*)(const Element*, int64_t, const int32_t*, const uint8_t*, const float*,
+                              int64_t, float*, int64_t);
 
 template <int kWidth, class Element, int... kRows>
 void remainder(int rows, std::integer_sequence<int, kRows...>, const Element* x, int64_t values,
@@ -120,8 +120,7 @@ inline void narrow_pairs(const Element* x, int64_t values, const int32_t* in, co
     narrow_rows<4, kValues>(x, values, in + done, out + done, w, sum);
     done += 4;
   }
-  for (; done < number; ++done)
-    narrow_rows<1, kValues>(x, values, in + done, out + done, w, sum);
+  for (; done < number; ++done) narrow_rows<1, kValues>(x, values, in + done, out + done, w, sum);
 }
 
 // One vector wide, the weights of kValues values stay in registers for all pairs of the tap.
@@ -250,16 +249,15 @@ void convolve_blocks(const Element* x, int x_values, const Element* skip, int sk
     const int64_t stride = width * kLanes;
     std::memset(sum, 0, static_cast<size_t>(rows * stride) * sizeof(float));
     const PairsFunction<Element> multiply = pairs_function<Element>(width);
-    for_each_tap(pairs, block, 0, pairs.taps,
-                 [&](int tap, const int32_t* in, const uint8_t* out, int number) {
-                   const float* w = weight + static_cast<int64_t>(tap) * values * weight_stride;
-                   multiply(x, x_values, in, out, number, w + from * kLanes, weight_stride, sum,
-                            stride);
-                   if (skip)
-                     multiply(skip, skip_values, in, out, number,
-                              w + x_values * weight_stride + from * kLanes, weight_stride, sum,
-                              stride);
-                 });
+    for_each_tap(
+        pairs, block, 0, pairs.taps,
+        [&](int tap, const int32_t* in, const uint8_t* out, int number) {
+          const float* w = weight + static_cast<int64_t>(tap) * values * weight_stride;
+          multiply(x, x_values, in, out, number, w + from * kLanes, weight_stride, sum, stride);
+          if (skip)
+            multiply(skip, skip_values, in, out, number,
+                     w + x_values * weight_stride + from * kLanes, weight_stride, sum, stride);
+        });
     finish(block, first, rows, from * kLanes, width, sum);
   });
 }
@@ -323,7 +321,8 @@ const float* widened(const float* from, int64_t rows, int channels, Scratch& scr
   parallel_for(threads, (rows + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
     const int64_t end = (chunk + 1) * kChunk < rows ? (chunk + 1) * kChunk : rows;
     for (int64_t i = chunk * kChunk; i < end; ++i) {
-      std::memcpy(to + i * wide, from + i * channels, static_cast<size_t>(channels) * sizeof(float));
+      std::memcpy(to + i * wide, from + i * channels,
+                  static_cast<size_t>(channels) * sizeof(float));
       std::memset(to + i * wide + channels, 0,
                   static_cast<size_t>(wide - channels) * sizeof(float));
     }
@@ -507,7 +506,8 @@ const void* convolve_in(const Source& source, const float* weight, int out_chann
 const void* convolve(Source source, const float* weight, int out_channels, Pairs pairs,
                      Products products, const float* residual, float* out, double* sums, Next next,
                      int threads) {
-  const auto function = products == Products::kFloat32 ? convolve_in<Float32> : convolve_in<Bfloat16>;
+  const auto function =
+      products == Products::kFloat32 ? convolve_in<Float32> : convolve_in<Bfloat16>;
   return function(source, weight, out_channels, pairs, residual, out, sums, next, threads);
 }
 
@@ -519,17 +519,16 @@ void input_gradient_in(const float* grad, int64_t grad_rows, int grad_channels, 
                        const float* carried_skip, float* to_x, float* to_skip, double* sums,
                        int threads) {
   const int channels = source.channels(), split = source.x_channels, wide = padded(channels);
-  const float* w = packed<Format>(
-      transposed(weight, back.taps, channels, grad_channels, mirrored, threads), back.taps,
-      grad_channels, wide, threads);
+  const float* w =
+      packed<Format>(transposed(weight, back.taps, channels, grad_channels, mirrored, threads),
+                     back.taps, grad_channels, wide, threads);
   const Source flow{grad, nullptr, grad_rows, grad_channels, 0, nullptr, nullptr};
   double* partial = nullptr;
   if (sums)
     partial = workspace().sums.get<double>(static_cast<size_t>(back.blocks()) * 2 * channels);
   convolve_blocks<typename Format::Element>(
       gathered<Format>(flow, threads), Format::values(grad_channels), nullptr, 0, w, wide, back,
-      threads,
-      [&](int64_t block, int64_t first, int rows, int from, int width, const float* acc) {
+      threads, [&](int64_t block, int64_t first, int rows, int from, int width, const float* acc) {
         ColumnSums block_sums;
         for (int j = 0; j < width; ++j) {
           const int column = from + j * kLanes;
@@ -539,8 +538,8 @@ void input_gradient_in(const float* grad, int64_t grad_rows, int grad_channels, 
             const int64_t row = first + i;
             const Vector v = load(acc + (i * width + j) * kLanes);
             if (within_x || within_skip) {
-              const int64_t at = within_x ? row * split + column
-                                          : row * source.skip_channels + column - split;
+              const int64_t at =
+                  within_x ? row * split + column : row * source.skip_channels + column - split;
               float* to = (within_x ? to_x : to_skip) + at;
               const float* added = within_x ? carried : carried_skip;
               const Vector more = added ? load(added + at) : Vector{};
@@ -559,7 +558,8 @@ void input_gradient_in(const float* grad, int64_t grad_rows, int grad_channels, 
             store(values, v);
             for (int k = 0; k < kLanes && column + k < channels; ++k) {
               const int c = column + k;
-              const int64_t at = c < split ? row * split + c : row * source.skip_channels + c - split;
+              const int64_t at =
+                  c < split ? row * split + c : row * source.skip_channels + c - split;
               float& to = (c < split ? to_x : to_skip)[at];
               const float* added = c < split ? carried : carried_skip;
               const float more = added ? added[at] : 0;
@@ -659,8 +659,8 @@ void outer_products(const ListedRows& rows, int64_t channels, int number, float*
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t c = channels * part / parts;
     const int height = static_cast<int>(channels * (part + 1) / parts - c);
-    outer_tile<kWidth>(height, std::make_integer_sequence<int, kRows>{})(
-        rows, c, number, to + c * kWidth * kLanes);
+    outer_tile<kWidth>(height, std::make_integer_sequence<int, kRows>{})(rows, c, number,
+                                                                         to + c * kWidth * kLanes);
   }
 }
 
@@ -702,7 +702,8 @@ void weight_gradient(Source source, const float* grad, int64_t grad_rows, int gr
   const float* shared = shares ? gathered<Float32>(source, threads) : nullptr;
   float* copies = nullptr;
   if (!shares)
-    copies = workspace().inputs[0].get<float>(room * static_cast<size_t>(threads < 1 ? 1 : threads));
+    copies =
+        workspace().inputs[0].get<float>(room * static_cast<size_t>(threads < 1 ? 1 : threads));
   parallel_for(threads, groups * sets, [&](int64_t task, int worker) {
     const int64_t group = task / sets, set = task % sets;
     const int first_tap = static_cast<int>(taps * set / sets);
@@ -719,28 +720,28 @@ void weight_gradient(Source source, const float* grad, int64_t grad_rows, int gr
         activate<Float32>(source, first, after < back.rows ? after : back.rows, copy);
         x = copy;
       }
-      for_each_tap(
-          back, b, first_tap, last_tap,
-          [&](int tap, const int32_t* in, const uint8_t* rows, int number) {
-            float* sums = mine + (mirrored ? taps - 1 - tap : tap) * tap_size;
-            if constexpr (kLanes == 16)
-              if (channels == 16 && stride == 16)
-                return outer<16, 1>(NarrowRows{{x, rows}, {g, in}}, 0, number, sums);
-            for (int done = 0; done < number; done += most) {
-              const int run = number - done < most ? number - done : most;
-              for (int part = 0; part < parts; ++part) {
-                const int column = vectors * part / parts;
-                const int width = vectors * (part + 1) / parts - column;
-                ListedRows where;
-                for (int p = 0; p < run; ++p) {
-                  where.x[p] = x + rows[done + p] * static_cast<int64_t>(channels);
-                  where.grad[p] = g + in[done + p] * static_cast<int64_t>(stride) + column * kLanes;
-                }
-                outer_function(width, std::make_integer_sequence<int, kWidest>{})(
-                    where, channels, run, sums + column * kLanes * channels);
-              }
-            }
-          });
+      for_each_tap(back, b, first_tap, last_tap,
+                   [&](int tap, const int32_t* in, const uint8_t* rows, int number) {
+                     float* sums = mine + (mirrored ? taps - 1 - tap : tap) * tap_size;
+                     if constexpr (kLanes == 16)
+                       if (channels == 16 && stride == 16)
+                         return outer<16, 1>(NarrowRows{{x, rows}, {g, in}}, 0, number, sums);
+                     for (int done = 0; done < number; done += most) {
+                       const int run = number - done < most ? number - done : most;
+                       for (int part = 0; part < parts; ++part) {
+                         const int column = vectors * part / parts;
+                         const int width = vectors * (part + 1) / parts - column;
+                         ListedRows where;
+                         for (int p = 0; p < run; ++p) {
+                           where.x[p] = x + rows[done + p] * static_cast<int64_t>(channels);
+                           where.grad[p] =
+                               g + in[done + p] * static_cast<int64_t>(stride) + column * kLanes;
+                         }
+                         outer_function(width, std::make_integer_sequence<int, kWidest>{})(
+                             where, channels, run, sums + column * kLanes * channels);
+                       }
+                     }
+                   });
     }
   });
   if (direct) return;
@@ -753,7 +754,8 @@ void weight_gradient(Source source, const float* grad, int64_t grad_rows, int gr
         for (int o = 0; o < columns; o += kLanes) {
           const float* from = partial + tap * tap_size + first * channels + c * wide + o;
           Vector sum = load(from);
-          for (int64_t group = 1; group < groups; ++group) sum += load(from + group * taps * tap_size);
+          for (int64_t group = 1; group < groups; ++group)
+            sum += load(from + group * taps * tap_size);
           float* to = out + (tap * channels + c) * grad_channels + first + o;
           if (o + kLanes <= columns)
             store(to, sum);
@@ -823,10 +825,17 @@ namespace sscn {
 #define SSCN_TEXT(a) SSCN_TEXT_(a)
 
 const Engine SSCN_JOIN(engine_, SSCN_TARGET) = {
-    SSCN_TEXT(SSCN_TARGET),      SSCN_TARGET::sort_sites,     SSCN_TARGET::connect,
-    SSCN_TARGET::coarsen,        SSCN_TARGET::connect_down,   SSCN_TARGET::connect_up,
-    SSCN_TARGET::convolve,       SSCN_TARGET::input_gradient, SSCN_TARGET::weight_gradient,
-    SSCN_TARGET::statistics_gradient, SSCN_TARGET::peak,
+    SSCN_TEXT(SSCN_TARGET),
+    SSCN_TARGET::sort_sites,
+    SSCN_TARGET::connect,
+    SSCN_TARGET::coarsen,
+    SSCN_TARGET::connect_down,
+    SSCN_TARGET::connect_up,
+    SSCN_TARGET::convolve,
+    SSCN_TARGET::input_gradient,
+    SSCN_TARGET::weight_gradient,
+    SSCN_TARGET::statistics_gradient,
+    SSCN_TARGET::peak,
 };
 
 }  // namespace sscn

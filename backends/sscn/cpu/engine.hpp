@@ -83,8 +83,8 @@ struct Engine {
   // `carried` and `carried_skip`, if there, are added to to_x and to_skip.
   void (*input_gradient)(const float* grad, int64_t grad_rows, int grad_channels,
                          const float* weight, Pairs back, bool mirrored, Products products,
-                         Source source, const float* carried, const float* carried_skip, float* to_x,
-                         float* to_skip, double* sums, int threads);
+                         Source source, const float* carried, const float* carried_skip,
+                         float* to_x, float* to_skip, double* sums, int threads);
 
   void (*weight_gradient)(Source source, const float* grad, int64_t grad_rows, int grad_channels,
                           Pairs back, bool mirrored, float* out, int threads);

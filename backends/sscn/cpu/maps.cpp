@@ -2,8 +2,8 @@
 //
 // The 64 places whose keys share all but the lowest six bits form a brick (4 x 4 x 4, or 8 x 8).
 // Only bricks need a hash table. Around each brick of output sites a window is laid as far as the
-// kernel reaches, and the rows of the sites in it are entered; then every neighbour of every site is
-// one look-up in it, at a distance that the tap alone decides.
+// kernel reaches, and the rows of the sites in it are entered; then every neighbour of every site
+// is one look-up in it, at a distance that the tap alone decides.
 #include "maps.hpp"
 
 #include "parallel.hpp"
@@ -59,7 +59,8 @@ uint64_t compact(uint64_t v, int dim) {
 // Make room for a whole brick below the batch index, also in tiny volumes.
 struct Widening {
   int from, to;
-  explicit Widening(Numbering n) : from(n.dim * n.bits), to(from < kBrickBits ? kBrickBits : from) {}
+  explicit Widening(Numbering n)
+      : from(n.dim * n.bits), to(from < kBrickBits ? kBrickBits : from) {}
   uint64_t operator()(int64_t key) const {
     const auto k = static_cast<uint64_t>(key);
     return (k >> from) << to | (k & ((uint64_t{1} << from) - 1));
@@ -219,8 +220,8 @@ void find_neighbours(const Bricks& bricks, const Steps& steps, uint64_t key, int
 
 // Enter the rows of all sites around a brick into a window, -1 where there is none. `present` has
 // room for the neighbours that exist: gone through at once, they cost no mispredicted branches.
-void fill_window(const Bricks& bricks, const Steps& steps, const int32_t* around,
-                 int32_t* present, int32_t* window) {
+void fill_window(const Bricks& bricks, const Steps& steps, const int32_t* around, int32_t* present,
+                 int32_t* window) {
   std::memset(window, 0xff, static_cast<size_t>(steps.size) * sizeof(int32_t));
   int number = 0;
   for (int neighbour = 0; neighbour < steps.neighbours; ++neighbour) {
@@ -350,8 +351,8 @@ int64_t sort_sites(const int32_t* sites, int64_t rows, Numbering numbering, int6
   if (key_bits + row_bits <= 64) {
     auto* items = memory.get<uint64_t>(2 * number);
     each_part([&](int64_t i) { items[i] = encoded[i] << row_bits | static_cast<uint64_t>(i); });
-    const uint64_t* sorted = radix_sort(items, items + rows, rows, row_bits, row_bits + key_bits,
-                                        parts, threads);
+    const uint64_t* sorted =
+        radix_sort(items, items + rows, rows, row_bits, row_bits + key_bits, parts, threads);
     each_part([&](int64_t i) {
       keys[i] = static_cast<int64_t>(sorted[i] >> row_bits);
       order[i] = static_cast<int64_t>(sorted[i] & ((uint64_t{1} << row_bits) - 1));

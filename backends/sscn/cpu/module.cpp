@@ -59,41 +59,51 @@ NB_MODULE(_kernels, m) {
 #endif
   m.doc() = "Sparse convolutions in C++; see backends.sscn.cpu for the checked interface.";
 
-  m.def("instruction_sets", [] {
-    std::vector<std::string> names;
-    for (const Engine* e : available()) names.emplace_back(e->name);
-    return names;
-  }, "Names of the instruction sets that run here, the fastest first.");
+  m.def(
+      "instruction_sets",
+      [] {
+        std::vector<std::string> names;
+        for (const Engine* e : available()) names.emplace_back(e->name);
+        return names;
+      },
+      "Names of the instruction sets that run here, the fastest first.");
 
-  m.def("instruction_set", [] { return std::string(engine->name); },
-        "Name of the instruction set in use.");
+  m.def(
+      "instruction_set", [] { return std::string(engine->name); },
+      "Name of the instruction set in use.");
 
-  m.def("use", [](const std::string& name) {
-    for (const Engine* e : available())
-      if (name == e->name) {
-        engine = e;
-        return;
-      }
-    throw nb::value_error(("this processor has no instruction set " + name).c_str());
-  }, "Use an instruction set from now on.");
+  m.def(
+      "use",
+      [](const std::string& name) {
+        for (const Engine* e : available())
+          if (name == e->name) {
+            engine = e;
+            return;
+          }
+        throw nb::value_error(("this processor has no instruction set " + name).c_str());
+      },
+      "Use an instruction set from now on.");
 
-  m.def("peak", [](int64_t rounds, bool doubles, int threads) {
-    return engine->peak(rounds, doubles, threads);
-  }, "Multiply and add in registers; returns the number of floating-point operations.");
+  m.def(
+      "peak",
+      [](int64_t rounds, bool doubles, int threads) {
+        return engine->peak(rounds, doubles, threads);
+      },
+      "Multiply and add in registers; returns the number of floating-point operations.");
 
-  m.def("sort_sites", [](Address sites, int64_t rows, int dim, int bits, int64_t size,
-                         Address keys, Address order, int threads) {
+  m.def("sort_sites", [](Address sites, int64_t rows, int dim, int bits, int64_t size, Address keys,
+                         Address order, int threads) {
     return engine->sort_sites(at<int32_t>(sites), rows, {dim, bits}, size, at<int64_t>(keys),
                               at<int64_t>(order), threads);
   });
 
-  m.def("connect", [](Address keys_in, int64_t rows_in, Address keys_out, int64_t rows_out, int dim,
-                      int bits, int kernel_size, int block, Address in, Address out, Address span,
-                      int threads) {
-    engine->connect(at<int64_t>(keys_in), rows_in, at<int64_t>(keys_out), rows_out, {dim, bits},
-                    kernel_size, block, at<int32_t>(in), at<uint8_t>(out), at<int32_t>(span),
-                    threads);
-  });
+  m.def("connect",
+        [](Address keys_in, int64_t rows_in, Address keys_out, int64_t rows_out, int dim, int bits,
+           int kernel_size, int block, Address in, Address out, Address span, int threads) {
+          engine->connect(at<int64_t>(keys_in), rows_in, at<int64_t>(keys_out), rows_out,
+                          {dim, bits}, kernel_size, block, at<int32_t>(in), at<uint8_t>(out),
+                          at<int32_t>(span), threads);
+        });
 
   m.def("coarsen", [](Address keys, int64_t rows, int dim, Address coarse, Address first) {
     return engine->coarsen(at<int64_t>(keys), rows, dim, at<int64_t>(coarse), at<int32_t>(first));
@@ -111,8 +121,11 @@ NB_MODULE(_kernels, m) {
                        at<int32_t>(in), at<uint8_t>(out), at<int32_t>(span), threads);
   });
 
-  m.def("run", [](Address words, int64_t number, Address times, int threads) {
-    const nb::gil_scoped_release released;
-    run(*engine, at<int64_t>(words), number, at<double>(times), threads);
-  }, "Run instructions one after the other; see program.hpp.");
+  m.def(
+      "run",
+      [](Address words, int64_t number, Address times, int threads) {
+        const nb::gil_scoped_release released;
+        run(*engine, at<int64_t>(words), number, at<double>(times), threads);
+      },
+      "Run instructions one after the other; see program.hpp.");
 }

@@ -57,8 +57,7 @@ struct Work {
 
   Work(Task t, void* c, int64_t tasks, int threads)
       : task(t), context(c), shares(threads < kMostShares ? threads : kMostShares) {
-    for (int i = 0; i < shares; ++i)
-      share[i].give(tasks * i / shares, tasks * (i + 1) / shares);
+    for (int i = 0; i < shares; ++i) share[i].give(tasks * i / shares, tasks * (i + 1) / shares);
   }
 };
 
@@ -75,8 +74,7 @@ void drain(void* data) {
   const int arrived = work.workers.fetch_add(1, std::memory_order_relaxed);
   const int worker = number_in_team ? number_in_team() : arrived;
   const int own = worker % work.shares;
-  for (int64_t task; (task = work.share[own].first()) >= 0;)
-    work.task(work.context, task, worker);
+  for (int64_t task; (task = work.share[own].first()) >= 0;) work.task(work.context, task, worker);
   for (int i = 1; i < work.shares; ++i)
     for (int64_t task; (task = work.share[(own + i) % work.shares].last()) >= 0;)
       work.task(work.context, task, worker);

@@ -7,8 +7,8 @@ namespace sscn {
 
 using Task = void (*)(void* context, int64_t index, int worker);
 
-// Call task(context, i, worker) for every i below `tasks`, on at most `threads` threads; `worker` is
-// below `threads`. A worker begins with its share, one after the other, the same share of every
+// Call task(context, i, worker) for every i below `tasks`, on at most `threads` threads; `worker`
+// is below `threads`. A worker begins with its share, one after the other, the same share of every
 // range: what it wrote in one layer is in its cache for the next. Then it takes from others.
 void run_tasks(int threads, int64_t tasks, Task task, void* context);
 

@@ -107,8 +107,8 @@ class Ahead {
     (between ? now.source.waiting : now.source.active) = active_;
     const Next next = between ? Next{} : next_of(now, following, left);
     const void* active =
-        engine.convolve(now.source, now.weight, now.channels, now.pairs, now.products,
-                        now.residual, now.out, now.sums, next, threads);
+        engine.convolve(now.source, now.weight, now.channels, now.pairs, now.products, now.residual,
+                        now.out, now.sums, next, threads);
     if (between) return;
     active_ = active;
     out_ = now.out;
@@ -182,8 +182,8 @@ inline void run_one(const Engine& engine, const int64_t* words, int64_t left, Ah
       const auto* carried_skip = read.pointer<float>();
       auto* to_x = read.pointer<float>();
       auto* to_skip = read.pointer<float>();
-      engine.input_gradient(grad, rows, channels, weight, back, mirrored, products, source,
-                            carried, carried_skip, to_x, to_skip, read.pointer<double>(), threads);
+      engine.input_gradient(grad, rows, channels, weight, back, mirrored, products, source, carried,
+                            carried_skip, to_x, to_skip, read.pointer<double>(), threads);
       return;
     }
     case Instruction::kWeightGradient: {

@@ -32,9 +32,9 @@ void take_rows(const float* rows, const int64_t* order, int64_t number, int chan
 // their width is known to the compiler.
 inline void take(const float* rows, const int64_t* order, int64_t number, int channels,
                  const float* bias, float* out, int threads) {
-  constexpr decltype(&take_rows<0>) functions[] = {
-      take_rows<0>, take_rows<1>, take_rows<2>, take_rows<3>, take_rows<4>,
-      take_rows<5>, take_rows<6>, take_rows<7>, take_rows<8>};
+  constexpr decltype(&take_rows<0>) functions[] = {take_rows<0>, take_rows<1>, take_rows<2>,
+                                                   take_rows<3>, take_rows<4>, take_rows<5>,
+                                                   take_rows<6>, take_rows<7>, take_rows<8>};
   functions[channels <= 8 ? channels : 0](rows, order, number, channels, bias, out, threads);
 }
 
