@@ -318,7 +318,7 @@ def peak_of(name: str, phase: str, events: Events) -> int:
         torch.ones(4, 1), torch.zeros(4, dtype=torch.int64), 32, 1,
     )  # fmt: skip
     contender.cold(small)  # libraries load what they load lazily
-    found = ResidentMemory().watch(partial(getattr(contender, phase), events))
+    found = ResidentMemory().measure(partial(getattr(contender, phase), events))
     if not found["rss_peak_reset"]:
         raise RuntimeError("the kernel does not let a process reset its peak of memory")
     return found["peak_rss_bytes"] - found["baseline_bytes"]

@@ -31,8 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness.results.verdict import Pair, Side, Verdict, judge, median
 from harness.run.job import Job
-from harness.run.launch import Code, LocalWorker, Task, Worker, measure, start_local
 from harness.run.sampling import StopRule
+from harness.run.source import EngineSource
+from harness.run.task import Task
+from harness.run.turns import measure_in_turns
+from harness.run.worker_process import LocalWorker, Worker, start_local
 from harness.spec.cell import Cell
 
 OUT = Path("results/verdicts/rounds.jsonl")
@@ -44,7 +47,7 @@ SIDES = ("one", "other", "slowed")
 SLOW = """
 import time
 import harness.run.workload
-whole = harness.run.workload.Subject.call
+whole = harness.run.workload.Workload.call
 def slowed(subject):
     call = whole(subject)
     def run():
@@ -55,7 +58,7 @@ def slowed(subject):
             pass
         return result
     return run
-harness.run.workload.Subject.call = slowed
+harness.run.workload.Workload.call = slowed
 """
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -70,9 +73,9 @@ class Silent:
 
 def start(task: Task) -> Worker:
     """Start a worker; on the slowed side, one in which every call takes longer."""
-    if task.code.commit != "slowed":
+    if task.source.commit != "slowed":
         return start_local(task)
-    python, *options, program = task.code.command(task.python)
+    python, *options, program = task.source.command(task.python)
     enter = "runpy.run_module("
     slow = f"exec({SLOW.format(slowdown=SLOWDOWN)!r}); {enter}"
     return LocalWorker([python, *options, program.replace(enter, slow)], task.job.threads)
@@ -93,17 +96,19 @@ def gather(
     """Measure rounds and add them to the file."""
     engines = engine or list(ENGINES)
     done = Counter(r["engine"] for r in _rounds(out)) if out.is_file() else Counter()
-    here = Code.here()
+    here = EngineSource.here()
     out.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         name = min(engines, key=lambda e: done[e])
         job = Job(cell(name), rule=StopRule(budget=budget), warm_up=1.0, check=False)
-        tasks = [Task(job, done[name], Code(here.root, side, here.dirty)) for side in SIDES]
+        tasks = [Task(job, done[name], EngineSource(here.root, side, here.dirty)) for side in SIDES]
         began = time.monotonic()
         found = {
-            task.code.commit: entries
-            for task, entries in measure(tasks, seed=done[name], watcher=Silent(), start=start)
+            task.source.commit: entries
+            for task, entries in measure_in_turns(
+                tasks, seed=done[name], listener=Silent(), start=start
+            )
         }
         bad = [
             f"{s}: {e['outcome']} {e['reason']}" for s, e in found.items() if e["outcome"] != "ok"

@@ -1,4 +1,4 @@
-"""Where tables are printed: a terminal at its own width, a pipe with room for whole rows."""
+"""The console for tables: as wide as the terminal, or wide enough for whole rows in a pipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_WIDTH = 160
-"""Columns of what is not a terminal, and has no width of its own."""
+"""Width in columns where the output is not a terminal."""
 
 
 def table_console() -> Console:

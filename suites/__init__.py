@@ -1,1 +1,1 @@
-"""What to measure: one question a module."""
+"""Suites: one question per module, and the grid of cells that answers it."""

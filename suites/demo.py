@@ -1,4 +1,4 @@
-"""Demo: a first answer in minutes, on a laptop."""
+"""Demo: a first comparison of the engines in minutes, on a laptop."""
 
 from harness.spec.suite import ENGINES, Grid, Suite
 

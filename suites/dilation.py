@@ -1,10 +1,10 @@
-"""Dilation: what ordinary convolutions do to sparse events, and submanifold ones do not."""
+"""Dilation: growth of the active sites by ordinary and by submanifold convolutions."""
 
 from harness.spec.cell import STACKS, ModelSpec
 from harness.spec.suite import Grid, Suite
 
 ENGINES = ("sscn", "dense", "spconv", "minkowski", "spconv-triton")
-"""Those that have both kinds of convolution."""
+"""Engines with both kinds of convolution."""
 
 SUITE = Suite(
     name="dilation",

@@ -1,4 +1,4 @@
-"""Inference: which engine is fastest and smallest at labelling the voxels of an event?"""
+"""Inference: time and memory of the forward pass of each engine."""
 
 from harness.asv import track
 from harness.spec.suite import Grid, Suite

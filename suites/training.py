@@ -1,4 +1,4 @@
-"""Training: which engine is fastest and smallest at one optimisation step?"""
+"""Training: time and memory of one optimisation step of each engine."""
 
 from harness.asv import track
 from harness.spec.suite import Grid, Suite

@@ -62,7 +62,7 @@ def gpu_name() -> str:
     """Return the name of the GPU that a run would use, empty without one."""
     try:
         nvml = gpu.open_nvml()
-        found = gpu.facts(nvml, gpu.find_device(nvml, os.environ, None))
+        found = gpu.device_facts(nvml, gpu.find_device(nvml, os.environ, None))
     except gpu.NoGpu:
         return ""
     return found["gpu"] or ""

@@ -148,10 +148,10 @@ def measure(
 
     from backends.registry import probe_all
     from harness.results import store
-    from harness.run.launch import Code
     from harness.run.plan import with_events
     from harness.run.rounds import Settings, run
     from harness.run.sampling import StopRule
+    from harness.run.source import EngineSource
     from harness.spec.suite import find_suite
 
     engines, sizes, batches, states = params
@@ -165,16 +165,16 @@ def measure(
     ]
     found = {answer.name: answer for answer in probe_all(engines)}
     budget = float(os.environ.get(BUDGET, StopRule().budget))
-    code = Code.imported()
+    source = EngineSource.imported()
     with tempfile.TemporaryDirectory(prefix="sscn-bench-asv-") as folder:
         kept = os.environ.get(RECORDS, folder)
         settings = Settings(
-            out=Path(kept, f"{code.commit[:12] or 'here'}-{suite}-{phase}.jsonl"),
+            out=Path(kept, f"{source.commit[:12] or 'here'}-{suite}-{phase}.jsonl"),
             repeats=ROUNDS,
             rule=replace(StopRule(), budget=budget),
         )
         quiet = Console(file=io.StringIO())
-        outs = run(with_events(cells, settings.events), settings, found, quiet, code=code)
+        outs = run(with_events(cells, settings.events), settings, found, quiet, source=source)
         return joined(list(store.records(outs)), last)
 
 

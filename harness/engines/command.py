@@ -1,4 +1,4 @@
-"""``python -m harness backends``: what can run here."""
+"""``python -m harness backends``: the engines that can run here."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from rich.console import Console
 
 
 def backends(
-    timeout: Annotated[float, typer.Option(help="Seconds that an engine has to answer.")] = 60.0,
+    timeout: Annotated[
+        float, typer.Option(help="Longest time for the answer of an engine, in seconds.")
+    ] = 60.0,
 ) -> None:
-    """Show what can run here, on which device, with what precision; the reason where not."""
+    """Show the engines that can run here, their devices and precisions, and why others cannot."""
     from backends.registry import names, probe_all
     from backends.table import absences, engines_table
 

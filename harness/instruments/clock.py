@@ -1,4 +1,4 @@
-"""Times one call on two clocks: the host's, and the device's where there is one."""
+"""Clocks that time one call on the host and, where possible, on the device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds that one call took; ``device`` is None where the device has no clock."""
+    """Duration of one call in seconds; ``device`` is None where the device has no clock."""
 
     host: float
     device: float | None
@@ -20,7 +20,7 @@ class Clock(Protocol):
     """An instrument that times calls."""
 
     def time(self, call: Callable[[], Any]) -> Sample:
-        """Run the call once and return how long it took."""
+        """Run the call once and return its duration."""
         ...
 
 
@@ -30,14 +30,14 @@ class HostClock:
     Parameters
     ----------
     now : callable
-        Seconds since any moment; injected in tests.
+        Clock, in seconds; replaced in tests.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
 
     def time(self, call: Callable[[], Any]) -> Sample:
-        """Time a call that returns when its work is done."""
+        """Time a call that returns after its work is done."""
         start = self._now()
         call()
         return Sample(self._now() - start, None)
@@ -46,15 +46,15 @@ class HostClock:
 class CudaClock:
     """CUDA events around the call, and the host's clock from an idle device to an idle device.
 
-    The device time leaves out what the host does before the first kernel; the difference between
-    the two is the cost of launching, which dominates small sparse layers.
+    The device time excludes the work of the host before the first kernel. The difference between
+    the two is the cost of launches, which dominates small sparse layers.
 
     Parameters
     ----------
     cuda : module
         ``torch.cuda``, or a stand-in with ``Event`` and ``synchronize``.
     now : callable
-        Seconds since any moment.
+        Clock, in seconds.
     """
 
     def __init__(self, cuda: Any, now: Callable[[], float] = time.perf_counter) -> None:
@@ -62,7 +62,7 @@ class CudaClock:
         self._now = now
 
     def time(self, call: Callable[[], Any]) -> Sample:
-        """Time a call that may return before the device is done."""
+        """Time a call that may return before the device has finished."""
         begin = self._cuda.Event(enable_timing=True)
         end = self._cuda.Event(enable_timing=True)
         self._cuda.synchronize()

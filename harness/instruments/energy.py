@@ -1,4 +1,4 @@
-"""Measures energy: NVML's counter on a GPU, RAPL on a processor where the kernel exposes it."""
+"""Energy counters: NVML on a GPU, RAPL on a processor where the kernel exposes it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.instruments.gpu import ask
+from harness.instruments.gpu import query
 
 LEAST_SECONDS = 2.0
-"""NVML refreshes its counter every 20 to 100 ms: shorter windows read zero or round badly."""
+"""Shortest window. NVML updates its counter every 20 to 100 ms; shorter windows are inaccurate."""
 
 
 class EnergyCounter(Protocol):
-    """Counts joules since some moment."""
+    """A counter of joules."""
 
     def joules(self) -> float | None:
-        """Return the count, or None where the hardware has no counter."""
+        """Return the counter, or None where the hardware has none."""
         ...
 
 
@@ -29,7 +29,7 @@ class NvmlEnergy:
     nvml : module
         ``pynvml`` or a stand-in.
     handle
-        Of the device.
+        Handle of the device.
     """
 
     def __init__(self, nvml: Any, handle: Any) -> None:
@@ -37,16 +37,16 @@ class NvmlEnergy:
         self._handle = handle
 
     def joules(self) -> float | None:
-        """Return the counter, which NVML keeps in millijoules."""
-        count = ask(self._nvml, "nvmlDeviceGetTotalEnergyConsumption", self._handle)
+        """Return the counter in joules; NVML counts millijoules."""
+        count = query(self._nvml, "nvmlDeviceGetTotalEnergyConsumption", self._handle)
         return None if count is None else count / 1000
 
 
 class RaplEnergy:
     """The energy of all processor packages, from the kernel's powercap interface.
 
-    A package's counter wraps around at ``max_energy_range_uj``; reading it at least once a turn
-    makes a steady count of it.
+    A package's counter wraps around at ``max_energy_range_uj``. The sum is right if it is read at
+    least once per wrap.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class RaplEnergy:
         return self._total / 1e6
 
 
-def joules_an_event(
+def joules_per_event(
     call: Callable[[], Any],
     counter: EnergyCounter,
     batch: int,
@@ -86,25 +86,25 @@ def joules_an_event(
     seconds: float = LEAST_SECONDS,
     now: Callable[[], float] = time.perf_counter,
 ) -> float | None:
-    """Repeat a call for some seconds and share the energy among the events.
+    """Repeat a call for some seconds and divide the energy by the number of events.
 
     Parameters
     ----------
     call : callable
-        One call on a whole batch; it must return when the work is done.
+        One call on a whole batch; it must return after its work is done.
     counter : EnergyCounter
         The instrument.
     batch : int
-        Events a call.
+        Events per call.
     seconds : float
-        The least duration of the repeats.
+        Shortest duration of the repeats.
     now : callable
         The clock, in seconds.
 
     Returns
     -------
     float or None
-        Joules an event; None without a counter, or if it stood still.
+        Joules per event; None without a counter, or if it did not change.
     """
     before = counter.joules()
     if before is None:

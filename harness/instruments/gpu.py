@@ -1,4 +1,4 @@
-"""Finds the GPU that torch uses among those that NVML sees, and asks it questions that may fail."""
+"""The GPU that torch uses, found among those of NVML, and queries of it that may fail."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 THROTTLE = {4: "power cap", 8: "hardware slowdown", 32: "software thermal", 64: "hardware thermal"}
-"""Bits of nvmlDeviceGetCurrentClocksEventReasons that mean a slower clock than asked for."""
+"""Bits of nvmlDeviceGetCurrentClocksEventReasons that mean a lower clock than requested."""
 
 
 class NoGpu(Exception):
-    """NVML is missing or does not know the device; the message says which."""
+    """NVML is missing or does not list the device; the message says which."""
 
 
 def open_nvml() -> Any:
@@ -42,25 +42,26 @@ def find_device(nvml: Any, environment: Mapping[str, str], uuid: str | None, ind
     environment : mapping
         ``CUDA_VISIBLE_DEVICES`` is read from it.
     uuid : str or None
-        The device's UUID if torch tells it, with or without its ``GPU-`` or ``MIG-`` prefix.
+        The device's UUID as torch reports it, with or without its ``GPU-`` or ``MIG-`` prefix.
     index : int
-        Torch's number of the device, among the visible ones.
+        Torch's index of the device among the visible ones.
 
     Raises
     ------
     NoGpu
-        If no visible device fits.
+        If no visible device matches.
 
     Notes
     -----
-    NVML counts all devices of the machine, CUDA only the visible ones; the UUID is what both
-    agree on. ``CUDA_VISIBLE_DEVICES`` holds numbers, UUIDs, abbreviated UUIDs or a MIG instance.
+    NVML counts all devices of the machine, CUDA only the visible ones; the UUID identifies a
+    device in both. ``CUDA_VISIBLE_DEVICES`` holds indices, UUIDs, abbreviated UUIDs or a MIG
+    instance.
     """
     visible = [part.strip() for part in environment.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     visible = [part for part in visible if part]
     candidates: list[tuple[str, Any]] = []
     if index < len(visible) and visible[index].startswith("MIG-"):
-        # Torch reports the UUID of a MIG instance's parent: ask for the instance first.
+        # Torch reports the UUID of a MIG instance's parent: try the instance first.
         candidates.append(("uuid", visible[index]))
     if uuid:
         bare = uuid.startswith(("GPU-", "MIG-"))
@@ -74,7 +75,7 @@ def find_device(nvml: Any, environment: Mapping[str, str], uuid: str | None, ind
         if kind == "uuid":
             handle = _by_uuid(nvml, name)
         else:
-            handle = ask(nvml, "nvmlDeviceGetHandleByIndex", name)
+            handle = query(nvml, "nvmlDeviceGetHandleByIndex", name)
         if handle is not None:
             return handle
     raise NoGpu("NVML does not know the device that torch uses")
@@ -82,20 +83,20 @@ def find_device(nvml: Any, environment: Mapping[str, str], uuid: str | None, ind
 
 def _by_uuid(nvml: Any, name: str) -> Any:
     """Find a device or a MIG instance by its UUID, which may be abbreviated."""
-    handle = ask(nvml, "nvmlDeviceGetHandleByUUID", name)
+    handle = query(nvml, "nvmlDeviceGetHandleByUUID", name)
     if handle is not None:
         return handle
-    for number in range(ask(nvml, "nvmlDeviceGetCount") or 0):
-        handle = ask(nvml, "nvmlDeviceGetHandleByIndex", number)
-        uuid = None if handle is None else ask(nvml, "nvmlDeviceGetUUID", handle)
+    for number in range(query(nvml, "nvmlDeviceGetCount") or 0):
+        handle = query(nvml, "nvmlDeviceGetHandleByIndex", number)
+        uuid = None if handle is None else query(nvml, "nvmlDeviceGetUUID", handle)
         if uuid is not None and _text(uuid).startswith(name):
             return handle
     return None
 
 
-def ask(nvml: Any, question: str, *arguments: Any, **options: Any) -> Any:
-    """Ask NVML; None where this device, driver or container does not answer."""
-    function = getattr(nvml, question, None)
+def query(nvml: Any, function_name: str, *arguments: Any, **options: Any) -> Any:
+    """Call a function of NVML; return None if the device, driver or container lacks it."""
+    function = getattr(nvml, function_name, None)
     if function is None:
         return None
     try:
@@ -105,39 +106,39 @@ def ask(nvml: Any, question: str, *arguments: Any, **options: Any) -> Any:
 
 
 def throttle_reasons(nvml: Any, handle: Any) -> list[str] | None:
-    """Return why the clock is held down at this moment; None where NVML does not say."""
-    bits = ask(nvml, "nvmlDeviceGetCurrentClocksEventReasons", handle)
+    """Return the current reasons for a reduced clock; None where NVML does not report them."""
+    bits = query(nvml, "nvmlDeviceGetCurrentClocksEventReasons", handle)
     if bits is None:
-        bits = ask(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", handle)
+        bits = query(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", handle)
     if bits is None:
         return None
     return [name for bit, name in THROTTLE.items() if bits & bit]
 
 
 def conditions(nvml: Any, handle: Any) -> dict[str, Any]:
-    """Return what a GPU's speed depends on at this moment.
+    """Return the current conditions that a GPU's speed depends on.
 
     Returns
     -------
     dict
         ``sm_clock_mhz``, ``temperature_c``, ``power_limit_w`` and ``throttle``; None where NVML
-        does not answer.
+        does not report it.
     """
-    limit = ask(nvml, "nvmlDeviceGetEnforcedPowerLimit", handle)
+    limit = query(nvml, "nvmlDeviceGetEnforcedPowerLimit", handle)
     return {
-        "sm_clock_mhz": ask(nvml, "nvmlDeviceGetClockInfo", handle, 1),  # NVML_CLOCK_SM
-        "temperature_c": ask(nvml, "nvmlDeviceGetTemperature", handle, 0),  # NVML_TEMPERATURE_GPU
+        "sm_clock_mhz": query(nvml, "nvmlDeviceGetClockInfo", handle, 1),  # NVML_CLOCK_SM
+        "temperature_c": query(nvml, "nvmlDeviceGetTemperature", handle, 0),  # NVML_TEMPERATURE_GPU
         "power_limit_w": None if limit is None else limit / 1000,
         "throttle": throttle_reasons(nvml, handle),
     }
 
 
-def facts(nvml: Any, handle: Any) -> dict[str, Any]:
-    """Return what does not change while a device is at work."""
-    mode = ask(nvml, "nvmlDeviceGetMigMode", handle)
-    name, uuid = ask(nvml, "nvmlDeviceGetName", handle), ask(nvml, "nvmlDeviceGetUUID", handle)
-    ecc = ask(nvml, "nvmlDeviceGetEccMode", handle)
-    driver = ask(nvml, "nvmlSystemGetDriverVersion")
+def device_facts(nvml: Any, handle: Any) -> dict[str, Any]:
+    """Return the constant properties of a device."""
+    mode = query(nvml, "nvmlDeviceGetMigMode", handle)
+    name, uuid = query(nvml, "nvmlDeviceGetName", handle), query(nvml, "nvmlDeviceGetUUID", handle)
+    ecc = query(nvml, "nvmlDeviceGetEccMode", handle)
+    driver = query(nvml, "nvmlSystemGetDriverVersion")
     return {
         "gpu": None if name is None else _text(name),
         "gpu_uuid": None if uuid is None else _text(uuid),
@@ -148,5 +149,5 @@ def facts(nvml: Any, handle: Any) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """Older NVML bindings return bytes."""
+    """Return text; older NVML bindings return bytes."""
     return value.decode() if isinstance(value, bytes) else str(value)

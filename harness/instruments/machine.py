@@ -1,4 +1,4 @@
-"""Describes the machine, the versions and the commit that a record was measured with."""
+"""The machine, the versions and the commit of a record."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def commit(root: Path = ROOT) -> tuple[str, bool]:
-    """Return the commit that this code is at, and whether tracked files differ from it.
+    """Return the commit of this code, and whether tracked files differ from it.
 
-    Outside a repository the commit is empty and the code counts as changed.
+    Outside a repository the commit is empty and the code counts as dirty.
     """
     try:
         inside = _git(root, "rev-parse", "--show-toplevel", "HEAD").split()
@@ -36,7 +36,7 @@ def _git(root: Path, *words: str) -> str:
 
 
 def facts() -> dict[str, Any]:
-    """Return what does not change while the machine runs: processor, memory, system."""
+    """Return the constant properties of the machine: processor, memory, system."""
     return {
         "host": platform.node(),
         "system": f"{platform.system()} {platform.release()}",
@@ -47,7 +47,7 @@ def facts() -> dict[str, Any]:
 
 
 def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the processor's name as the kernel reports it."""
+    """Return the name of the processor as the kernel reports it."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
@@ -70,16 +70,16 @@ def versions(distributions: tuple[str, ...] = ("torch", "numpy")) -> dict[str, s
 
 
 class StolenTime:
-    """Time that the host of a virtual machine gave to others while this machine wanted to compute.
+    """Processor time that the host of a virtual machine gave to others while this one had work.
 
-    Counts from its making.
+    The count starts when the object is made.
 
     Parameters
     ----------
     stat : Path
         The kernel's counters of processor time, in ticks.
     now : callable
-        Seconds since any moment.
+        Clock, in seconds.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class StolenTime:
         self._since, self._ticks = now(), self._read()
 
     def share(self) -> float | None:
-        """Return the stolen part of all processors' time; None where nobody counts it."""
+        """Return the stolen share of all processors' time; None where it is not counted."""
         ticks, seconds = self._read(), self._now() - self._since
         if ticks is None or self._ticks is None or seconds <= 0:
             return None
@@ -105,8 +105,8 @@ class StolenTime:
 
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Return the memory that the kernel could hand out without swapping, in bytes."""
+    """Return the memory that is available without swapping, in bytes."""
     for line in meminfo.read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{meminfo} does not say how much memory is available")
+    raise RuntimeError(f"{meminfo} does not report the available memory")

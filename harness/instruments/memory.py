@@ -1,4 +1,4 @@
-"""Measures memory apart from time: resident on the host, torch's own, and the device's by NVML."""
+"""Memory of a call: resident on the host, torch's allocator, and the device by NVML."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.instruments.gpu import ask, facts
+from harness.instruments.gpu import device_facts, query
 
 
 class MemoryInstrument(Protocol):
-    """Watches a call, and says what memory it took."""
+    """An instrument that measures the memory of a call."""
 
-    def watch(self, call: Callable[[], Any]) -> dict[str, Any]:
+    def measure(self, call: Callable[[], Any]) -> dict[str, Any]:
         """Run the call and return entries of a record's ``memory``."""
         ...
 
@@ -23,10 +23,10 @@ class MemoryInstrument(Protocol):
 class ResidentMemory:
     """The process's resident memory before and at the peak of a call, from the kernel.
 
-    The kernel keeps the peak itself (VmHWM), so that nothing is missed between samples and
-    nothing slows the call down. Memory that the allocator keeps from earlier calls is given back
-    first: it would hide what the call takes. Writing 5 to ``clear_refs`` resets the peak; without
-    that right the peak of the whole process so far stands, and ``rss_peak_reset`` says so.
+    The kernel records the peak (VmHWM), so that no peak between samples is missed and the call is
+    not slowed down. Memory that the allocator retains from earlier calls is returned to the system
+    first, because the call would reuse it. Writing 5 to ``clear_refs`` resets the peak; where that
+    is not permitted, ``rss_peak_reset`` is false and the peak is that of the whole process.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class ResidentMemory:
     def __init__(self, process: Path = Path("/proc/self")) -> None:
         self._process = process
 
-    def watch(self, call: Callable[[], Any]) -> dict[str, Any]:
+    def measure(self, call: Callable[[], Any]) -> dict[str, Any]:
         """Run the call; return ``baseline_bytes`` and ``peak_rss_bytes``."""
         _give_back_freed()
         reset = self.reset_peak()
@@ -57,7 +57,7 @@ class ResidentMemory:
         raise KeyError(f"the kernel does not report {name}")
 
     def reset_peak(self) -> bool:
-        """Let the peak start anew; return whether the kernel allows it."""
+        """Reset the peak; return whether the kernel permits it."""
         try:
             (self._process / "clear_refs").write_text("5")
         except OSError:
@@ -73,7 +73,7 @@ def _give_back_freed() -> None:
 
 
 class TorchMemory:
-    """What torch's caching allocator gave out, and what it holds, at the peak of a call.
+    """Memory that torch's caching allocator had allocated and reserved at the peak of a call.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ class TorchMemory:
     def __init__(self, cuda: Any) -> None:
         self._cuda = cuda
 
-    def watch(self, call: Callable[[], Any]) -> dict[str, Any]:
+    def measure(self, call: Callable[[], Any]) -> dict[str, Any]:
         """Run the call; return ``torch_allocated_bytes`` and ``torch_reserved_bytes``."""
         self._cuda.synchronize()
         self._cuda.empty_cache()
@@ -99,7 +99,7 @@ class TorchMemory:
 
 @dataclass
 class _Peaks:
-    """The largest of each number seen."""
+    """The largest value of each quantity."""
 
     values: dict[str, int] = field(default_factory=dict)
     samples: int = 0
@@ -112,22 +112,22 @@ class _Peaks:
 
 
 class NvmlMemory:
-    """The device's memory as NVML sees it, sampled while a call runs.
+    """The device's memory as NVML reports it, sampled while a call runs.
 
-    Per process where NVML knows our process; in a container it lists the host's numbers of
-    processes, and the whole device's use over the baseline has to do. Both meanings of ``used``
-    are kept: version 1 counts what the driver reserves, version 2 reports it apart.
+    It is the memory of this process where NVML lists it. In a container NVML lists the host's
+    process numbers; then it is the use of the whole device over the baseline. Both definitions of
+    ``used`` are recorded: version 1 includes what the driver reserves, version 2 excludes it.
 
     Parameters
     ----------
     nvml : module
         ``pynvml`` or a stand-in.
     handle
-        Of the device.
+        Handle of the device.
     pid : int
-        Of this process.
+        Number of this process.
     baseline : dict
-        ``NvmlMemory.read`` from before the process touched the device.
+        Result of `NvmlMemory.read` before the process used the device.
     interval : float
         Seconds between samples.
     """
@@ -143,10 +143,10 @@ class NvmlMemory:
 
     @staticmethod
     def read(nvml: Any, handle: Any, pid: int) -> dict[str, int | None]:
-        """Return all that NVML says about memory now, in bytes; None where it does not say."""
-        first = ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+        """Return NVML's current values in bytes; None for those that it does not report."""
+        first = query(nvml, "nvmlDeviceGetMemoryInfo", handle)
         version = getattr(nvml, "nvmlMemory_v2", None)
-        second = version and ask(nvml, "nvmlDeviceGetMemoryInfo", handle, version=version)
+        second = version and query(nvml, "nvmlDeviceGetMemoryInfo", handle, version=version)
         return {
             "v1_used": None if first is None else first.used,
             "v2_used": None if second is None else second.used,
@@ -160,12 +160,12 @@ class NvmlMemory:
             "nvmlDeviceGetComputeRunningProcesses_v3",
             "nvmlDeviceGetComputeRunningProcesses",
         ):
-            processes = ask(nvml, question, handle)
+            processes = query(nvml, question, handle)
             if processes is not None:
                 return next((each.usedGpuMemory for each in processes if each.pid == pid), None)
         return None
 
-    def watch(self, call: Callable[[], Any]) -> dict[str, Any]:
+    def measure(self, call: Callable[[], Any]) -> dict[str, Any]:
         """Run the call; return the peak, its meaning, the interval and the number of samples."""
         peaks = _Peaks()
         done = threading.Event()
@@ -204,25 +204,25 @@ class NvmlMemory:
 
 
 def nvml_baselines(nvml: Any, pid: int) -> dict[str, dict[str, int | None]]:
-    """Read every device's memory, by UUID, before it is known which one torch takes."""
+    """Return the memory of every device by UUID, before torch has chosen one."""
     found = {}
-    for number in range(ask(nvml, "nvmlDeviceGetCount") or 0):
-        handle = ask(nvml, "nvmlDeviceGetHandleByIndex", number)
+    for number in range(query(nvml, "nvmlDeviceGetCount") or 0):
+        handle = query(nvml, "nvmlDeviceGetHandleByIndex", number)
         if handle is not None:
-            uuid = facts(nvml, handle)["gpu_uuid"]
+            uuid = device_facts(nvml, handle)["gpu_uuid"]
             found[uuid] = NvmlMemory.read(nvml, handle, pid)
     return found
 
 
-def measure(call: Callable[[], Any], instruments: list[MemoryInstrument]) -> dict[str, Any]:
-    """Run a call once for each instrument, one at a time, and join what they say.
+def measure_memory(call: Callable[[], Any], instruments: list[MemoryInstrument]) -> dict[str, Any]:
+    """Run a call once per instrument and join their entries.
 
-    Where both torch and NVML answer, ``outside_torch_bytes`` is the device memory that torch's
-    allocator did not hand out: the CUDA context, the engine's own allocations and its libraries.
+    Where both torch and NVML report, ``outside_torch_bytes`` is the device memory outside torch's
+    allocator: the CUDA context, the engine's own allocations and its libraries.
     """
     found: dict[str, Any] = {}
     for instrument in instruments:
-        found |= instrument.watch(call)
+        found |= instrument.measure(call)
     peak, reserved = found.get("nvml_peak_bytes"), found.get("torch_reserved_bytes")
     if peak is not None and reserved is not None:
         found["outside_torch_bytes"] = max(peak - (found["nvml_baseline_bytes"] or 0) - reserved, 0)

@@ -28,9 +28,10 @@ from harness.profile.need import Needs, pyramid
 from harness.profile.profile import Layer, Memory, Profile
 from harness.profile.ranges import HOST, Key, Pass, Ranges, Spent, spans, spent
 from harness.run import sampling
+from harness.run.child_process import die_with_parent, private_output
+from harness.run.failures import Failed, classify
 from harness.run.job import Job
-from harness.run.worker import Failed, classify, die_with_parent, private_output
-from harness.run.workload import Subject, load_batch
+from harness.run.workload import Workload, load_batch
 
 WARM_UP = 5.0
 """Seconds after which a warm-up ends although it has not settled."""
@@ -77,7 +78,7 @@ class Session:
         self._clock: Clock = CudaClock(torch.cuda) if self._on_gpu else HostClock()
         batch, _ = load_batch(job.cell, job.events)
         self._sites = batch.sites.numpy()
-        self._subject = Subject(job.cell, batch)
+        self._subject = Workload(job.cell, batch)
         self._call = self._subject.call()
 
     def times(self) -> tuple[Profile, tuple[int, int] | None]:
@@ -142,7 +143,7 @@ class Session:
         """Call until it gets no faster, once with ranges, and look at the result."""
         times: list[float] = []
         start = time.perf_counter()
-        while not sampling.warm(times):
+        while not sampling.has_settled(times):
             times.append(self._clock.time(self._call).host)
             if time.perf_counter() - start > WARM_UP:
                 break
@@ -178,7 +179,7 @@ class Session:
         gc.collect()
         gc.freeze()
         start = time.perf_counter()
-        while not sampling.stop(plain, time.perf_counter() - start, rule):
+        while not sampling.stop_reason(plain, time.perf_counter() - start, rule):
             for take in (bare, ranged) if len(plain) % 2 else (ranged, bare):
                 take()
         gc.unfreeze()
@@ -229,7 +230,7 @@ class Session:
             return None
 
 
-def note(subject: Subject, call: Callable[[], Any], ranges: Ranges) -> Pass:
+def note(subject: Workload, call: Callable[[], Any], ranges: Ranges) -> Pass:
     """Make a call with ranges on it, and return what they noted."""
     with watching(subject, ranges):
         ranges.begin()

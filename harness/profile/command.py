@@ -43,7 +43,7 @@ def profile(
 ) -> None:
     """Show where a cell's time and memory go, layer by layer, against what the machine can do."""
     from backends.registry import module_name, probe
-    from harness.run.plan import obstacle, with_events
+    from harness.run.plan import unavailable_reason, with_events
     from harness.spec.suite import TYPICAL_SEED, parse_engine
 
     name, options = parse_engine(backend)
@@ -65,7 +65,7 @@ def profile(
     if cell.phase not in ("forward", "step"):
         raise BadInput(f"only forward and step can be profiled, not {cell.phase}")
     cell = with_events([cell], events)[0]
-    reason = obstacle(cell, probe(name))
+    reason = unavailable_reason(cell, probe(name))
     if reason:
         raise BadInput(f"cannot profile {cell.engine}: {reason}")
     folder = out or default_out(cell)
@@ -89,9 +89,10 @@ def measured(job: Job, folder: Path, seconds: float, cpu_counters: bool, timeout
         If the folder cannot be written to, or the engine does not come to an end.
     """
     from backends.registry import interpreter
-    from harness.run.launch import Code, LocalWorker
-    from harness.run.rounds import device_lock
-    from harness.run.worker import Failed
+    from harness.run.failures import Failed
+    from harness.run.locks import device_lock
+    from harness.run.source import EngineSource
+    from harness.run.worker_process import LocalWorker
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ def measured(job: Job, folder: Path, seconds: float, cpu_counters: bool, timeout
         raise BadInput(
             f"cannot write to {folder} ({error.strerror}); give another folder with --out"
         ) from None
-    code = Code.here()
+    code = EngineSource.here()
     command = code.command(interpreter(job.cell.backend), "harness.profile.child")
     order: dict[str, Any] = {
         "job": job.to_json(),
@@ -115,7 +116,7 @@ def measured(job: Job, folder: Path, seconds: float, cpu_counters: bool, timeout
         """Have one process follow the order."""
         child = LocalWorker(command, job.threads)
         try:
-            answer = child.ask(order | more, timeout)
+            answer = child.request(order | more, timeout)
         except Failed as failed:
             raise BadInput(f"cannot profile {job.cell.title}: {failed.reason}") from None
         finally:

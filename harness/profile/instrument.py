@@ -14,7 +14,7 @@ from backends.stack import Stack
 from backends.uresnet import Block, Layer, Level, UResNet
 from backends.watching import replaced
 from harness.profile.ranges import LEAVE, PAUSE, Key, Ranges
-from harness.run.workload import Subject
+from harness.run.workload import Workload
 
 INPUT = Key("input", "input", "forward")
 OUTPUT = Key("output", "input", "forward")
@@ -42,7 +42,7 @@ def kind_of(kind: Kind) -> str:
 
 
 @contextlib.contextmanager
-def watching(subject: Subject, ranges: Ranges) -> Iterator[None]:
+def watching(subject: Workload, ranges: Ranges) -> Iterator[None]:
     """Put ranges on a subject's call as long as the context lasts."""
     backend = subject.backend
     with contextlib.ExitStack() as stack:

@@ -25,8 +25,8 @@ from harness.instruments.memory import ResidentMemory, TorchMemory
 from harness.profile.instrument import watching
 from harness.profile.profile import Held, Memory
 from harness.profile.ranges import HOST, PAUSE, Key, Pass, Ranges, intervals
-from harness.run.worker import Failed
-from harness.run.workload import Subject
+from harness.run.failures import Failed
+from harness.run.workload import Workload
 
 Label = tuple[str, str]
 """A layer's name, and one of ``profile.MEMORY_KINDS``."""
@@ -77,7 +77,7 @@ class Marks(NamedTuple):
     in_use: Sequence[int]
 
 
-def ordinary(subject: Subject, call: Callable[[], Any]) -> tuple[int, int]:
+def ordinary(subject: Workload, call: Callable[[], Any]) -> tuple[int, int]:
     """Return resident bytes before a call and at its peak, with the allocator as it is.
 
     Raises
@@ -104,13 +104,13 @@ def return_freed() -> None:
 
 
 def measure(
-    subject: Subject, call: Callable[[], Any], known: tuple[int, int]
+    subject: Workload, call: Callable[[], Any], known: tuple[int, int]
 ) -> tuple[Memory, list[str]]:
     """Return where a call's memory goes on the CPU, and notes of what could not be found out.
 
     Parameters
     ----------
-    subject : Subject
+    subject : Workload
         Built, and called, after ``return_freed``.
     call : callable
         The subject's call.
@@ -281,16 +281,16 @@ class Account:
         return number
 
 
-def _fresh(subject: Subject) -> None:
+def _fresh(subject: Workload) -> None:
     """Return to the state before a first step: no gradients, no state of the optimiser."""
     subject.optimizer.zero_grad(set_to_none=True)
     subject.reset()
     gc.collect()
 
 
-def _resident(subject: Subject, call: Callable[[], Any]) -> dict[str, Any]:
+def _resident(subject: Workload, call: Callable[[], Any]) -> dict[str, Any]:
     _fresh(subject)
-    return ResidentMemory().watch(call)
+    return ResidentMemory().measure(call)
 
 
 @contextmanager
@@ -302,7 +302,7 @@ def _without_collector() -> Iterator[None]:
         gc.enable()
 
 
-def _ledger(subject: Subject, call: Callable[[], Any]) -> tuple[Pass, list[Block]]:
+def _ledger(subject: Workload, call: Callable[[], Any]) -> tuple[Pass, list[Block]]:
     """Follow torch's blocks through a call."""
     _fresh(subject)
 
@@ -399,7 +399,7 @@ def _in_use() -> Callable[[], int]:
     return in_use
 
 
-def _marked(subject: Subject, call: Callable[[], Any]) -> tuple[Pass, Marks]:
+def _marked(subject: Workload, call: Callable[[], Any]) -> tuple[Pass, Marks]:
     """Ask the kernel and the C library at every mark of a call."""
     _fresh(subject)
     seconds, resident, highest, used = array("d"), array("q"), array("q"), array("q")
@@ -427,20 +427,20 @@ def _marked(subject: Subject, call: Callable[[], Any]) -> tuple[Pass, Marks]:
         noted.append(ranges.end())
 
     with _without_collector(), watching(subject, ranges):
-        process.watch(whole)
+        process.measure(whole)
     highest[0] = resident[0]
     since = [moment - seconds[0] for moment in seconds]
     return noted[0], Marks(since, resident, highest, used)
 
 
-def on_device(subject: Subject, call: Callable[[], Any], folder: Path) -> Memory:
+def on_device(subject: Workload, call: Callable[[], Any], folder: Path) -> Memory:
     """Follow torch's allocator on the GPU, and leave a snapshot for its viewer."""
     cuda = torch.cuda
     _fresh(subject)
     cuda.synchronize()
     cuda.empty_cache()
     baseline = cuda.memory_allocated()
-    peak = TorchMemory(cuda).watch(call)["torch_allocated_bytes"]
+    peak = TorchMemory(cuda).measure(call)["torch_allocated_bytes"]
     _fresh(subject)
     cuda.memory._record_memory_history()
     call()

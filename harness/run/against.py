@@ -1,6 +1,6 @@
-"""Another commit's engines, built beside this code, to be measured in turns with it.
+"""The engines of another commit, built in a temporary folder and measured in turns with these.
 
-Both sides are measured by the harness that is running: what differs is the package ``backends``.
+The running harness measures both; only the package ``backends`` differs.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from pathlib import Path
 
 from harness.errors import BadInput
 from harness.instruments import machine
-from harness.run.launch import Code
+from harness.run.source import EngineSource
 
 
 @contextlib.contextmanager
-def checked_out(commit: str, repository: Path = machine.ROOT) -> Iterator[Code]:
-    """Check a commit out into a folder of its own, and build its engines there.
+def checked_out(commit: str, repository: Path = machine.ROOT) -> Iterator[EngineSource]:
+    """Check out a commit into a temporary folder, and build its engines there.
 
     Parameters
     ----------
     commit : str
-        Anything that git understands as a commit.
+        A revision of git.
     repository : Path
         The repository.
 
     Yields
     ------
-    Code
-        Gone with the context.
+    EngineSource
+        Valid while the context is open.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def checked_out(commit: str, repository: Path = machine.ROOT) -> Iterator[Code]:
         _git(repository, "worktree", "add", "--detach", "--quiet", str(tree), full)
         try:
             _build(tree, built, full)
-            yield Code(built, full, dirty=False)
+            yield EngineSource(built, full, dirty=False)
         finally:
             _git(repository, "worktree", "remove", "--force", str(tree))
 
@@ -60,7 +60,7 @@ def _git(repository: Path, *words: str) -> str:
 
 
 def _build(tree: Path, built: Path, commit: str) -> None:
-    """Install a tree's package ``backends``, compiled kernels included, into a folder."""
+    """Install the package ``backends`` of a tree, with its compiled kernels, into a folder."""
     tools = ("scikit_build_core", "nanobind")
     present = all(importlib.util.find_spec(tool) is not None for tool in tools)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
@@ -71,4 +71,4 @@ def _build(tree: Path, built: Path, commit: str) -> None:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise BadInput(f"the commit {commit[:12]} cannot be built here: {last}")
     for name in ("harness", "suites"):
-        (built / name).rename(built / f"not-{name}")  # both sides are measured by this harness
+        (built / name).rename(built / f"not-{name}")  # the running harness measures both

@@ -21,17 +21,20 @@ def boundary(
     precision: Annotated[str, typer.Option(help="fp64, fp32, tf32, fp16 or bf16.")] = "fp32",
     most: Annotated[int, typer.Option(help="The largest batch to try.", min=1)] = 256,
     events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
-    out: Annotated[Path | None, typer.Option(help="File of records, one a try.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for one answer.")] = 900.0,
+    out: Annotated[Path | None, typer.Option(help="File of records, one per batch tried.")] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Longest time for one answer, in seconds.")
+    ] = 900.0,
 ) -> None:
     """Find the largest batch at each size that fits into a given amount of memory."""
     from backends.registry import interpreter, probe_all
-    from harness.run import max_batch as search
     from harness.run.job import Job
-    from harness.run.launch import Code, Task
-    from harness.run.plan import obstacle, with_events
-    from harness.run.progress import summary
+    from harness.run.max_batch import Probe, find_max_batch
+    from harness.run.plan import unavailable_reason, with_events
+    from harness.run.progress import format_outcome
     from harness.run.rounds import assemble, default_out
+    from harness.run.source import EngineSource
+    from harness.run.task import Task
     from harness.spec.cell import SIZES
     from harness.spec.suite import ENGINES, Grid, Suite, parse_engine
 
@@ -43,24 +46,24 @@ def boundary(
     engines = dict.fromkeys(parse_engine(text)[0] for text in backend or ENGINES)
     found = {answer.name: answer for answer in probe_all(engines)}
     path = out or default_out("boundary")
-    code, identity = Code.here(), path.stem
+    source, identity = EngineSource.here(), path.stem
     console = Console()
     table = Table("engine", "size", f"largest batch within {memory:g} GB")
     for cell in with_events(cells, events):
-        reason = obstacle(cell, found[cell.backend])
+        reason = unavailable_reason(cell, found[cell.backend])
         if reason:
             table.add_row(cell.engine, f"{cell.size} px", reason)
             continue
 
-        def tried(task: Task, probe: search.Probe) -> None:
+        def on_probe(task: Task, probe: Probe) -> None:
             record = assemble(task, probe.entries, identity, 0)
             store.append(path, record)
             fits = "fits" if probe.fits else "does not fit"
-            text = f"{task.job.cell.title}: {fits}: {summary(record)}"
+            text = f"{task.job.cell.title}: {fits}: {format_outcome(record)}"
             console.print(text, highlight=False, soft_wrap=True)
 
-        task = Task(Job(cell, events), 0, code, interpreter(cell.backend), timeout)
-        batch = search.search(task, int(memory * 1e9), most, tried)
+        task = Task(Job(cell, events), 0, source, interpreter(cell.backend), timeout)
+        batch = find_max_batch(task, int(memory * 1e9), most, on_probe)
         more = " or more" if batch == most else ""
         table.add_row(cell.engine, f"{cell.size} px", f"{batch}{more}")
     console.print(table)

@@ -1,8 +1,8 @@
-"""Spreads groups of cells over many devices and machines with Dask; it schedules, no more.
+"""Distribution of groups of cells over devices and machines with Dask.
 
-A Dask worker stands for one device. It starts the same worker processes as a local run does, so
-that a cell that dies takes no Dask worker with it. Engines that answer the same question stay
-together on one device. On Slurm::
+One Dask worker per device starts the same worker processes as a local run, so that a cell that dies
+does not end its Dask worker. Cells that answer the same question are measured on one device. On
+Slurm::
 
     from dask_jobqueue import SLURMCluster
     cluster = SLURMCluster(
@@ -28,12 +28,12 @@ from typing import Any
 
 from harness.errors import BadInput
 from harness.instruments import machine
-from harness.run import launch
-from harness.run.launch import Task
-from harness.run.rounds import Executor, Measured
+from harness.run.rounds import Executor, MeasuredEntries
+from harness.run.task import Task
+from harness.run.turns import MEMORY_SHARE, measure_in_turns
 
 DEVICE = "SSCN_BENCH_DEVICE"
-"""Environment variable of a local Dask worker: its processors and its share of the memory."""
+"""Environment variable of a local Dask worker: its processors and share of the memory, as JSON."""
 
 RESOURCE = {"device": 1}
 
@@ -44,12 +44,12 @@ def dask_executor(address: str) -> Executor:
     Parameters
     ----------
     address : str
-        Of a scheduler, or ``local:N`` to start N workers here, one a device.
+        Address of a scheduler, or ``local:N`` to start N workers here, one per device.
 
     Raises
     ------
     BadInput
-        If dask.distributed is missing or the address has no meaning.
+        If dask.distributed is missing or the address is malformed.
     """
     try:
         import distributed
@@ -59,7 +59,7 @@ def dask_executor(address: str) -> Executor:
     if kind == "local" and not (count.isdecimal() and int(count)):
         raise BadInput(f"{address!r} does not say how many devices; write local:2, for example")
 
-    def execute(groups: Sequence[Sequence[Task]], seed: int, watcher: Any) -> Measured:
+    def execute(groups: Sequence[Sequence[Task]], seed: int, listener: Any) -> MeasuredEntries:
         device = groups[0][0].job.cell.device if groups else "cpu"
         with contextlib.ExitStack() as stack:
             where: Any = address
@@ -69,22 +69,24 @@ def dask_executor(address: str) -> Executor:
                 client = stack.enter_context(distributed.Client(where, timeout="20s"))
             except OSError:
                 raise BadInput(f"there is no Dask scheduler at {address}") from None
-            yield from spread(client, groups, seed, watcher)
+            yield from spread(client, groups, seed, listener)
 
     return execute
 
 
-def spread(client: Any, groups: Sequence[Sequence[Task]], seed: int, watcher: Any) -> Measured:
-    """Measure groups on a cluster, one a device at a time.
+def spread(
+    client: Any, groups: Sequence[Sequence[Task]], seed: int, listener: Any
+) -> MeasuredEntries:
+    """Measure groups on a cluster, one group per device at a time.
 
-    A group whose Dask worker dies is tried once more, cell by cell; a cell that kills its Dask
-    worker again is recorded as crashed.
+    A group whose Dask worker dies is tried once more, cell by cell. A cell whose Dask worker dies
+    again is recorded as crashed.
 
     Parameters
     ----------
     client : distributed.Client
-        Of a cluster whose workers have the resource ``device``.
-    groups, seed, watcher
+        Client of a cluster whose workers have the resource ``device``.
+    groups, seed, listener
         As for a local run.
     """
     import distributed
@@ -92,7 +94,7 @@ def spread(client: Any, groups: Sequence[Sequence[Task]], seed: int, watcher: An
     def submit(group: Sequence[Task]) -> Any:
         return client.submit(measure_group, list(group), seed, resources=RESOURCE, pure=False)
 
-    watcher.say(f"Dask: {len(groups)} groups of cells on {client.scheduler.address}")
+    listener.say(f"Dask: {len(groups)} groups of cells on {client.scheduler.address}")
     pending = {submit(group): (list(group), 1) for group in groups}
     queue = distributed.as_completed(pending)
     for future in queue:
@@ -115,10 +117,10 @@ def spread(client: Any, groups: Sequence[Sequence[Task]], seed: int, watcher: An
 
 
 class _Silent:
-    """Progress is shown where the run was started."""
+    """A listener without output: progress is shown where the run was started."""
 
     def sampled(self, task: Task, samples: Sequence[float]) -> None:
-        """Say nothing."""
+        """Ignore the samples."""
 
 
 def measure_group(group: Sequence[Task], seed: int) -> list[tuple[int, dict[str, Any]]]:
@@ -129,22 +131,22 @@ def measure_group(group: Sequence[Task], seed: int) -> list[tuple[int, dict[str,
     list of (int, dict)
         The position of each task in the group, and the entries of its record.
     """
-    # Dask's nanny tunes the allocator of its children; the engines must not notice.
+    # Dask's nanny sets this for its children; it would change the engines' allocator.
     os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
     here = [_adapted(task, json.loads(os.environ.get(DEVICE, "{}"))) for task in group]
     position = {id(task): index for index, task in enumerate(here)}
-    names = {(task.code, task.job.cell): position[id(task)] for task in here}
-    found = launch.measure(here, seed + group[0].round, _Silent())
-    return [(names[task.code, task.job.cell], entries) for task, entries in found]
+    names = {(task.source, task.job.cell): position[id(task)] for task in here}
+    found = measure_in_turns(here, seed + group[0].round, _Silent())
+    return [(names[task.source, task.job.cell], entries) for task, entries in found]
 
 
 def _adapted(task: Task, device: Mapping[str, Any]) -> Task:
-    """Fit a task to this machine: its folder for truths, and the device's part of the processor."""
+    """Adapt a task to this machine: the folder of references, and the device's processors."""
     job = task.job
-    if job.truth and not Path(job.truth).is_dir():
-        job = replace(job, truth="")
+    if job.references and not Path(job.references).is_dir():
+        job = replace(job, references="")
     if device and job.cell.device == "cpu":
-        available = launch.MEMORY_SHARE * machine.available_bytes()
+        available = MEMORY_SHARE * machine.available_bytes()
         job = replace(
             job,
             processors=tuple(device["processors"]),
@@ -157,12 +159,12 @@ def _adapted(task: Task, device: Mapping[str, Any]) -> Task:
 def local_cluster(count: int, device: str) -> Iterator[Any]:
     """Start one Dask worker for each device of this machine.
 
-    On the CPU a device is an equal part of the processors; with CUDA it is one GPU.
+    On the CPU a device is an equal share of the processors; with CUDA it is one GPU.
 
     Parameters
     ----------
     count : int
-        Devices.
+        Number of devices.
     device : str
         ``cpu`` or ``cuda``.
     """
@@ -170,7 +172,7 @@ def local_cluster(count: int, device: str) -> Iterator[Any]:
     from dask import config
 
     settings = {
-        "distributed.scheduler.allowed-failures": 0,  # this module decides what to try again
+        "distributed.scheduler.allowed-failures": 0,  # this module repeats what failed
         "distributed.worker.profile.enabled": False,
         "distributed.worker.memory.terminate": False,
     }
@@ -197,7 +199,7 @@ def local_cluster(count: int, device: str) -> Iterator[Any]:
 
 
 def environment(number: int, count: int, device: str, processors: Sequence[int]) -> dict[str, str]:
-    """Return what tells a local Dask worker which device is its own.
+    """Return the environment variables that assign a device to a local Dask worker.
 
     Raises
     ------

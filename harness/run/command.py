@@ -23,18 +23,18 @@ def run(
     ] = None,
     precision: Annotated[str, typer.Option(help="fp64, fp32, tf32, fp16 or bf16.")] = "fp32",
     batch: Annotated[
-        list[int] | None, typer.Option(help="Events a call, instead of the suite's.")
+        list[int] | None, typer.Option(help="Events per call, instead of the suite's.")
     ] = None,
     repeats: Annotated[int, typer.Option(help="Rounds, each in new processes.", min=1)] = 1,
     budget: Annotated[
         float | None,
-        typer.Option(help="Seconds of sampling for a cell in a round, at most.", min=0.01),
+        typer.Option(help="Longest time of sampling per cell and round, in seconds.", min=0.01),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="File of records; a new one under results/runs.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with --out, or with the suite's latest run.")
+        bool, typer.Option("--resume", help="Continue --out, or the suite's latest run.")
     ] = False,
     events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
     against: Annotated[
@@ -43,16 +43,18 @@ def run(
     dask: Annotated[
         str | None, typer.Option(help="A scheduler's address, or local:N for N devices here.")
     ] = None,
-    threads: Annotated[int, typer.Option(help="Threads a worker; 0: all processors.", min=0)] = 0,
-    seed: Annotated[int, typer.Option(help="Of the order of cells and turns.")] = 0,
+    threads: Annotated[
+        int, typer.Option(help="Threads per worker; 0 for all processors.", min=0)
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order of cells and turns.")] = 0,
     timeout: Annotated[
-        float, typer.Option(help="Seconds that a worker may take for one answer.")
+        float, typer.Option(help="Longest time for one answer of a worker, in seconds.")
     ] = 900.0,
 ) -> None:
     """Measure a suite, and write a record for each cell."""
     from backends.registry import module_name, probe_all
     from harness.run.plan import with_events
-    from harness.run.rounds import Settings, default_out, in_turn, latest_out
+    from harness.run.rounds import Settings, default_out, latest_out, measure_locally
     from harness.run.rounds import run as measure
     from harness.run.sampling import StopRule
     from harness.spec.suite import ENGINES, find_suite, parse_engine
@@ -86,7 +88,7 @@ def run(
     )
     cells = with_events(cells, events)
     console = Console()
-    executor: Any = in_turn
+    executor: Any = measure_locally
     if dask is not None:
         from harness.run.cluster import dask_executor
 
@@ -96,7 +98,7 @@ def run(
     else:
         from harness.run.against import checked_out
 
-        with checked_out(against) as code:
-            outs = measure(cells, settings, found, console, against=code, executor=executor)
+        with checked_out(against) as other:
+            outs = measure(cells, settings, found, console, against=other, executor=executor)
     for path in outs:
         console.print(f"records: {path}", highlight=False, soft_wrap=True)

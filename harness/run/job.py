@@ -1,4 +1,4 @@
-"""What a worker is told: the cell, where its events are, and how to measure it."""
+"""Jobs of workers: a cell, the location of its events, and how to measure it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.spec.cell import Cell
 
 @dataclass(frozen=True)
 class Job:
-    """One cell with everything that a worker needs to measure it.
+    """One cell with everything that a worker needs for its measurement.
 
     Attributes
     ----------
@@ -24,17 +24,17 @@ class Job:
     rule : StopRule
         When to stop sampling.
     warm_up : float
-        Seconds after which a warm-up ends although it has not settled.
+        Longest duration of the warm-up, in seconds.
     threads : int
-        Threads of the engine on the processor; 0 for one a processor core that is allowed.
+        Threads of the engine on the processor; 0 for one per processor that is allowed.
     processors : tuple of int
-        Processors that the worker may use; empty for all that it was given.
+        Processors that the worker may use; empty for all of its parent's.
     memory_bytes : int
-        Bound of the worker's own data on the CPU; 0 for none.
-    truth : str
-        Folder that keeps float64 truths between workers; empty to compute it anew.
+        Limit of the worker's own data on the CPU, in bytes; 0 for none.
+    references : str
+        Folder of float64 references shared by the workers of a run; empty for none.
     check : bool
-        Whether to compare with the truth; only the search for memory limits goes without.
+        Whether to compare with the reference; the search for the largest batch does not.
     """
 
     cell: Cell
@@ -44,7 +44,7 @@ class Job:
     threads: int = 0
     processors: tuple[int, ...] = ()
     memory_bytes: int = 0
-    truth: str = ""
+    references: str = ""
     check: bool = True
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Finds the largest batch that fits into a given amount of memory, by bisection over workers."""
+"""The largest batch that fits into a given amount of memory, found by bisection over workers."""
 
 from __future__ import annotations
 
@@ -7,35 +7,38 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.instruments.machine import available_bytes
-from harness.run import launch
-from harness.run.launch import Failed, Task, Worker, start_local
+from harness.run.failures import Failed
+from harness.run.job import Job
+from harness.run.task import Task
+from harness.run.turns import MEMORY_SHARE
+from harness.run.worker_process import Worker, start_local
 from harness.spec.metrics import memory_metric
 
 OWN_BYTES = 4_000_000_000
-"""What a worker maps for itself (torch, its libraries, the allocator's arenas), at most."""
+"""Upper limit of what a worker maps for torch, its libraries and the allocator's arenas."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One try: the batch, whether it fitted, and the entries of its record."""
+    """One batch that was tried, whether it fits, and the entries of its record."""
 
     batch: int
     fits: bool
     entries: Mapping[str, Any]
 
 
-def largest(fits: Callable[[int], bool], most: int) -> int:
+def bisect_largest(fits: Callable[[int], bool], most: int) -> int:
     """Return the largest batch that fits, 0 if not even one event does.
 
     The batch doubles until it no longer fits; then the interval is halved. ``fits`` must be
-    monotonic: about 2 log2(answer) tries.
+    monotonic. It is called about 2 log2(answer) times.
 
     Parameters
     ----------
     fits : callable
-        Tries a batch.
+        Returns whether a batch fits.
     most : int
-        The largest batch of interest.
+        The largest batch to try.
     """
     good, bad = 0, most + 1
     step = 1
@@ -54,16 +57,16 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     return good
 
 
-def search(
+def find_max_batch(
     task: Task,
     budget: int,
     most: int,
-    tried: Callable[[Task, Probe], None],
+    on_probe: Callable[[Task, Probe], None],
     start: Callable[[Task], Worker] = start_local,
 ) -> int:
     """Find the largest batch of a task's cell that stays within a budget of memory.
 
-    A batch fits if its call ends well and its peak over the baseline is within the budget.
+    A batch fits if its call succeeds and its peak over the baseline is within the budget.
 
     Parameters
     ----------
@@ -73,27 +76,27 @@ def search(
         Bytes.
     most : int
         The largest batch to try.
-    tried : callable
-        Is told of every try.
+    on_probe : callable
+        Called after each batch that was tried.
     start : callable
         Starts a worker.
     """
 
     def fits(batch: int) -> bool:
-        changed = replace(task, job=_sized(task, batch, budget))
-        entries = one_call(changed, start)
+        changed = replace(task, job=_job_of_batch(task, batch, budget))
+        entries = measure_one_call(changed, start)
         value = memory_metric({"cell": {"device": task.job.cell.device}}).value(entries)
         good = entries["outcome"] == "ok" and value is not None and value <= budget
-        tried(changed, Probe(batch, good, entries))
+        on_probe(changed, Probe(batch, good, entries))
         return good
 
-    return largest(fits, most)
+    return bisect_largest(fits, most)
 
 
-def _sized(task: Task, batch: int, budget: int) -> Any:
+def _job_of_batch(task: Task, batch: int, budget: int) -> Job:
     limit = 0
     if task.job.cell.device == "cpu":
-        limit = min(budget + OWN_BYTES, int(launch.MEMORY_SHARE * available_bytes()))
+        limit = min(budget + OWN_BYTES, int(MEMORY_SHARE * available_bytes()))
     return replace(
         task.job,
         cell=replace(task.job.cell, batch=batch),
@@ -103,8 +106,8 @@ def _sized(task: Task, batch: int, budget: int) -> Any:
     )
 
 
-def one_call(task: Task, start: Callable[[Task], Worker]) -> dict[str, Any]:
-    """Let a worker make one watched and one timed call, and return the entries of its record."""
+def measure_one_call(task: Task, start: Callable[[Task], Worker]) -> dict[str, Any]:
+    """Make one call with the memory measured and one timed call; return the record's entries."""
     worker = start(task)
     entries: dict[str, Any] = {}
     try:
@@ -113,7 +116,7 @@ def one_call(task: Task, start: Callable[[Task], Worker]) -> dict[str, Any]:
             {"do": "sample", "seconds": 0.0},
             {"do": "finish"},
         ):
-            answer = worker.ask(command, task.timeout)
+            answer = worker.request(command, task.timeout)
             entries |= answer.get("record", {})
             if "outcome" in answer:
                 ends = {"outcome": answer["outcome"], "reason": answer["reason"]}

@@ -1,4 +1,4 @@
-"""From a suite to the groups of tasks of a run: which events, what can run, and in which order."""
+"""The plan of a run: the events of each cell, which cells can run, and their order."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from harness.events import open_events
 from harness.spec.cell import STACKS, Cell, EventSpec
 
 EVENTS_APART = 16
-"""A file of up to so many events is measured event by event at batch 1."""
+"""Largest number of events of a file that is measured event by event at batch 1."""
 
 
 class Availability(Protocol):
-    """What ``backends.registry.probe`` returns."""
+    """The result of ``backends.registry.probe``."""
 
     @property
     def capabilities(self) -> Any:
-        """What the engine can do here, or None."""
+        """The capabilities of the engine on this machine, or None."""
         ...
 
     @property
     def reason(self) -> str:
-        """Why it cannot run here."""
+        """Why the engine cannot run on this machine."""
         ...
 
 
 def with_events(cells: Sequence[Cell], source: str) -> list[Cell]:
-    """Name the events of each cell.
+    """Return the cells with their events named.
 
     Cells of sizes that a file does not have are left out. A file of up to ``EVENTS_APART`` events
-    is measured event by event at batch 1, each event with a voxel in a cell of its own; larger
-    batches are drawn from all its events, as ``harness.events.benchmark_batch`` does.
+    is measured event by event at batch 1, with one cell per event that is not empty. Larger batches
+    are drawn from all its events, as ``harness.events.benchmark_batch`` does.
 
     Parameters
     ----------
@@ -83,8 +83,8 @@ def _sizes(cells: Iterable[Cell]) -> list[int]:
     return sorted({cell.size for cell in cells})
 
 
-def obstacle(cell: Cell, found: Availability) -> str:
-    """Say why a cell cannot be measured here; empty if it can."""
+def unavailable_reason(cell: Cell, found: Availability) -> str:
+    """Return why a cell cannot be measured here; empty if it can."""
     can = found.capabilities
     if can is None:
         return found.reason
@@ -111,9 +111,9 @@ TRAINING = ("step", "input-gradient", "weight-gradient")
 
 
 def _lacking(cell: Cell, can: Any) -> str:
-    """Say what an engine lacks for a cell; empty if nothing.
+    """Return the kind of layer that an engine lacks for a cell; empty if none.
 
-    An engine that cannot run the UResNet for want of one kind of layer still has the others.
+    An engine that lacks one kind of layer cannot run the UResNet, but its other layers.
     """
     if not cell.layer:
         return f"lacks {can.missing}" if can.missing else ""
@@ -131,10 +131,10 @@ def _lacking(cell: Cell, can: Any) -> str:
 
 
 def groups(cells: Sequence[Cell], seed: int, number: int) -> list[list[Cell]]:
-    """Put the cells that answer the same question together, in the seeded order of a round.
+    """Group the cells that answer the same question, in the seeded order of a round.
 
-    Every second round goes through the questions in reverse, so that a drift of the machine over
-    a pair of rounds hits early and late questions alike.
+    Every second round has the reverse order, so that a drift of the machine over a pair of rounds
+    affects all questions alike.
     """
     together: Mapping[str, list[Cell]] = defaultdict(list)
     for cell in cells:

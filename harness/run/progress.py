@@ -1,9 +1,9 @@
-"""Shows how a run goes: a live line on a terminal, plain lines where there is none."""
+"""Progress of a run: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -11,33 +11,34 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from harness.run.launch import Code, Task
 from harness.run.sampling import half_width
+from harness.run.source import EngineSource
+from harness.run.task import Task
 from harness.spec.cell import Cell
 from harness.spec.metrics import format_value, lookup, memory_metric
 
 
 class RunProgress:
-    """Tells a person which cell is measured, what came out, and how long the rest may take.
+    """Displays the current cell, the results so far, and an estimate of the time left.
 
     Parameters
     ----------
     total : int
-        Records that the run will write.
+        Number of records that the run will write.
     console : rich.console.Console
-        Where to; whether it is a terminal decides what is shown.
+        Destination; the live line is shown on a terminal only.
     now : callable
-        Seconds since any moment.
-    other : Code, optional
-        Code that is measured in turns with this one: its cells are told apart by their commit.
+        Clock, in seconds.
+    other : EngineSource, optional
+        Source that is measured in turns with this one; its cells are shown with its commit.
     """
 
     def __init__(
         self,
         total: int,
         console: Console,
-        now: Any = time.monotonic,
-        other: Code | None = None,
+        now: Callable[[], float] = time.monotonic,
+        other: EngineSource | None = None,
     ) -> None:
         self._total = total
         self._other = other
@@ -72,26 +73,28 @@ class RunProgress:
         self._console.file.flush()  # a log file is read while the run goes on
 
     def started(self, cells: Sequence[Cell]) -> None:
-        """Some cells, measured in turns, have begun."""
+        """Show the cells whose measurement in turns starts."""
         names = ", ".join(dict.fromkeys(cell.backend for cell in cells))
         self._live.update(self._line, description=escape(f"{cells[0].question}: {names}"))
 
     def sampled(self, task: Task, samples: Sequence[float]) -> None:
-        """More samples of a cell have come in."""
-        text = f"{self._title(task.job.cell, task.code)}: {times(samples)}"
+        """Show the samples of a cell so far."""
+        text = f"{self._title(task.job.cell, task.source)}: {format_samples(samples)}"
         self._live.update(self._line, description=escape(f"{text}{self._left()}"))
 
-    def finished(self, record: Mapping[str, Any], code: Code | None = None) -> None:
-        """A record is written, of the given code."""
+    def finished(self, record: Mapping[str, Any], source: EngineSource | None = None) -> None:
+        """Show a record that has been written, of the given source."""
         self._done += 1
         self._measured += 1
-        title = self._title(Cell.from_json(record["cell"]), code)
+        title = self._title(Cell.from_json(record["cell"]), source)
         width = len(str(self._total))
-        self.say(f"[{self._done:>{width}}/{self._total}] {title}: {summary(record)}{self._left()}")
+        self.say(
+            f"[{self._done:>{width}}/{self._total}] {title}: {format_outcome(record)}{self._left()}"
+        )
         self._live.update(self._line, completed=self._done)
 
     def left_out(self, record: Mapping[str, Any]) -> None:
-        """A record of a cell that cannot run here is written: one line says so of all alike."""
+        """Show a record of a cell that cannot run here: one line for all with the same reason."""
         self._done += 1
         text = f"{record['cell']['backend']} is left out: {record['reason']}"
         if text not in self._said:
@@ -99,33 +102,33 @@ class RunProgress:
             self.say(text)
         self._live.update(self._line, completed=self._done)
 
-    def _title(self, cell: Cell, code: Code | None) -> str:
-        """Name a cell, and the other code's commit where two are measured in turns."""
-        if self._other is None or code != self._other:
+    def _title(self, cell: Cell, source: EngineSource | None) -> str:
+        """Return the title of a cell, with the commit if it is the other source's."""
+        if self._other is None or source != self._other:
             return cell.title
         return f"{cell.title} at {self._other.commit[:12]}"
 
     def _left(self) -> str:
-        """Estimate the time left from the cells that took any."""
+        """Return an estimate of the time left, from the cells measured so far."""
         rest = self._total - self._done
         if not self._measured or not rest:
             return ""
         seconds = (self._now() - self._start) / self._measured * rest
-        return f"; about {duration(seconds)} left"
+        return f"; about {format_duration(seconds)} left"
 
 
-def times(samples: Sequence[float]) -> str:
-    """Write the median with the relative half width of its interval and the number of samples."""
+def format_samples(samples: Sequence[float]) -> str:
+    """Format the median, the relative half width of its interval and the number of samples."""
     width = half_width(samples)
     spread = f" ± {100 * width:.1f} %" if width < float("inf") else ""
     return f"{format_value(median(samples), 's')}{spread} ({len(samples)} samples)"
 
 
-def summary(record: Mapping[str, Any]) -> str:
-    """Write what came out of a cell in a few words."""
+def format_outcome(record: Mapping[str, Any]) -> str:
+    """Format the outcome of a cell in a few words."""
     if record["outcome"] != "ok":
         return f"{record['outcome']}: {record['reason']}".rstrip(": ")
-    parts = [times(record["host_seconds"])]
+    parts = [format_samples(record["host_seconds"])]
     memory = memory_metric(record).value(record)
     if memory is not None:
         parts.append(f"peak memory {format_value(memory, 'bytes')}")
@@ -135,8 +138,8 @@ def summary(record: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def duration(seconds: float) -> str:
-    """Write a time as a person would say it."""
+def format_duration(seconds: float) -> str:
+    """Format a time in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

@@ -1,7 +1,7 @@
-"""Computes float64 truths in a process of their own, and keeps them for all engines of a run.
+"""Float64 references, computed in a process of their own and shared by all engines of a run.
 
-The truth of a large batch takes gigabytes and many seconds. In the worker it would leave its marks
-on the allocator that is about to be measured, and every engine would pay for it again.
+The reference of a large batch takes gigabytes and many seconds. In the worker it would change the
+state of the allocator that is about to be measured, and each engine would compute it again.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from backends.truth import Truth
 
 
-def truth_of(job: Job) -> Truth:
-    """Return the truth of a job's cell, from the job's folder if a worker has left it there.
+def load_reference(job: Job) -> Truth:
+    """Return the reference of a job's cell, from the job's folder if it has been computed.
 
     Raises
     ------
     RuntimeError
         If the process that computes it fails.
     """
-    from harness.run.workload import truth_key
+    from harness.run.workload import reference_key
 
-    if not job.truth:
+    if not job.references:
         return _compute(job)
-    path = Path(job.truth) / f"{digest(canonical([truth_key(job.cell), job.events]))}.pt"
+    path = Path(job.references) / f"{digest(canonical([reference_key(job.cell), job.events]))}.pt"
     if not path.exists():
         command = [sys.executable, "-m", "harness.run.references", str(path)]
         search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -46,7 +46,7 @@ def truth_of(job: Job) -> Truth:
         )
         if child.returncode:
             last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
-            raise RuntimeError(f"the float64 truth could not be computed: {last}")
+            raise RuntimeError(f"the float64 reference could not be computed: {last}")
     return _read(path)
 
 

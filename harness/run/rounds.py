@@ -1,10 +1,7 @@
-"""One run: a suite's cells, in rounds, each measured and written down as a record."""
+"""One run: the cells of a suite, measured in rounds, each with a record."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,39 +15,42 @@ from rich.console import Console
 from backends.registry import interpreter
 from harness.errors import BadInput
 from harness.results import store
-from harness.run import launch
+from harness.run import turns
 from harness.run.job import Job
-from harness.run.launch import Code, Task, Watcher
-from harness.run.plan import Availability, groups, obstacle
+from harness.run.locks import device_lock
+from harness.run.plan import Availability, groups, unavailable_reason
 from harness.run.progress import RunProgress
 from harness.run.sampling import StopRule
+from harness.run.source import EngineSource
+from harness.run.task import ProgressListener, Task
 from harness.spec.cell import Cell
 
-Measured = Iterator[tuple[Task, dict[str, Any]]]
+MeasuredEntries = Iterator[tuple[Task, dict[str, Any]]]
+"""Tasks with the entries of their records, in order of completion."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run.
+    """Settings of a run.
 
     Attributes
     ----------
     out : Path
-        The file that the records go to.
+        File of the records.
     events : str
         ``sample`` or the path of a file of events.
     repeats : int
-        Rounds; every round measures every cell in new processes.
+        Number of rounds; each measures every cell in new processes.
     rule : StopRule
         When to stop sampling a cell in a round.
     seed : int
-        Of the order of cells and turns.
+        Seed of the order of cells and turns.
     threads : int
-        Threads of each worker; 0 for one a processor that is allowed.
+        Threads of each worker; 0 for one per processor that is allowed.
     timeout : float
-        Seconds that a worker may take for one answer.
+        Longest time to wait for one answer of a worker, in seconds.
     resume : bool
-        Leave out what ``out`` holds already.
+        Whether to leave out the cells that ``out`` holds.
     """
 
     out: Path
@@ -65,42 +65,30 @@ class Settings:
 
 @dataclass(frozen=True)
 class Side:
-    """Code to measure, and the file of its records."""
+    """A source of engines, and the file of its records."""
 
-    code: Code
+    source: EngineSource
     out: Path
 
 
 class Executor(Protocol):
-    """Measures groups of tasks, and yields the entries of each record when they are known."""
+    """Measures groups of tasks, and yields the entries of each record when they are complete."""
 
-    def __call__(self, groups: Sequence[Sequence[Task]], seed: int, watcher: Watcher) -> Measured:
-        """Measure all groups."""
+    def __call__(
+        self, groups: Sequence[Sequence[Task]], seed: int, listener: ProgressListener
+    ) -> MeasuredEntries:
+        """Measure all groups; tasks of one group take turns."""
         ...
 
 
-def in_turn(groups: Sequence[Sequence[Task]], seed: int, watcher: RunProgress) -> Measured:
-    """Measure the groups one after the other on this machine, alone on their device."""
+def measure_locally(
+    groups: Sequence[Sequence[Task]], seed: int, listener: RunProgress
+) -> MeasuredEntries:
+    """Measure the groups one after the other on this machine, with their device locked."""
     for group in groups:
-        with device_lock(group[0].job.cell.device, watcher.say):
-            watcher.started([task.job.cell for task in group])
-            yield from launch.measure(group, seed + group[0].round, watcher)
-
-
-@contextlib.contextmanager
-def device_lock(
-    device: str, say: Callable[[str], None], folder: Path | None = None
-) -> Iterator[None]:
-    """Hold a device for this process: two runs on one device would measure each other."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if device == "cuda" else ""
-    name = f"sscn-bench-{os.getuid()}-{device}-{visible.replace('/', '_')}.lock"
-    with ((folder or Path(tempfile.gettempdir())) / name).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another run is measuring on {device}: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        with device_lock(group[0].job.cell.device, listener.say):
+            listener.started([task.job.cell for task in group])
+            yield from turns.measure_in_turns(group, seed + group[0].round, listener)
 
 
 def run(
@@ -109,9 +97,9 @@ def run(
     found: Mapping[str, Availability],
     console: Console,
     *,
-    code: Code | None = None,
-    against: Code | None = None,
-    executor: Executor = in_turn,  # type: ignore[assignment]
+    source: EngineSource | None = None,
+    against: EngineSource | None = None,
+    executor: Executor = measure_locally,  # type: ignore[assignment]
     python: Callable[[str], str] = interpreter,
 ) -> list[Path]:
     """Measure cells and append a record for each, round by round.
@@ -121,54 +109,54 @@ def run(
     cells : sequence of Cell
         With their events named.
     settings : Settings
-        How to run.
+        Settings of the run.
     found : mapping
-        What the probe found, by engine.
+        Name of an engine -> its availability.
     console : Console
-        Shows how it goes.
-    code : Code, optional
-        The engines to measure; those beside this harness by default.
-    against : Code, optional
-        Other code that is measured in turns with this one; its records go to a file beside.
+        Destination of the progress.
+    source : EngineSource, optional
+        The engines to measure; by default those beside this harness.
+    against : EngineSource, optional
+        Other source, measured in turns with this one; its records go to `against_path`.
     executor : callable
-        Where to measure.
+        Measures the tasks.
     python : callable
-        The interpreter of an engine, by its name.
+        Returns the interpreter of an engine.
 
     Returns
     -------
     list of Path
         The files of records.
     """
-    sides = [Side(code or Code.here(), settings.out)]
+    sides = [Side(source or EngineSource.here(), settings.out)]
     if against is not None:
-        sides.append(Side(against, beside(settings.out)))
+        sides.append(Side(against, against_path(settings.out)))
     identity, seed, done = _begin(sides, settings)
     for side in sides:
         store.check_writable(side.out)
-    with tempfile.TemporaryDirectory(prefix="sscn-bench-") as truths:
-        todo = _tasks(cells, sides, settings, found, truths, seed, python)
+    with tempfile.TemporaryDirectory(prefix="sscn-bench-") as references:
+        todo = _tasks(cells, sides, settings, found, references, seed, python)
         todo = [
-            [task for task in group if (task.code, task.job.cell.name, task.round) not in done]
+            [task for task in group if (task.source, task.job.cell.name, task.round) not in done]
             for group in todo
         ]
         todo = [group for group in todo if group]
         total = sum(map(len, todo))
-        outs = {side.code: side.out for side in sides}
+        outs = {side.source: side.out for side in sides}
         with RunProgress(total, console, other=against) as progress:
             if done:
                 progress.say(f"{len(done)} records are there already, {total} to go")
 
             def write(task: Task, entries: Mapping[str, Any]) -> dict[str, Any]:
                 record = assemble(task, entries, identity, seed)
-                store.append(outs[task.code], record)
+                store.append(outs[task.source], record)
                 return record
 
             possible = []
             for group in todo:
                 able = []
                 for task in group:
-                    reason = obstacle(task.job.cell, found[task.job.cell.backend])
+                    reason = unavailable_reason(task.job.cell, found[task.job.cell.backend])
                     if reason:
                         record = write(task, {"outcome": "unavailable", "reason": reason})
                         progress.left_out(record)
@@ -177,12 +165,12 @@ def run(
                 if able:
                     possible.append(able)
             for task, entries in executor(possible, seed, progress):
-                progress.finished(write(task, entries), task.code)
+                progress.finished(write(task, entries), task.source)
     return [side.out for side in sides]
 
 
-def beside(out: Path) -> Path:
-    """Return the file for the records of the other code."""
+def against_path(out: Path) -> Path:
+    """Return the file for the records of the other source."""
     return out.with_suffix(f"{store.AGAINST}{out.suffix}")
 
 
@@ -207,9 +195,9 @@ def latest_out(suite: str, results: Path = store.RESULTS) -> Path:
 
 def _begin(
     sides: Sequence[Side], settings: Settings
-) -> tuple[str, int, set[tuple[Code, str, int]]]:
-    """Return the run's identity and seed, and what a resumed run has measured already."""
-    done: set[tuple[Code, str, int]] = set()
+) -> tuple[str, int, set[tuple[EngineSource, str, int]]]:
+    """Return the run's identity and seed, and the cells that a resumed run has measured."""
+    done: set[tuple[EngineSource, str, int]] = set()
     identity = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
     seed = settings.seed
     if not settings.resume:
@@ -218,14 +206,14 @@ def _begin(
         if not side.out.exists():
             continue
         for record in store.records([side.out]):
-            if record["commit"] != side.code.commit:
+            if record["commit"] != side.source.commit:
                 raise BadInput(
                     f"{side.out} was measured at commit {record['commit'][:12] or '(none)'}, the "
-                    f"code is at {side.code.commit[:12] or '(none)'}; start a new run"
+                    f"code is at {side.source.commit[:12] or '(none)'}; start a new run"
                 )
             identity, seed = record["run"], record.get("seed", seed)
             cell = Cell.from_json(record["cell"])
-            done.add((side.code, cell.name, record.get("round", 0)))
+            done.add((side.source, cell.name, record.get("round", 0)))
     return identity, seed, done
 
 
@@ -234,17 +222,21 @@ def _tasks(
     sides: Sequence[Side],
     settings: Settings,
     found: Mapping[str, Availability],
-    truths: str,
+    references: str,
     seed: int,
     python: Callable[[str], str],
 ) -> list[list[Task]]:
-    """List the tasks of all rounds in groups that take turns.
+    """Return the tasks of all rounds in groups that take turns.
 
-    What cannot run here is recorded once, not in every round.
+    A cell that cannot run here is in the first round only.
     """
     listed = []
     for number in range(settings.repeats):
-        able = [cell for cell in cells if number == 0 or not obstacle(cell, found[cell.backend])]
+        able = [
+            cell
+            for cell in cells
+            if number == 0 or not unavailable_reason(cell, found[cell.backend])
+        ]
         for group in groups(able, seed, number):
             listed.append(
                 [
@@ -254,10 +246,10 @@ def _tasks(
                             events=settings.events,
                             rule=settings.rule,
                             threads=settings.threads,
-                            truth=truths,
+                            references=references,
                         ),
                         round=number,
-                        code=side.code,
+                        source=side.source,
                         python=python(cell.backend),
                         timeout=settings.timeout,
                     )
@@ -269,7 +261,7 @@ def _tasks(
 
 
 def assemble(task: Task, entries: Mapping[str, Any], run: str, seed: int) -> dict[str, Any]:
-    """Make a record of schema 1 from what a worker found out."""
+    """Return a record of schema 1 from the entries of a worker."""
     nothing: dict[str, Any] = {
         "sites": None,
         "host_seconds": [],
@@ -286,8 +278,8 @@ def assemble(task: Task, entries: Mapping[str, Any], run: str, seed: int) -> dic
         "schema": store.SCHEMA,
         "run": run,
         "utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-        "commit": task.code.commit,
-        "dirty": task.code.dirty,
+        "commit": task.source.commit,
+        "dirty": task.source.dirty,
         "round": task.round,
         "seed": seed,
         "cell": task.job.cell.to_json(),

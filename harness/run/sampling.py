@@ -1,4 +1,4 @@
-"""How many samples are enough, when the warm-up is over, and in which order cells take turns.
+"""Rules of sampling: when to stop, when a warm-up has settled, and the order of turns.
 
 Pure functions of the samples taken so far, in order, in seconds.
 """
@@ -16,7 +16,10 @@ Stop = Literal["spread", "samples", "budget"]
 Item = TypeVar("Item")
 
 LEAST_SAMPLES = 3
-"""Below this many nothing can be said about the spread, whatever the budget."""
+"""Fewest samples from which a spread is estimated, whatever the budget."""
+
+TURN_SECONDS = 0.1
+"""Duration of one worker's sampling before the next worker takes its turn."""
 
 NEGLIGIBLE = 0.002
 """A relative drift that no comparison could notice."""
@@ -31,11 +34,11 @@ class StopRule:
     spread : float
         Target for the relative half width of the median's interval.
     least : int
-        Samples before the spread may stop the sampling.
+        Fewest samples after which the spread may end the sampling.
     most : int
-        Samples that are enough whatever their spread.
+        Number of samples that ends the sampling whatever their spread.
     budget : float
-        Seconds of sampling after which it ends.
+        Longest time of sampling, in seconds.
     """
 
     spread: float = 0.01
@@ -70,8 +73,8 @@ def quartiles(samples: Sequence[float]) -> tuple[float, float]:
     return at(0.25), at(0.75)
 
 
-def drifts(samples: Sequence[float]) -> bool:
-    """Say whether the two halves of a series disagree by more than their intervals allow."""
+def has_drift(samples: Sequence[float]) -> bool:
+    """Return whether the medians of the two halves differ by more than their intervals allow."""
     middle = len(samples) // 2
     early, late = samples[:middle], samples[middle:]
     if len(early) < LEAST_SAMPLES:
@@ -80,27 +83,27 @@ def drifts(samples: Sequence[float]) -> bool:
     return abs(median(early) - median(late)) > max(allowed, NEGLIGIBLE * median(samples))
 
 
-def stop(samples: Sequence[float], elapsed: float, rule: StopRule) -> Stop | None:
-    """Decide whether to stop, and why.
+def stop_reason(samples: Sequence[float], elapsed: float, rule: StopRule) -> Stop | None:
+    """Return why the sampling may stop.
 
     Parameters
     ----------
     samples : sequence of float
         In order, in seconds.
     elapsed : float
-        Seconds spent on sampling so far.
+        Time spent on sampling so far, in seconds.
     rule : StopRule
         The targets.
 
     Returns
     -------
     str or None
-        ``spread`` (the median is known to the target and the series does not drift), ``samples``
-        (there are enough), ``budget`` (the time is spent), or None to go on.
+        ``spread`` (the interval has reached the target and the series does not drift), ``samples``
+        (there are enough), ``budget`` (the time is over), or None to go on.
     """
     count = len(samples)
     if count >= max(rule.least, LEAST_SAMPLES):
-        if half_width(samples) <= rule.spread and not drifts(samples):
+        if half_width(samples) <= rule.spread and not has_drift(samples):
             return "spread"
         if count >= rule.most:
             return "samples"
@@ -109,11 +112,11 @@ def stop(samples: Sequence[float], elapsed: float, rule: StopRule) -> Stop | Non
     return None
 
 
-def warm(samples: Sequence[float], *, window: int = 3, tolerance: float = 0.05) -> bool:
-    """Say whether a warm-up has settled.
+def has_settled(samples: Sequence[float], *, window: int = 3, tolerance: float = 0.05) -> bool:
+    """Return whether a warm-up has settled.
 
-    The best of the last ``window`` calls is no longer faster, beyond the tolerance, than the best
-    of the ``window`` calls before.
+    It has if the fastest of the last ``window`` calls is not faster, beyond the tolerance, than the
+    fastest of the ``window`` calls before.
     """
     if len(samples) < 2 * window:
         return False
@@ -124,7 +127,8 @@ def warm(samples: Sequence[float], *, window: int = 3, tolerance: float = 0.05) 
 def outliers(samples: Sequence[float]) -> list[int]:
     """Return the positions of samples more than three robust deviations from the median.
 
-    They are flagged, never removed. The deviation is 1.4826 times the median absolute deviation.
+    They are flagged, never removed. The robust deviation is 1.4826 times the median absolute
+    deviation.
     """
     if len(samples) < LEAST_SAMPLES:
         return []
@@ -133,11 +137,11 @@ def outliers(samples: Sequence[float]) -> list[int]:
     return [i for i, sample in enumerate(samples) if abs(sample - middle) > 3 * scale > 0]
 
 
-def turns(items: Sequence[Item], seed: int, turn: int) -> list[Item]:
+def turn_order(items: Sequence[Item], seed: int, turn: int) -> list[Item]:
     """Return the order of one turn: a seeded shuffle, every second turn reversed (ABBA).
 
-    Turns 0 and 1, 2 and 3, … mirror each other, so that a linear drift of the machine within a
-    pair of turns hits all items alike.
+    Turns 0 and 1, 2 and 3, … are mirror images, so that a linear drift of the machine within a
+    pair of turns affects all items alike.
     """
     order = list(items)
     random.Random(f"{seed} {turn // 2}").shuffle(order)

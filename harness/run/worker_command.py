@@ -16,8 +16,9 @@ def worker(
     file: Annotated[Path, typer.Argument(help="A cell, or a job, as JSON; - for the input.")],
 ) -> None:
     """Measure one cell in this process, and print the entries of its record as JSON."""
+    from harness.run.child_process import private_output
     from harness.run.job import Job
-    from harness.run.worker import in_one_go, private_output
+    from harness.run.worker import measure_cell
 
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text()
@@ -29,5 +30,5 @@ def worker(
             raise
         raise BadInput(f"{file} is not JSON: {error}") from None
     channel = private_output()
-    channel.write(json.dumps({"cell": job.cell.to_json()} | in_one_go(job)) + "\n")
+    channel.write(json.dumps({"cell": job.cell.to_json()} | measure_cell(job)) + "\n")
     channel.flush()

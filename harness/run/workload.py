@@ -1,4 +1,4 @@
-"""The network of one cell on its engine, with its events: what gets called, checked and timed."""
+"""The workload of a cell: a network on an engine with its events, to be called and checked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from backends import operation
 
 LEARNING_RATE = 1e-3
-"""Of Adam, as in arXiv:1903.05663."""
+"""Learning rate of Adam, as in arXiv:1903.05663."""
 
 
 def load_batch(cell: Cell, source: str) -> tuple[SparseBatch, int]:
@@ -35,16 +35,16 @@ def load_batch(cell: Cell, source: str) -> tuple[SparseBatch, int]:
     Parameters
     ----------
     cell : Cell
-        Says which events of the set.
+        Names the events of the set.
     source : str
         ``sample`` or the path of a file.
 
     Returns
     -------
     batch : SparseBatch
-        On the CPU; for a single layer the sites of its level, with features drawn for it.
+        On the CPU; for a single layer the sites of its level, with random features.
     skipped : int
-        Empty events of the set that were passed over.
+        Number of empty events that were skipped.
 
     Raises
     ------
@@ -83,18 +83,18 @@ def load_batch(cell: Cell, source: str) -> tuple[SparseBatch, int]:
 
 
 def event_index(name: str) -> int | None:
-    """Return the number of the single event that a set's name asks for, as in ``file.root[2]``."""
+    """Return the index of the single event that a set's name selects, as in ``file.root[2]``."""
     head, bracket, tail = name.rpartition("[")
     return int(tail[:-1]) if head and bracket and tail[:-1].isdecimal() else None
 
 
-class Subject:
+class Workload:
     """A UResNet on one engine with canonical weights, and its events on the device.
 
     Parameters
     ----------
     cell : Cell
-        What to build.
+        The cell.
     batch : SparseBatch
         The events, on the CPU.
     """
@@ -113,7 +113,7 @@ class Subject:
         self.network = built.to(cell.device, dtype)
         self.batch = batch.to(cell.device)
         self.features = self.batch.features.to(dtype)
-        self._kept: Any = None
+        self._cached_tensor: Any = None
         self._last: tuple[Tensor, Tensor | None]
         self.reset()
 
@@ -124,65 +124,65 @@ class Subject:
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE, fused=True)
 
     def call(self) -> Callable[[], Tensor]:
-        """Return what is timed: from sites and features on the device to logits in input order.
+        """Return the timed function: from sites and features on the device to logits.
 
-        ``first`` and ``cold`` make a new tensor of the engine, so that every map is built inside
-        the call; ``warm`` puts the features on a tensor whose maps exist.
+        For ``first`` and ``cold`` it makes a new tensor of the engine, so that every map is built
+        inside the call; for ``warm`` it puts the features on a tensor whose maps exist.
         """
-        if self.cell.map == "warm" and self._kept is None:
-            self._kept = self._tensor()
+        if self.cell.map == "warm" and self._cached_tensor is None:
+            self._cached_tensor = self._tensor()
             with torch.no_grad(), self._arithmetic():
-                self.network(self._kept)
+                self.network(self._cached_tensor)
             self.reset()  # a pass in training mode moved the running statistics
         return self._step if self.cell.phase == "step" else self._forward
 
     @property
-    def has_truth(self) -> bool:
-        """Whether the network computes the function that the truth is known of."""
+    def has_reference(self) -> bool:
+        """Whether the network computes the function that the reference is known of."""
         return network.has_truth(self.network)
 
-    def check(self, truth: Truth | None) -> tuple[Agreement, float | None]:
-        """Compare what the last call returned and left behind with the truth.
+    def check(self, reference: Truth | None) -> tuple[Agreement, float | None]:
+        """Compare the results of the last call with the reference.
 
         It must have been the only call since ``reset``: a step changes the weights.
 
         Parameters
         ----------
-        truth : Truth or None
-            None for a network of the engine's own: then its results must be finite.
+        reference : Truth or None
+            None for a network of the engine's own, whose results must be finite.
 
         Returns
         -------
         agreement : Agreement
-            Of the logits; for a step also of all gradients and running statistics.
+            Errors of the logits; for a step also of all gradients and running statistics.
         loss_error : float or None
             Relative error of the loss of a step.
         """
         logits, loss = self._last
         if self.cell.phase in STACKS:
             logits = stack.in_order(logits)
-        if truth is None:
+        if reference is None:
             found = [p.grad for p in self.network.parameters() if p.grad is not None]
             return finite(logits, found), None
-        if loss is None or truth.loss is None:
-            return compare(truth, self.cell.precision, logits), None
+        if loss is None or reference.loss is None:
+            return compare(reference, self.cell.precision, logits), None
         agreement = compare(
-            truth,
+            reference,
             self.cell.precision,
             logits,
             gradients=weights.gradients(self.network),
             statistics=statistics(self.network),
         )
-        return agreement, rel_rmse(loss, truth.loss)
+        return agreement, rel_rmse(loss, reference.loss)
 
     def results(self) -> dict[str, Any]:
-        """Return what a record says of the last call's result besides its errors."""
+        """Return further entries of the record about the result of the last call."""
         if self.cell.phase not in STACKS:
             return {}
         return {"active_sites": len(self._last[0])}
 
     def loss_tolerance(self) -> float:
-        """Largest relative error of the loss that passes."""
+        """Return the largest relative error of the loss that passes."""
         return TOLERANCE[self.cell.precision].forward
 
     def _tensor(self) -> Any:
@@ -190,9 +190,9 @@ class Subject:
         return self.network.tensor(batch.sites, self.features, batch.spatial_size, batch.batch_size)
 
     def _input(self) -> Any:
-        if self._kept is None:
+        if self._cached_tensor is None:
             return self._tensor()
-        return self.backend.with_features(self._kept, self.features)
+        return self.backend.with_features(self._cached_tensor, self.features)
 
     def _arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.cell.precision, self.cell.device)
@@ -216,10 +216,10 @@ class Subject:
         return logits
 
 
-class LayerSubject:
+class LayerWorkload:
     """A single convolution of one engine, on the sites of its level.
 
-    It offers what ``Subject`` does; no call changes a weight.
+    It has the methods of `Workload`. No call changes a weight.
 
     Parameters
     ----------
@@ -229,10 +229,10 @@ class LayerSubject:
         The sites of the level, on the CPU.
     """
 
-    has_truth = True
+    has_reference = True
 
     def __init__(self, cell: Cell, batch: SparseBatch) -> None:
-        from backends import operation  # older commits, which asv measures, do not have it
+        from backends import operation  # missing in the oldest commits that asv measures
 
         self.cell = cell
         self.backend, self.version = load_engine(cell)
@@ -244,10 +244,10 @@ class LayerSubject:
         self._trial: operation.Trial | None = None
 
     def reset(self) -> None:
-        """Undo what calls change, which is nothing."""
+        """Do nothing: no call changes the state."""
 
     def call(self) -> Callable[[], Any]:
-        """Return what is timed: one phase of the convolution, on the engine's own tensor."""
+        """Return the timed function: one phase of the convolution, on the engine's own tensor."""
         from backends import operation
 
         if self._trial is None:
@@ -261,30 +261,30 @@ class LayerSubject:
             )
         return self._trial
 
-    def check(self, truth: Truth | None) -> tuple[Agreement, float | None]:
-        """Compare what the last call returned with the truth; there is no loss."""
-        assert self._trial is not None and truth is not None
-        found = compare(truth, self.cell.precision, self._trial.result())
+    def check(self, reference: Truth | None) -> tuple[Agreement, float | None]:
+        """Compare the result of the last call with the reference; there is no loss."""
+        assert self._trial is not None and reference is not None
+        found = compare(reference, self.cell.precision, self._trial.result())
         what = {"input-gradient": "input's gradient", "weight-gradient": "weights' gradient"}
         named = found.reason.replace("logits", what.get(self.cell.phase, "features"))
         return replace(found, reason=named), None
 
     def results(self) -> dict[str, Any]:
-        """Return what a record says of the last call's result besides its errors: nothing."""
+        """Return no further entries."""
         return {}
 
     def loss_tolerance(self) -> float:
-        """Largest relative error of a loss that passes."""
+        """Return the largest relative error of a loss that passes."""
         return TOLERANCE[self.cell.precision].forward
 
 
-def subject_of(cell: Cell, batch: SparseBatch) -> Subject | LayerSubject:
-    """Build what a cell measures: a network, or a single layer of it."""
-    return LayerSubject(cell, batch) if cell.layer else Subject(cell, batch)
+def build_workload(cell: Cell, batch: SparseBatch) -> Workload | LayerWorkload:
+    """Return the workload of a cell: a network, or a single layer of it."""
+    return LayerWorkload(cell, batch) if cell.layer else Workload(cell, batch)
 
 
 def load_engine(cell: Cell) -> tuple[Backend, str]:
-    """Set the engine of a cell up, and return it with its version."""
+    """Set up the engine of a cell, and return it with its version."""
     backend = registry.load(
         cell.backend,
         dim=cell.dim,
@@ -314,14 +314,14 @@ def stack_config(cell: Cell) -> stack.StackConfig:
     return stack.StackConfig(Kind(cell.phase), cell.model.depth, cell.model.filters)
 
 
-def event_sites(batch: SparseBatch) -> list[int]:
+def sites_per_event(batch: SparseBatch) -> list[int]:
     """Return the number of sites of each event."""
     counts = torch.bincount(batch.sites[:, 0].long(), minlength=batch.batch_size)
     return [int(count) for count in counts]
 
 
-def truth_key(cell: Cell) -> Mapping[str, Any]:
-    """Return what the float64 truth of a cell depends on: neither engine nor state of the map."""
+def reference_key(cell: Cell) -> Mapping[str, Any]:
+    """Return the fields of a cell that its reference depends on: all but engine and map."""
     values = cell.to_json()
     names = ("dim", "size", "batch", "phase", "model", "events", "layer")
     return {name: values[name] for name in names if name in values}

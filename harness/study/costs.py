@@ -14,10 +14,11 @@ from rich.console import Console
 from backends.registry import interpreter
 from harness.results import store
 from harness.run.job import Job
-from harness.run.launch import Code, Task
-from harness.run.plan import Availability, obstacle
+from harness.run.plan import Availability, unavailable_reason
 from harness.run.progress import RunProgress
-from harness.run.rounds import assemble, in_turn
+from harness.run.rounds import assemble, measure_locally
+from harness.run.source import EngineSource
+from harness.run.task import Task
 from harness.spec.cell import Cell
 
 
@@ -49,22 +50,22 @@ def measure(
     """
     done = {Cell.from_json(r["cell"]).name for r in store.records([out])} if out.exists() else set()
     todo = [job for job in jobs if job.cell.name not in done]
-    code = Code.here()
+    code = EngineSource.here()
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-study"
-    with tempfile.TemporaryDirectory(prefix="sscn-bench-") as truths:
+    with tempfile.TemporaryDirectory(prefix="sscn-bench-") as references:
         together: dict[str, list[Task]] = defaultdict(list)
         with RunProgress(len(todo), console) as progress:
             for job in todo:
-                job = replace(job, truth=truths)
+                job = replace(job, references=references)
                 task = Task(job, 0, code, interpreter(job.cell.backend), timeout)
-                reason = obstacle(job.cell, found[job.cell.backend])
+                reason = unavailable_reason(job.cell, found[job.cell.backend])
                 if reason:
                     record = assemble(task, {"outcome": "unavailable", "reason": reason}, run, seed)
                     store.append(out, record)
                     progress.finished(record)
                 else:
                     together[job.cell.question].append(task)
-            for task, entries in in_turn(list(together.values()), seed, progress):
+            for task, entries in measure_locally(list(together.values()), seed, progress):
                 record = assemble(task, entries, run, seed)
                 store.append(out, record)
                 progress.finished(record)

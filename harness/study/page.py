@@ -12,7 +12,7 @@ from harness.events import open_events
 from harness.events.statistics import summarise
 from harness.report.html import environment, save
 from harness.report.provenance import facts
-from harness.run.progress import duration
+from harness.run.progress import format_duration
 from harness.study import displays, figures, results
 from harness.study.accuracy_sections import (
     classes_section,
@@ -98,7 +98,8 @@ def lead(found: Results) -> str:
     said = (
         f"{len(test.accuracy.events)} events that it never learnt from, after "
         f"{len(curve.steps):,} iterations on {curve.events:,} events (batch "
-        f"{test.training.batch}) in {duration(float(curve.steps['seconds'].iloc[-1]))} of training."
+        f"{test.training.batch}) in {format_duration(float(curve.steps['seconds'].iloc[-1]))} of "
+        "training."
     )
     early = results.reached(curve, 1200.0)
     if early is not None and curve.steps["seconds"].iloc[-1] > 1200:

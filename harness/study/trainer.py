@@ -29,9 +29,10 @@ from harness.errors import BadInput
 from harness.instruments import machine
 from harness.results import store
 from harness.run.job import Job
-from harness.run.launch import Code, Task
-from harness.run.progress import duration
+from harness.run.progress import format_duration
 from harness.run.rounds import assemble
+from harness.run.source import EngineSource
+from harness.run.task import Task
 from harness.study import predictions
 from harness.study.plan import Plan
 from harness.study.views import View
@@ -123,7 +124,7 @@ def run(
         console.print(f"{plan.name}: {entries['outcome']}: {entries['reason']}", highlight=False)
     entries.setdefault("training", {"name": plan.name})
     cell = plan.cell(entries.pop("sha256", ""))
-    task = Task(Job(cell), 0, Code.here())
+    task = Task(Job(cell), 0, EngineSource.here())
     identity = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-study"
     store.append(out, assemble(task, entries, identity, plan.seed))
     return str(entries["outcome"])
@@ -271,7 +272,7 @@ class LiveTraining:
             f"accuracy {progress.accuracy:.3f}"
         )
         if progress.fraction < 1:
-            text += f", {duration(progress.left)} left"
+            text += f", {format_duration(progress.left)} left"
         self._live.update(self._line, completed=progress.fraction, description=escape(text))
         last = progress.fraction >= 1
         if last or (not self._console.is_terminal and self._now() - self._said >= _LINE_SECONDS):

@@ -6,8 +6,8 @@ import torch
 from backends import registry, stack, weights
 from backends.agreement import DECIDED, TOLERANCE, compare
 from backends.contract import Kind, Unsupported, master_dtype
-from harness.run.plan import obstacle
-from harness.run.workload import Subject
+from harness.run.plan import unavailable_reason
+from harness.run.workload import Workload
 from harness.spec.cell import Cell, ModelSpec
 from suites.dilation import ENGINES, SUITE
 from tests.backends import cases
@@ -75,7 +75,7 @@ def test_engines_without_the_operation_say_so(engine):
     cell = next(cell for cell in SUITE.cells(backends=["sscn"]) if cell.phase == "ordinary")
     cell = Cell(**{**vars(cell), "backend": engine.name, "dim": 3})
     found = registry.Availability(engine.name, engine.capabilities)
-    assert obstacle(cell, found) == f"{engine.name} has no ordinary convolution"
+    assert unavailable_reason(cell, found) == f"{engine.name} has no ordinary convolution"
     with pytest.raises(Unsupported, match="ordinary"):
         engine.load(3).convolution(Kind.ORDINARY, 1, 1, 3, 0)
 
@@ -84,7 +84,7 @@ def test_a_cell_of_the_suite_is_checked_and_counted():
     counts = {}
     for phase in ("ordinary", "submanifold"):
         cell = Cell("dilation", "sscn", 192, 1, phase, "cold", model=ModelSpec(depth=2))
-        subject = Subject(cell, cases.random_sites(3))
+        subject = Workload(cell, cases.random_sites(3))
         subject.call()()
         config = stack.StackConfig(Kind(phase), 2, 16)
         truth = stack.truth(config, stack.initial(config, 3), cases.random_sites(3))

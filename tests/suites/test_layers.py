@@ -18,11 +18,11 @@ from harness.errors import BadInput
 from harness.results import store
 from harness.results.summary import pool
 from harness.run.job import Job
-from harness.run.plan import obstacle
-from harness.run.references import truth_of
+from harness.run.plan import unavailable_reason
+from harness.run.references import load_reference
 from harness.run.sampling import StopRule
-from harness.run.worker import in_one_go
-from harness.run.workload import load_batch, subject_of
+from harness.run.worker import measure_cell
+from harness.run.workload import build_workload, load_batch
 from harness.spec.cell import LAYER_PHASES, LAYERS, Cell, ModelSpec, layers_of
 from harness.spec.suite import find_suite
 from suites import layers
@@ -143,13 +143,13 @@ def test_channels_and_sites_are_those_of_the_network():
     batch, _ = load_batch(cell, "sample")
     assert len(batch.sites) < len(fine.sites)
     assert batch.spatial_size == 96
-    subject = subject_of(cell, batch)
+    subject = build_workload(cell, batch)
     assert weights.weight_shape(subject.operation.layer, 3) == (12, 8, 2, 2, 2)
 
 
 def measured(cell, folder):
     rule = StopRule(least=3, most=4, budget=0.1)
-    return in_one_go(Job(cell, rule=rule, warm_up=0.1, truth=str(folder)))
+    return measure_cell(Job(cell, rule=rule, warm_up=0.1, references=str(folder)))
 
 
 @pytest.mark.parametrize("phase", LAYER_PHASES)
@@ -173,7 +173,7 @@ def test_a_wrong_layer_gets_no_times(phase, kernel, words, tmp_path, monkeypatch
     from backends.sscn import kernels
 
     cell = replace(make_cell("submanifold-1", phase), options={"kernels": "reference"})
-    truth_of(Job(cell, truth=str(tmp_path)))
+    load_reference(Job(cell, references=str(tmp_path)))
     functions = kernels.load("reference")
     whole = getattr(functions, kernel)
 
@@ -230,7 +230,9 @@ def test_an_engine_takes_part_in_what_it_has(layer, phase, changes, reason):
     kinds = frozenset(Kind) - {Kind.INVERSE, Kind.ORDINARY}
     changes = {"kinds": kinds} | changes
     can = Capabilities("1", ("cpu",), {"cpu": ("fp32",)}, **changes)
-    found = obstacle(make_cell(layer, phase, "e"), SimpleNamespace(capabilities=can, reason=""))
+    found = unavailable_reason(
+        make_cell(layer, phase, "e"), SimpleNamespace(capabilities=can, reason="")
+    )
     assert (reason in found) if reason else not found
 
 

@@ -69,7 +69,8 @@ def test_the_code_of_an_installed_commit_is_named_by_asv(tmp_path):
         "import sys; "
         "sys.meta_path[:] = [f for f in sys.meta_path if 'Redirecting' not in type(f).__name__]; "
         f"sys.path[:0] = [{str(tmp_path)!r}, {str(environment.ROOT)!r}]; "
-        "from harness.run.launch import Code; c = Code.imported(); print(c.root, c.commit)"
+        "from harness.run.source import EngineSource; c = EngineSource.imported(); "
+        "print(c.root, c.commit)"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],

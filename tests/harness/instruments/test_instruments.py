@@ -6,8 +6,8 @@ import pytest
 
 from harness.instruments import gpu, machine, memory
 from harness.instruments.clock import CudaClock, HostClock
-from harness.instruments.energy import NvmlEnergy, RaplEnergy, joules_an_event
-from harness.instruments.gpu import NoGpu, conditions, facts, find_device
+from harness.instruments.energy import NvmlEnergy, RaplEnergy, joules_per_event
+from harness.instruments.gpu import NoGpu, conditions, device_facts, find_device
 from harness.instruments.memory import NvmlMemory, ResidentMemory, TorchMemory, nvml_baselines
 from tests.harness.instruments.fake_nvml import NOT_SUPPORTED, Device, FakeNvml, process, used
 
@@ -70,8 +70,8 @@ def test_resident_memory_is_the_peak_of_the_call_over_what_was_there():
         del_me = bytearray(64 << 20)
         del_me[::4096] = b"x" * len(del_me[::4096])
 
-    first = ResidentMemory().watch(call)
-    second = ResidentMemory().watch(lambda: None)
+    first = ResidentMemory().measure(call)
+    second = ResidentMemory().measure(lambda: None)
     assert first["rss_peak_reset"]
     assert first["peak_rss_bytes"] - first["baseline_bytes"] > 60 << 20
     assert second["peak_rss_bytes"] - second["baseline_bytes"] < 16 << 20
@@ -80,7 +80,7 @@ def test_resident_memory_is_the_peak_of_the_call_over_what_was_there():
 def test_without_the_right_to_reset_the_peak_it_says_so(tmp_path):
     (tmp_path / "status").write_text("VmHWM:\t 2048 kB\nVmRSS:\t 1024 kB\n")
     (tmp_path / "clear_refs").mkdir()
-    found = ResidentMemory(tmp_path).watch(lambda: None)
+    found = ResidentMemory(tmp_path).measure(lambda: None)
     assert found == {
         "baseline_bytes": 1 << 20,
         "peak_rss_bytes": 2 << 20,
@@ -97,7 +97,7 @@ def test_torch_memory_is_reset_before_the_call():
         max_memory_allocated=lambda: 10,
         max_memory_reserved=lambda: 20,
     )
-    found = TorchMemory(cuda).watch(lambda: said.append("call"))
+    found = TorchMemory(cuda).measure(lambda: said.append("call"))
     assert found == {"torch_allocated_bytes": 10, "torch_reserved_bytes": 20}
     assert said.index("reset") < said.index("call") < said.index("synchronize", 3)
 
@@ -107,7 +107,7 @@ GIB = 1 << 30
 
 def watch(device, baseline, pid=77):
     instrument = NvmlMemory(FakeNvml(device), device, pid, baseline, interval=0.001)
-    return instrument.watch(lambda: threading.Event().wait(0.02))
+    return instrument.measure(lambda: threading.Event().wait(0.02))
 
 
 def test_the_process_is_preferred_where_nvml_knows_it():
@@ -170,7 +170,7 @@ def test_the_sampler_ends_even_if_the_call_fails():
     device = Device("GPU-a", {"memory_v1": used(1)})
     instrument = NvmlMemory(FakeNvml(device), device, 1, {}, 0.001)
     with pytest.raises(ZeroDivisionError):
-        instrument.watch(lambda: 1 / 0)
+        instrument.measure(lambda: 1 / 0)
     assert threading.active_count() == before
 
 
@@ -184,7 +184,7 @@ def test_memory_outside_torch_is_what_torch_did_not_reserve():
             return self.values
 
     calls = []
-    found = memory.measure(
+    found = memory.measure_memory(
         lambda: calls.append(1),
         [
             Says(torch_reserved_bytes=3 * GIB),
@@ -264,7 +264,7 @@ def test_a_device_that_refuses_to_answer_leaves_gaps():
     )
     nvml = FakeNvml(device)
     assert set(conditions(nvml, device).values()) == {None}
-    found = facts(nvml, device)
+    found = device_facts(nvml, device)
     assert found["gpu"] == "NVIDIA A100"
     assert found["ecc"] is True
     assert found["driver"] is None
@@ -280,7 +280,7 @@ def test_energy_is_shared_among_the_events_of_all_repeats():
         spent["joules"] += 60.0
 
     counter = SimpleNamespace(joules=lambda: spent["joules"])
-    assert joules_an_event(call, counter, 4, seconds=2.0, now=ticks) == pytest.approx(15.0)
+    assert joules_per_event(call, counter, 4, seconds=2.0, now=ticks) == pytest.approx(15.0)
     assert ticks.now - 100 >= 2.0
     device.answers["nvmlDeviceGetTotalEnergyConsumption"] = 1500
     assert NvmlEnergy(FakeNvml(device), device).joules() == 1.5
@@ -294,7 +294,7 @@ def test_without_a_moving_counter_there_is_no_energy(answer):
     def call():
         ticks.now += 1
 
-    assert joules_an_event(call, NvmlEnergy(FakeNvml(device), device), 1, now=ticks) is None
+    assert joules_per_event(call, NvmlEnergy(FakeNvml(device), device), 1, now=ticks) is None
 
 
 def test_rapl_adds_packages_and_survives_the_wrap_of_a_counter(tmp_path):

@@ -8,14 +8,14 @@ from backends.contract import SparseBatch
 from harness.profile.child import merged, note
 from harness.profile.instrument import kind_of
 from harness.profile.ranges import Key, Ranges, Spent, spent
-from harness.run.workload import Subject
+from harness.run.workload import Workload
 from harness.spec.cell import Cell, ModelSpec
 
 ENGINES = ("sscn", "dense", "spconv", "minkowski")
 MODEL = ModelSpec(filters=4, depth=3, reps=1)
 
 
-def subject_of(engine, phase, state):
+def build_workload(engine, phase, state):
     generator = torch.Generator().manual_seed(3)
     coordinates = torch.randint(0, 16, (400, 3), generator=generator)
     batch = torch.randint(0, 2, (400, 1), generator=generator)
@@ -23,7 +23,7 @@ def subject_of(engine, phase, state):
     features = torch.rand((len(sites), 1), generator=generator)
     labels = torch.randint(0, 5, (len(sites),), generator=generator)
     cell = Cell("profile", engine, 16, 2, phase, state, model=MODEL)
-    return Subject(cell, SparseBatch(sites.contiguous(), features, labels, 16, 2))
+    return Workload(cell, SparseBatch(sites.contiguous(), features, labels, 16, 2))
 
 
 @pytest.fixture(params=ENGINES)
@@ -39,7 +39,7 @@ def passed(subject):
 
 
 def test_every_layer_is_seen_in_both_directions(name):
-    subject = subject_of(name, "step", "cold")
+    subject = build_workload(name, "step", "cold")
     noted = passed(subject)
     found = spent(noted)
     for path, layer in subject.network.layers():
@@ -58,7 +58,7 @@ def test_every_layer_is_seen_in_both_directions(name):
 
 def test_maps_are_told_apart_where_they_are_built(name):
     def maps(state):
-        subject = subject_of(name, "forward", state)
+        subject = build_workload(name, "forward", state)
         passed(subject)
         return [key for key in spent(passed(subject)) if key.kind == "map"]
 
@@ -71,7 +71,7 @@ def test_maps_are_told_apart_where_they_are_built(name):
 
 @pytest.mark.parametrize("phase", ["forward", "step"])
 def test_the_result_is_the_same_and_nothing_stays_behind(name, phase):
-    subject = subject_of(name, phase, "cold")
+    subject = build_workload(name, phase, "cold")
     plain = subject.call()()
     subject.reset()
     before = {path: dict(vars(module)) for path, module in subject.network.named_modules()}

@@ -9,13 +9,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from harness.run import worker
-from harness.run.worker import Failed, private_output, serve
+from harness.run.child_process import private_output
+from harness.run.failures import Failed
+from harness.run.worker import serve
 
 SECONDS = {"slow": 0.02}
 
 
 class Scripted:
-    """Stands for ``worker.Session``."""
+    """Stands for ``worker.CellMeasurement``."""
 
     def __init__(self, job):
         self.name = job.cell.backend
@@ -92,7 +94,7 @@ def first_time():
 
 
 if __name__ == "__main__":
-    worker.Session = Scripted
+    worker.CellMeasurement = Scripted
     worker.die_with_parent()
     private_output().close()
     with os.fdopen(int(sys.argv[1])) as given, os.fdopen(int(sys.argv[2]), "w") as channel:

@@ -8,7 +8,8 @@ from harness.errors import BadInput
 from harness.instruments import machine
 from harness.run import against
 from harness.run.against import checked_out
-from harness.run.launch import Code, LocalWorker
+from harness.run.source import EngineSource
+from harness.run.worker_process import LocalWorker
 
 
 def git(repository, *words):
@@ -73,12 +74,12 @@ def test_a_worker_takes_its_engines_from_the_code_it_is_given(tmp_path):
     (tmp_path / "backends" / "__init__.py").write_text(
         'import os, sys\nos.write(int(sys.argv[2]), b\'{"word": "other"}\\n\')\n'
     )
-    command = Code(tmp_path, "", True).command(sys.executable)
+    command = EngineSource(tmp_path, "", True).command(sys.executable)
     worker = LocalWorker(
         [*command[:-1], command[-1].replace("runpy.run", "import backends; runpy.run")]
     )
     try:
-        assert worker.ask({}, 60) == {"word": "other"}
+        assert worker.request({}, 60) == {"word": "other"}
     finally:
         worker.close()
 

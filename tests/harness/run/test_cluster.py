@@ -18,9 +18,10 @@ from harness.run import cluster
 from harness.run import rounds as run
 from harness.run.cluster import DEVICE, dask_executor, environment
 from harness.run.job import Job
-from harness.run.launch import Code, Task
 from harness.run.rounds import Settings
 from harness.run.sampling import StopRule
+from harness.run.source import EngineSource
+from harness.run.task import Task
 from harness.spec.cell import Cell
 
 # Dask's own shutdown leaves sockets for the garbage collector.
@@ -133,11 +134,11 @@ def test_every_gpu_gets_one_worker(monkeypatch):
 
 
 def test_a_task_is_fitted_to_the_device_it_lands_on():
-    job = Job(Cell("s", "b", 192, 1, "forward", "cold"), truth="/no/such/folder")
-    task = Task(job, 0, Code(Path("."), "", True))
+    job = Job(Cell("s", "b", 192, 1, "forward", "cold"), references="/no/such/folder")
+    task = Task(job, 0, EngineSource(Path("."), "", True))
     found = cluster._adapted(task, {"processors": [1], "share": 0.5}).job
     assert found.processors == (1,)
-    assert found.truth == ""
+    assert found.references == ""
     assert 0 < found.memory_bytes < 0.5 * cluster.machine.available_bytes()
     on_gpu = replace(task, job=replace(job, cell=replace(job.cell, device="cuda")))
     assert cluster._adapted(on_gpu, {"processors": [1], "share": 0.5}).job.memory_bytes == 0

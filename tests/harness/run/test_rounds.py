@@ -13,12 +13,16 @@ from rich.console import Console
 from backends.capabilities import Capabilities
 from harness.errors import BadInput
 from harness.results import store
-from harness.run import launch
-from harness.run import max_batch as boundary
+from harness.run import max_batch, turns
 from harness.run import rounds as run
-from harness.run.launch import Code, LocalWorker
-from harness.run.rounds import Settings, device_lock
+from harness.run.failures import Failed
+from harness.run.job import Job
+from harness.run.locks import device_lock
+from harness.run.rounds import Settings
 from harness.run.sampling import StopRule
+from harness.run.source import EngineSource
+from harness.run.task import Task
+from harness.run.worker_process import LocalWorker
 from harness.spec.cell import Cell
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_worker.py"))]
@@ -42,8 +46,8 @@ def fake_workers(monkeypatch, tmp_path):
     def measure(tasks, seed, watcher):
         return whole(tasks, seed, watcher, start)
 
-    whole = launch.measure
-    monkeypatch.setattr(launch, "measure", measure)
+    whole = turns.measure_in_turns
+    monkeypatch.setattr(turns, "measure_in_turns", measure)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # do not wait for other runs
 
 
@@ -126,7 +130,7 @@ def test_two_sides_take_turns_and_write_to_two_files(tmp_path, monkeypatch):
     log = tmp_path / "turns"
     monkeypatch.setenv("FAKE_WORKER_LOG", str(log))
     listed = cells("steady")
-    other = Code(tmp_path, "b" * 40, False)
+    other = EngineSource(tmp_path, "b" * 40, False)
     settings = Settings(out, repeats=2, rule=StopRule(least=9))
     paths = run.run(listed, settings, everything_runs(listed), QUIET, against=other)
     assert paths == [out, tmp_path / "run.against.jsonl"]
@@ -142,8 +146,8 @@ import sys
 sys.path[:0] = [{here!r}, {root!r}]
 from pathlib import Path
 from test_rounds import *
-whole = launch.measure
-launch.measure = lambda tasks, seed, watcher: whole(
+whole = turns.measure_in_turns
+turns.measure_in_turns = lambda tasks, seed, watcher: whole(
     tasks, seed, watcher, lambda task: LocalWorker(FAKE))
 listed = cells("steady", "slow", sizes=(192, 512, 768))
 rule = StopRule(least=400, most=400)
@@ -204,7 +208,7 @@ def test_the_largest_batch_is_found_in_few_tries(answer):
         tried.append(batch)
         return batch <= answer
 
-    assert boundary.largest(fits, 100) == answer
+    assert max_batch.bisect_largest(fits, 100) == answer
     assert len(tried) == len(set(tried)) <= 15
     assert all(1 <= batch <= 100 for batch in tried)
 
@@ -216,9 +220,9 @@ def test_the_boundary_counts_memory_over_the_baseline(monkeypatch):
         def __init__(self, task):
             self.batch = task.job.cell.batch
 
-        def ask(self, command, timeout):
+        def request(self, command, timeout):
             if command["do"] == "prepare" and self.batch > 30:
-                raise launch.Failed("out-of-memory", "no")
+                raise Failed("out-of-memory", "no")
             if command["do"] == "finish":
                 memory = {"baseline_bytes": 5e8, "peak_rss_bytes": 5e8 + 1e6 * self.batch}
                 record = {"memory": memory, "host_seconds": [1.0]}
@@ -229,14 +233,14 @@ def test_the_boundary_counts_memory_over_the_baseline(monkeypatch):
             pass
 
     (cell,) = cells("steady")
-    task = launch.Task(run.Job(cell), 0, Code(Path("."), "", True))
+    task = Task(Job(cell), 0, EngineSource(Path("."), "", True))
     seen = []
 
     def tried(task, probe):
         seen.append((task.job.cell.batch, probe.fits, probe.entries["outcome"]))
 
-    assert boundary.search(task, 20_500_000, 100, tried, Fake) == 20
-    assert boundary.search(task, 10**12, 100, tried, Fake) == 30
+    assert max_batch.find_max_batch(task, 20_500_000, 100, tried, Fake) == 20
+    assert max_batch.find_max_batch(task, 10**12, 100, tried, Fake) == 30
     assert (32, False, "out-of-memory") in seen
     assert (21, False, "ok") in seen
 

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.run import sampling
-from harness.run.sampling import StopRule, drifts, half_width, outliers, stop, turns, warm
+from harness.run.sampling import (
+    StopRule,
+    half_width,
+    has_drift,
+    has_settled,
+    outliers,
+    stop_reason,
+    turn_order,
+)
 
 RULE = StopRule(spread=0.01, least=7, most=200, budget=10.0)
 
@@ -16,7 +24,7 @@ def sampled_until_stop(draw, seconds_each=0.01, rule=RULE):
     samples = []
     while True:
         samples.append(draw(len(samples)))
-        why = stop(samples, len(samples) * seconds_each, rule)
+        why = stop_reason(samples, len(samples) * seconds_each, rule)
         if why:
             return samples, why
 
@@ -68,7 +76,7 @@ def test_the_budget_ends_slow_calls():
 
 
 def test_even_a_spent_budget_takes_the_least_that_says_something():
-    assert stop([0.1, 0.1], 1e9, RULE) is None
+    assert stop_reason([0.1, 0.1], 1e9, RULE) is None
 
 
 @given(st.lists(st.floats(1e-6, 1e3), min_size=3, max_size=50))
@@ -79,23 +87,23 @@ def test_the_half_width_is_relative(samples):
 
 @given(st.lists(st.floats(0.1, 0.2), min_size=4, max_size=40))
 def test_a_repeated_series_does_not_drift(samples):
-    assert not drifts(samples + samples)
+    assert not has_drift(samples + samples)
 
 
 def test_a_step_is_a_drift():
-    assert drifts([0.1] * 10 + [0.11] * 10)
+    assert has_drift([0.1] * 10 + [0.11] * 10)
 
 
 def test_a_warm_up_ends_when_calls_get_no_faster():
     falling = [1.0, 0.5, 0.3, 0.2, 0.15, 0.12]
     settled = [*falling, 0.11, 0.1, 0.1, 0.1, 0.1]
-    assert not warm(falling)
-    assert warm(settled)
-    assert not warm(settled[:5])
+    assert not has_settled(falling)
+    assert has_settled(settled)
+    assert not has_settled(settled[:5])
 
 
 def test_a_single_slow_call_does_not_prolong_the_warm_up():
-    assert warm([0.1, 0.1, 0.1, 0.1, 0.5, 0.1])
+    assert has_settled([0.1, 0.1, 0.1, 0.1, 0.5, 0.1])
 
 
 def test_outliers_are_named_by_position():
@@ -105,14 +113,14 @@ def test_outliers_are_named_by_position():
 
 @given(st.lists(st.integers(), unique=True, max_size=8), st.integers(), st.integers(0, 50))
 def test_turns_mirror_each_other_in_pairs(items, seed, turn):
-    order = turns(items, seed, 2 * turn)
+    order = turn_order(items, seed, 2 * turn)
     assert sorted(order) == sorted(items)
-    assert turns(items, seed, 2 * turn + 1) == order[::-1]
-    assert turns(items, seed, 2 * turn) == order
+    assert turn_order(items, seed, 2 * turn + 1) == order[::-1]
+    assert turn_order(items, seed, 2 * turn) == order
 
 
 def test_every_item_goes_first_about_as_often():
-    first = [turns("abc", 7, turn)[0] for turn in range(600)]
+    first = [turn_order("abc", 7, turn)[0] for turn in range(600)]
     assert all(120 < first.count(item) < 280 for item in "abc")
 
 

@@ -8,13 +8,18 @@ import torch
 
 from backends.contract import Unsupported
 from harness.errors import BadInput
-from harness.run import worker
+from harness.instruments.clock import HostClock
+from harness.run.cell_measurement import CellMeasurement
+from harness.run.failures import Failed, classify
 from harness.run.job import Job
-from harness.run.launch import Code, LocalWorker, Task, measure
-from harness.run.references import truth_of
+from harness.run.references import load_reference
 from harness.run.sampling import StopRule
-from harness.run.worker import Failed, Session, answers, classify, in_one_go
-from harness.run.workload import Subject, load_batch
+from harness.run.source import EngineSource
+from harness.run.task import Task
+from harness.run.turns import measure_in_turns
+from harness.run.worker import answers, measure_cell
+from harness.run.worker_process import LocalWorker
+from harness.run.workload import Workload, load_batch
 from harness.spec.cell import Cell
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -26,9 +31,9 @@ def make_cell(backend="sscn", phase="forward", state="cold", **changes):
     return Cell.from_json(values | {"model": SMALL} | changes)
 
 
-def make_job(*arguments, truth="", **changes):
+def make_job(*arguments, references="", **changes):
     rule = StopRule(least=3, most=4, budget=1.0)
-    return Job(make_cell(*arguments, **changes), rule=rule, warm_up=0.2, truth=str(truth))
+    return Job(make_cell(*arguments, **changes), rule=rule, warm_up=0.2, references=str(references))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,7 @@ def _keep_threads():
 @pytest.mark.parametrize("phase", ["forward", "step"])
 @pytest.mark.parametrize("state", ["first", "cold", "warm"])
 def test_a_cell_is_checked_and_timed(phase, state, truths):
-    found = in_one_go(make_job("sscn", phase, state, truth=truths))
+    found = measure_cell(make_job("sscn", phase, state, references=truths))
     assert (found["outcome"], found["reason"]) == ("ok", "")
     assert found["sites"] == sum(found["event_sites"]) > 100
     assert all(seconds > 0 for seconds in found["host_seconds"])
@@ -74,7 +79,7 @@ def test_the_kernel_map_is_built_in_cold_calls_and_kept_in_warm_ones(monkeypatch
     monkeypatch.setattr(Backend, "tensor", lambda *a, **k: (built.append(1), whole(*a, **k))[1])
     for state, more in (("cold", 3), ("warm", 0)):
         cell = make_cell("sscn", "forward", state)
-        subject = Subject(cell, load_batch(cell, "sample")[0])
+        subject = Workload(cell, load_batch(cell, "sample")[0])
         call = subject.call()
         before = len(built)
         for _ in range(3):
@@ -100,10 +105,10 @@ def broken(monkeypatch, change):
     ],
 )
 def test_a_wrong_engine_gets_no_times(phase, change, reason, truths, monkeypatch):
-    job = make_job("sscn", phase, truth=truths)
-    truth_of(job)  # computed before our engine breaks
+    job = make_job("sscn", phase, references=truths)
+    load_reference(job)  # computed before our engine breaks
     broken(monkeypatch, change)
-    found = in_one_go(job)
+    found = measure_cell(job)
     assert found["outcome"] == "wrong"
     assert reason in found["reason"]
     assert "host_seconds" not in found
@@ -113,8 +118,8 @@ def test_a_wrong_engine_gets_no_times(phase, change, reason, truths, monkeypatch
 def test_zero_gradients_are_wrong(truths, monkeypatch):
     from backends.sscn import adapter
 
-    job = make_job("sscn", "step", truth=truths)
-    truth_of(job)
+    job = make_job("sscn", "step", references=truths)
+    load_reference(job)
     whole = adapter.Backend.features
 
     def features(self, x):
@@ -122,27 +127,27 @@ def test_zero_gradients_are_wrong(truths, monkeypatch):
         return out.detach() + 0 * out
 
     monkeypatch.setattr(adapter.Backend, "features", features)
-    found = in_one_go(job)
+    found = measure_cell(job)
     assert found["outcome"] == "wrong"
     assert "gradient" in found["reason"]
 
 
 def test_the_truth_is_computed_once_for_all_engines(tmp_path):
-    job = make_job("sscn", truth=tmp_path)
-    first = truth_of(job)
+    job = make_job("sscn", references=tmp_path)
+    first = load_reference(job)
     (file,) = tmp_path.iterdir()
     stamp = file.stat().st_mtime_ns
-    other = make_job("dense", "forward", "warm", truth=tmp_path)
-    assert torch.equal(truth_of(other).logits, first.logits)
+    other = make_job("dense", "forward", "warm", references=tmp_path)
+    assert torch.equal(load_reference(other).logits, first.logits)
     assert file.stat().st_mtime_ns == stamp
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_truth_that_cannot_be_computed_is_said(tmp_path):
-    job = make_job("sscn", truth=tmp_path)
+    job = make_job("sscn", references=tmp_path)
     job = Job.from_json(job.to_json() | {"events": "missing.root"})
-    with pytest.raises(RuntimeError, match=r"truth could not be computed: .*missing\.root"):
-        truth_of(job)
+    with pytest.raises(RuntimeError, match=r"reference could not be computed: .*missing\.root"):
+        load_reference(job)
 
 
 @pytest.mark.parametrize(
@@ -167,8 +172,8 @@ def test_errors_have_outcomes(error, outcome):
 def test_the_memory_of_a_worker_is_bounded_and_the_record_says_so():
     # Enough for torch, not for a dense volume of 512 px.
     job = Job(make_cell("dense", size=512), memory_bytes=2_000_000_000, check=False)
-    task = Task(job, 0, Code(ROOT, "", True))
-    ((_, found),) = measure([task], 0, Silent())
+    task = Task(job, 0, EngineSource(ROOT, "", True))
+    ((_, found),) = measure_in_turns([task], 0, Silent())
     assert found["outcome"] == "out-of-memory"
     assert "allocate" in found["reason"]
     assert "bound to 2 GB" in found["reason"]
@@ -181,12 +186,12 @@ class Silent:
 
 
 def test_the_launched_worker_is_the_same_as_the_one_in_one_go(truths):
-    job = make_job("sscn", truth=truths)
-    task = Task(job, 0, Code(ROOT, "", True))
-    ((_, found),) = measure([task], 0, Silent())
+    job = make_job("sscn", references=truths)
+    task = Task(job, 0, EngineSource(ROOT, "", True))
+    ((_, found),) = measure_in_turns([task], 0, Silent())
     assert found["outcome"] == "ok"
     assert found["memory"]["limit_bytes"] > 10**8
-    assert set(in_one_go(job)) <= set(found) | {"stop"}
+    assert set(measure_cell(job)) <= set(found) | {"stop"}
 
 
 def test_what_an_engine_prints_does_not_reach_the_answer(tmp_path):
@@ -196,10 +201,10 @@ def test_what_an_engine_prints_does_not_reach_the_answer(tmp_path):
         "import os, sys, torch\n"
         "torch.set_num_interop_threads(1)\n"
         "from harness.run import workload\n"
-        "whole = workload.Subject.call\n"
+        "whole = workload.Workload.call\n"
         "def loud(self):\n"
         "    print('hello from Python'); os.write(1, b'hello from C\\n'); return whole(self)\n"
-        "workload.Subject.call = loud\n"
+        "workload.Workload.call = loud\n"
         "from harness.__main__ import main\n"
         f"main(['worker', {str(file)!r}])\n"
     )
@@ -216,9 +221,9 @@ def test_affinity_and_threads_are_set_and_recorded():
 
     processor = min(os.sched_getaffinity(0))
     job = make_job("sscn").to_json() | {"processors": [processor], "threads": 1, "check": False}
-    launched = LocalWorker(Code(ROOT, "", True).command(sys.executable))
+    launched = LocalWorker(EngineSource(ROOT, "", True).command(sys.executable))
     try:
-        answer = launched.ask({"do": "prepare", "job": job}, 120)
+        answer = launched.request({"do": "prepare", "job": job}, 120)
     finally:
         launched.close()
     assert answer["record"]["machine"]["affinity"] == [processor]
@@ -232,11 +237,11 @@ def test_a_worker_wants_to_be_prepared_first():
 
 
 def test_throttled_samples_are_flagged(monkeypatch):
-    session = Session(make_job("sscn"))
+    session = CellMeasurement(make_job("sscn"))
     session._call = lambda: None
-    session._clock = worker.HostClock()
+    session._clock = HostClock()
     states = iter([False, False, False, True, True, True])
-    session._throttle = lambda: next(states)
+    session._is_throttled = lambda: next(states)
     for _ in range(3):
         session.sample(0.0)
     assert session._throttled == [1, 2]
@@ -246,9 +251,9 @@ def test_throttled_samples_are_flagged(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("phase", ["forward", "step"])
 def test_a_real_gpu_is_measured_with_all_instruments(phase, truths):
-    job = make_job("dense", phase, truth=truths, device="cuda")
-    task = Task(job, 0, Code(ROOT, "", True))
-    ((_, found),) = measure([task], 0, Silent())
+    job = make_job("dense", phase, references=truths, device="cuda")
+    task = Task(job, 0, EngineSource(ROOT, "", True))
+    ((_, found),) = measure_in_turns([task], 0, Silent())
     assert (found["outcome"], found["reason"]) == ("ok", "")
     assert len(found["device_seconds"]) == len(found["host_seconds"])
     assert all(d <= h for d, h in zip(found["device_seconds"], found["host_seconds"], strict=True))

@@ -84,7 +84,7 @@ def test_a_missing_field_is_named():
 
 @given(cells)
 def test_a_job_survives_json(cell):
-    job = Job(cell, "f.root", StopRule(budget=2.0), threads=3, processors=(0, 1), truth="t")
+    job = Job(cell, "f.root", StopRule(budget=2.0), threads=3, processors=(0, 1), references="t")
     assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
     assert Job.from_json(cell.to_json()) == Job(cell)
 

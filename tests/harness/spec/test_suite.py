@@ -8,7 +8,7 @@ import pytest
 from backends.capabilities import Capabilities
 from harness.errors import BadInput
 from harness.events import benchmark_batch, open_events
-from harness.run.plan import groups, obstacle, with_events
+from harness.run.plan import groups, unavailable_reason, with_events
 from harness.run.workload import event_index, load_batch
 from harness.spec.cell import Cell
 from harness.spec.suite import ENGINES, TYPICAL_SEED, find_suite, find_suites, parse_engine
@@ -160,7 +160,9 @@ CAN = Capabilities(
 )
 def test_what_cannot_run_has_a_reason(change, capabilities, reason):
     cell = Cell.from_json(Cell("s", "e", 192, 1, "forward", "cold").to_json() | change)
-    found = obstacle(cell, SimpleNamespace(capabilities=capabilities, reason="not installed"))
+    found = unavailable_reason(
+        cell, SimpleNamespace(capabilities=capabilities, reason="not installed")
+    )
     assert (reason in found) if reason else not found
 
 

@@ -10,8 +10,9 @@ from harness.events import Event
 from harness.results import store
 from harness.results.summary import pool
 from harness.run.job import Job
-from harness.run.launch import Code, Task
 from harness.run.rounds import assemble
+from harness.run.source import EngineSource
+from harness.run.task import Task
 from harness.spec.cell import Cell
 from harness.study import accuracy_sections, cost_sections, published, results
 from harness.study.cells import DENSE, TABLE
@@ -40,7 +41,7 @@ def records(tmp_path, *cells):
                 "host_seconds": [seconds] * 3,
                 "memory": {"baseline_bytes": 50 * MB, "peak_rss_bytes": 50 * MB + memory},
             }
-        task = Task(Job(cell), 0, Code(Path(), "abcdef", False))
+        task = Task(Job(cell), 0, EngineSource(Path(), "abcdef", False))
         store.append(path, assemble(task, entries, "run", 0))
     return store.read(path)
 

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from harness.run import launch
+from harness.run import sampling, worker_process
+from harness.run.failures import Failed
 from harness.run.job import Job
-from harness.run.launch import Code, Failed, LocalWorker, Task, measure
 from harness.run.sampling import StopRule
+from harness.run.source import EngineSource
+from harness.run.task import Task
+from harness.run.turns import measure_in_turns
+from harness.run.worker_process import LocalWorker
 from harness.spec.cell import Cell
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_worker.py"))]
-CODE = Code(Path("."), "c" * 40, False)
+CODE = EngineSource(Path("."), "c" * 40, False)
 
 
 def start(task):
@@ -34,7 +38,7 @@ class Watcher:
 
 def entries_of(*names, watcher=None, **options):
     tasks = [make_task(name, **options) for name in names]
-    found = measure(tasks, 0, watcher or Watcher(), start)
+    found = measure_in_turns(tasks, 0, watcher or Watcher(), start)
     return {task.job.cell.backend: entries for task, entries in found}
 
 
@@ -83,7 +87,7 @@ def test_whatever_happens_becomes_an_outcome_and_the_rest_goes_on(deed, when, ou
 
 
 def test_a_worker_that_closes_its_channel_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(launch, "GRACE", 0.3)
+    monkeypatch.setattr(worker_process, "GRACE", 0.3)
     start_time = time.monotonic()
     found = entries_of("closes-at-sample")["closes-at-sample"]
     assert found["outcome"] == "crashed"
@@ -92,7 +96,7 @@ def test_a_worker_that_closes_its_channel_is_not_waited_for(monkeypatch):
 
 @pytest.mark.parametrize("name", ["hangs-at-sample", "ignores-at-sample", "ignores-at-prepare"])
 def test_a_hung_worker_times_out_and_is_killed_even_if_it_ignores_sigterm(name, monkeypatch):
-    monkeypatch.setattr(launch, "GRACE", 0.3)
+    monkeypatch.setattr(worker_process, "GRACE", 0.3)
     pids = []
 
     def remember(task):
@@ -100,7 +104,7 @@ def test_a_hung_worker_times_out_and_is_killed_even_if_it_ignores_sigterm(name, 
         pids.append(worker.pid)
         return worker
 
-    ((_, found),) = measure([make_task(name, timeout=2.0)], 0, Watcher(), remember)
+    ((_, found),) = measure_in_turns([make_task(name, timeout=2.0)], 0, Watcher(), remember)
     assert found["outcome"] == "timeout"
     assert "no answer in 2 s" in found["reason"]
     assert gone(pids[0])
@@ -123,7 +127,7 @@ def test_samples_of_a_cell_that_fails_later_are_kept():
 
     # A spread of zero is reached by equal samples, so ask for one that drifts away from it.
     task = Task(Job(task.job.cell, rule=StopRule(least=10**6, most=10**6)), 0, CODE)
-    ((_, found),) = measure([task], 0, Killer(), remember)
+    ((_, found),) = measure_in_turns([task], 0, Killer(), remember)
     assert found["outcome"] == "crashed"
     assert "SIGKILL" in found["reason"]
     assert found["host_seconds"] == [0.01] * 12
@@ -144,10 +148,10 @@ def test_an_engine_short_of_memory_gets_a_second_try_alone(tmp_path, monkeypatch
     monkeypatch.setenv("FAKE_WORKER_FLAG", str(tmp_path / "flag"))
     names = ["steady", "once-at-prepare"]
     for seed in range(20):  # the order of the first turn decides who starts first
-        if launch.sampling.turns(names, seed, 0)[0] == "steady":
+        if sampling.turn_order(names, seed, 0)[0] == "steady":
             break
     tasks = [make_task(name) for name in names]
-    found = {t.job.cell.backend: e for t, e in measure(tasks, seed, Watcher(), start)}
+    found = {t.job.cell.backend: e for t, e in measure_in_turns(tasks, seed, Watcher(), start)}
     assert found["once-at-prepare"]["outcome"] == "ok"
 
 
@@ -160,7 +164,7 @@ def test_first_calls_take_a_process_each():
         return worker
 
     task = make_task("steady", state="first")
-    ((_, found),) = measure([task], 0, Watcher(), remember)
+    ((_, found),) = measure_in_turns([task], 0, Watcher(), remember)
     assert len(pids) == 3
     assert found["stop"] == "samples"
 
@@ -179,7 +183,7 @@ def test_leaving_early_ends_the_workers():
 
     tasks = [make_task("steady"), make_task("slow")]
     with pytest.raises(KeyboardInterrupt):
-        list(measure(tasks, 0, Interrupted(), remember))
+        list(measure_in_turns(tasks, 0, Interrupted(), remember))
     assert len(pids) == 2
     assert all(gone(pid) for pid in pids)
 
@@ -189,9 +193,9 @@ def test_a_worker_ends_when_its_launcher_is_killed():
 
     code = (
         "import sys, time; sys.path.insert(0, '.');"
-        "from harness.run.launch import LocalWorker, Code, Task;"
-        "from harness.run.job import Job; from harness.spec.cell import Cell;"
-        "w = LocalWorker(Code.here().command(sys.executable));"
+        "from harness.run.source import EngineSource;"
+        "from harness.run.worker_process import LocalWorker;"
+        "w = LocalWorker(EngineSource.here().command(sys.executable));"
         "print(w.pid, flush=True); time.sleep(600)"
     )
     launcher = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -212,14 +216,14 @@ def test_threads_are_set_for_every_library(monkeypatch):
     )
     worker = LocalWorker([sys.executable, "-c", show], threads=3)
     try:
-        found = worker.ask({}, 20)
+        found = worker.request({}, 20)
     finally:
         worker.close()
     assert {found[f"{name}_NUM_THREADS"] for name in ("OMP", "MKL", "OPENBLAS")} == {"3"}
 
 
 def test_an_interpreter_that_is_not_there_is_said_to_be_missing():
-    ((_, found),) = measure(
+    ((_, found),) = measure_in_turns(
         [make_task("steady")], 0, Watcher(), lambda task: LocalWorker(["/no/such/python"])
     )
     assert found["outcome"] == "unavailable"
@@ -231,4 +235,4 @@ def test_a_closed_worker_can_be_closed_again():
     worker.close()
     worker.close()
     with pytest.raises(Failed):
-        worker.ask({"do": "prepare"}, 1.0)
+        worker.request({"do": "prepare"}, 1.0)

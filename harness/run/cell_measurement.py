@@ -1,0 +1,268 @@
+"""The measurement of one cell: instruments, first call, comparison with the reference, samples."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from harness.instruments import machine
+from harness.instruments.clock import Clock, CudaClock, HostClock
+from harness.instruments.energy import EnergyCounter, NvmlEnergy, RaplEnergy, joules_per_event
+from harness.instruments.gpu import (
+    NoGpu,
+    conditions,
+    device_facts,
+    find_device,
+    open_nvml,
+    throttle_reasons,
+)
+from harness.instruments.memory import (
+    MemoryInstrument,
+    NvmlMemory,
+    ResidentMemory,
+    TorchMemory,
+    measure_memory,
+    nvml_baselines,
+)
+from harness.run import sampling
+from harness.run.failures import Failed
+from harness.run.job import Job
+
+NVML_INTERVAL = 0.002
+"""Seconds between two readings of a GPU's memory."""
+
+
+class CellMeasurement:
+    """The measurement of one cell, from its job to the entries of its record.
+
+    Attributes
+    ----------
+    record : dict
+        Entries so far; they are kept even if a later step fails.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.record: dict[str, Any] = {}
+        self._host: list[float] = []
+        self._device: list[float] = []
+        self._warm_up: list[float] = []
+        self._throttled: list[int] = []
+
+    def load(self) -> None:
+        """Set up the instruments and read the events."""
+        job = self.job
+        self._apply_limits()
+        import torch
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if not job.threads else job.threads)
+        self._set_up_instruments(torch)
+        from harness.run.workload import load_batch, sites_per_event
+
+        self._batch, skipped = load_batch(job.cell, job.events)
+        self.record |= {
+            "sites": len(self._batch.sites),
+            "event_sites": sites_per_event(self._batch),
+            "skipped_empty": skipped,
+        }
+
+    def prepare(self) -> None:
+        """Build the network, measure its memory, check its results, and warm it up.
+
+        Raises
+        ------
+        Failed
+            If the results are wrong.
+        """
+        # The baseline of the memory is what the worker holds after imports, inputs and weights.
+        from harness.run.workload import build_workload
+
+        job, cell = self.job, self.job.cell
+        self._workload = build_workload(cell, self._batch)
+        self.record["precision_readback"] = self._workload.backend.precision_readback()
+        self.record["versions"][cell.backend] = self._workload.version
+        start = time.perf_counter()
+        self._first_call()
+        seconds = time.perf_counter() - start
+        if job.check:
+            self._check()
+        if cell.map != "first":
+            self._measure_memory()
+            self._warm(seconds)
+
+    def sample(self, seconds: float) -> tuple[list[float], list[float]]:
+        """Take at least one sample, and more for a given duration.
+
+        Parameters
+        ----------
+        seconds : float
+            The duration.
+
+        Returns
+        -------
+        host, device : list of float
+            The new samples in order, in seconds; no device times without a device clock.
+        """
+        if self.job.cell.map == "first":  # the first call has been timed, and happens once
+            return list(self._host), list(self._device)
+        before = len(self._host)
+        if before and self._host[-1] < seconds / 10:
+            # Other workers have used the caches since this worker's last turn.
+            self._warm_up.append(self._clock.time(self._call).host)
+        start = time.perf_counter()
+        throttled = self._is_throttled()
+        while len(self._host) == before or time.perf_counter() - start < seconds:
+            self._take_sample()
+        if throttled or self._is_throttled():
+            self._throttled += range(before, len(self._host))
+        return self._host[before:], self._device[before:]
+
+    def finish(self) -> dict[str, Any]:
+        """Measure the energy where there is a counter, and return the entries of the record."""
+        stolen = self._stolen.share()
+        self.record["conditions"] |= {
+            "after": self._conditions(),
+            "stolen": None if stolen is None else round(stolen, 4),
+        }
+        self.record["energy_joules"] = None
+        if self._energy is not None and self.job.cell.map != "first":
+            self.record["energy_joules"] = joules_per_event(
+                self._synchronized_call, self._energy, self.job.cell.batch
+            )
+        self.record |= {
+            "host_seconds": [round(value, 9) for value in self._host],
+            "device_seconds": [round(value, 9) for value in self._device] or None,
+            "warm_up_seconds": [round(value, 9) for value in self._warm_up],
+            "outliers": sampling.outliers(self._host),
+            "throttled": self._throttled,
+        }
+        return self.record
+
+    def _apply_limits(self) -> None:
+        """Restrict this process to the job's processors and memory."""
+        self.record["memory"] = {"limit_bytes": self.job.memory_bytes or None}
+        if self.job.processors:
+            os.sched_setaffinity(0, self.job.processors)
+        if self.job.memory_bytes:
+            # The data limit counts memory that the process may write, not mapped libraries.
+            limit = self.job.memory_bytes
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+    def _set_up_instruments(self, torch: Any) -> None:
+        """Choose the instruments of the cell's device, and describe the machine."""
+        on_gpu = self.job.cell.device == "cuda"
+        self.record["machine"] = machine.facts() | {
+            "threads": torch.get_num_threads(),
+            "affinity": sorted(os.sched_getaffinity(0)),
+        }
+        self.record["versions"] = machine.versions() | {"torch": torch.__version__}
+        self._nvml = self._handle = None
+        self._synchronize: Callable[[], Any] = lambda: None
+        self._clock: Clock = HostClock()
+        self._energy: EnergyCounter | None = RaplEnergy()
+        self._device_memory: list[MemoryInstrument] = []
+        if on_gpu:
+            if not torch.cuda.is_available():
+                raise Failed("unavailable", "torch finds no CUDA device")
+            self._set_up_nvml(torch)
+            self._synchronize = torch.cuda.synchronize
+            self._clock = CudaClock(torch.cuda)
+            self._device_memory.append(TorchMemory(torch.cuda))
+            self.record["versions"]["cuda"] = torch.version.cuda
+        self.record["conditions"] = {"before": self._conditions()}
+        self._stolen = machine.StolenTime()
+
+    def _set_up_nvml(self, torch: Any) -> None:
+        self._energy = None
+        try:
+            self._nvml = open_nvml()
+            # Before torch creates its context, which is memory that the engine needs, too.
+            baselines = nvml_baselines(self._nvml, os.getpid())
+            properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+            uuid = str(getattr(properties, "uuid", "")) or None
+            self._handle = find_device(self._nvml, os.environ, uuid, torch.cuda.current_device())
+        except NoGpu as error:
+            self.record["machine"]["gpu"] = torch.cuda.get_device_name()
+            self.record["machine"]["nvml"] = str(error)
+            return
+        self.record["machine"] |= device_facts(self._nvml, self._handle)
+        self._energy = NvmlEnergy(self._nvml, self._handle)
+        own = baselines.get(self.record["machine"]["gpu_uuid"])
+        baseline = own or NvmlMemory.read(self._nvml, self._handle, os.getpid())
+        self._device_memory.append(
+            NvmlMemory(self._nvml, self._handle, os.getpid(), baseline, NVML_INTERVAL)
+        )
+
+    def _conditions(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"load": round(os.getloadavg()[0], 2)}
+        if self._nvml is not None:
+            found |= conditions(self._nvml, self._handle)
+        return found
+
+    def _is_throttled(self) -> bool:
+        return self._nvml is not None and bool(throttle_reasons(self._nvml, self._handle))
+
+    def _synchronized_call(self) -> None:
+        self._call()
+        self._synchronize()
+
+    def _take_sample(self) -> None:
+        found = self._clock.time(self._call)
+        self._host.append(found.host)
+        if found.device is not None:
+            self._device.append(found.device)
+
+    def _first_call(self) -> None:
+        """Make the first call of the process, and record its peak of resident memory.
+
+        Later calls reuse memory that the allocator retains. The kernel records the peak at no
+        cost, so that for a cell of the ``first`` map this call is also the sample.
+        """
+        first = self.job.cell.map == "first"
+
+        def prepare_and_call() -> None:
+            self._call = self._workload.call()
+            if first:
+                self._take_sample()
+            else:
+                self._synchronized_call()
+
+        self.record["memory"] |= ResidentMemory().measure(prepare_and_call)
+
+    def _measure_memory(self) -> None:
+        """Make one more call for each instrument of the device's memory."""
+        self.record["memory"] |= measure_memory(self._synchronized_call, self._device_memory)
+        self._workload.reset()
+
+    def _check(self) -> None:
+        """Compare the results of the first call with the reference."""
+        from harness.run.references import load_reference
+
+        reference = load_reference(self.job) if self._workload.has_reference else None
+        agreement, loss_error = self._workload.check(reference)
+        errors = asdict(agreement)
+        reason = errors.pop("reason")
+        errors |= {"loss_rel": loss_error, "statistics_rel_rmse": agreement.statistics_rel_rmse}
+        self.record["error"] = {
+            name: value if value is None or value < float("inf") else None
+            for name, value in errors.items()
+        }
+        allowed = self._workload.loss_tolerance()
+        if not reason and loss_error is not None and not loss_error <= allowed:
+            reason = f"relative error of the loss is {loss_error:.1e}, {allowed:.0e} is allowed"
+        self.record |= self._workload.results()
+        self._workload.reset()
+        if reason:
+            raise Failed("wrong", reason)
+
+    def _warm(self, first_seconds: float) -> None:
+        """Repeat the call until it gets no faster; slow calls are warm after the first."""
+        start = time.perf_counter() - first_seconds
+        while time.perf_counter() - start < self.job.warm_up:
+            self._warm_up.append(self._clock.time(self._call).host)
+            if sampling.has_settled(self._warm_up):
+                break

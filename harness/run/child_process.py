@@ -1,0 +1,27 @@
+"""What every child process of the harness does first: die with its parent, keep output apart."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from typing import IO
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def private_output() -> IO[str]:
+    """Return the standard output as a channel for answers.
+
+    From then on, whatever is printed to standard output goes to standard error.
+    """
+    channel = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return os.fdopen(channel, "w", buffering=1)

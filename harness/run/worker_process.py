@@ -1,0 +1,203 @@
+"""Worker processes on this machine: start, request an answer, and find out how one died."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.run.failures import Failed
+from harness.run.task import Task
+
+GRACE = 3.0
+"""Seconds between the signal to end and the signal that kills."""
+
+_ERROR_BYTES = 4000
+"""Length of the end of a dead worker's standard error that is searched for the cause."""
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class Worker(Protocol):
+    """A process that measures one cell.
+
+    Attributes
+    ----------
+    partial : dict
+        Entries of the record that were sent before the engine ran.
+    """
+
+    partial: dict[str, Any]
+
+    def request(self, command: dict[str, Any], timeout: float) -> dict[str, Any]:
+        """Send a command and return its answer; raise ``Failed`` if there is none."""
+        ...
+
+    def close(self) -> None:
+        """End the process and everything that it started."""
+        ...
+
+
+class LocalWorker:
+    """A worker process on this machine.
+
+    Parameters
+    ----------
+    command : list of str
+        Starts the worker; the file descriptors of its two channels are appended.
+    threads : int
+        Threads for OpenMP and BLAS; 0 for one per processor that this process may use.
+
+    Raises
+    ------
+    Failed
+        ``unavailable`` if the process does not start.
+    """
+
+    def __init__(self, command: list[str], threads: int = 0) -> None:
+        count = str(threads or len(os.sched_getaffinity(0)))
+        commands, self._commands = os.pipe()
+        self._answers, answers = os.pipe()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
+        self._oom_kills = _oom_kills()
+        self._unread = b""
+        self._closed = False
+        self.partial: dict[str, Any] = {}
+        try:
+            self._process = subprocess.Popen(
+                [*command, str(commands), str(answers)],
+                env=os.environ | dict.fromkeys(_THREAD_VARIABLES, count),
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=(commands, answers),
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._release()
+            raise Failed("unavailable", f"its interpreter does not start: {error}") from None
+        finally:
+            os.close(commands)
+            os.close(answers)
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
+    def request(self, command: dict[str, Any], timeout: float) -> dict[str, Any]:
+        """Send a command and return its answer.
+
+        Parameters
+        ----------
+        command : dict
+            JSON values.
+        timeout : float
+            Longest time to wait for the answer, in seconds.
+
+        Raises
+        ------
+        Failed
+            ``timeout`` if there is no answer in time, ``crashed`` if the worker died or sent
+            anything but a JSON object, ``out-of-memory`` if it died of that.
+        """
+        if self._closed:
+            raise Failed("crashed", "the worker has been closed")
+        with contextlib.suppress(BrokenPipeError):  # a dead worker is noticed when reading
+            os.write(self._commands, json.dumps(command).encode() + b"\n")
+        deadline = time.monotonic() + timeout
+        answer = self._answer(deadline, timeout)
+        while "partial" in answer:
+            self.partial = answer["partial"]
+            answer = self._answer(deadline, timeout)
+        return answer
+
+    def _answer(self, deadline: float, timeout: float) -> dict[str, Any]:
+        line = self._line(deadline)
+        if line is None:
+            self.close()
+            raise Failed("timeout", f"gave no answer in {timeout:g} s and was killed")
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            if not line:
+                raise self._death()
+            self.close()
+            raise Failed("crashed", "the worker answered something that is not a JSON object")
+        return answer
+
+    def _line(self, deadline: float) -> bytes | None:
+        """Read one line; None after the deadline, empty if the worker closed its channel."""
+        while b"\n" not in self._unread:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._answers], [], [], left)[0]:
+                return None
+            part = os.read(self._answers, 1 << 16)
+            if not part:
+                return b""
+            self._unread += part
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def _death(self) -> Failed:
+        """Find out how the worker died."""
+        try:
+            code = self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self.close()
+            return Failed("crashed", "the worker closed its channel without an answer")
+        self._log.seek(max(self._log.seek(0, os.SEEK_END) - _ERROR_BYTES, 0))
+        printed = self._log.read().decode(errors="replace").strip()
+        last = printed.splitlines()[-1] if printed else ""
+        if code == -signal.SIGKILL and _oom_kills() > self._oom_kills:
+            return Failed("out-of-memory", "the kernel killed it because memory ran out")
+        if code < 0:
+            how = f"died of {signal.Signals(-code).name}"
+        else:
+            how = f"ended with exit code {code} without an answer"
+        memory = "bad_alloc" in printed or "MemoryError" in printed
+        return Failed("out-of-memory" if memory else "crashed", f"{how}: {last}" if last else how)
+
+    def close(self) -> None:
+        """Send SIGTERM to the process group, and SIGKILL to the rest after ``GRACE`` seconds."""
+        if self._closed:
+            return
+        self._release()
+        self._signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(GRACE)
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def _release(self) -> None:
+        self._closed = True
+        os.close(self._commands)
+        os.close(self._answers)
+        self._log.close()
+
+
+def _oom_kills() -> int:
+    """Return the number of processes that the kernel has killed for memory since it started."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def start_local(task: Task) -> Worker:
+    """Start a worker for a task on this machine."""
+    return LocalWorker(task.source.command(task.python), task.job.threads)
