@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from typing import NamedTuple, Protocol
 
@@ -257,7 +258,20 @@ class Kernels(Protocol):
 
 NAMES = ("auto", "reference", "cpu", "cuda")
 COMPILED = "backends.sscn.cpu._kernels"
+"""The compiled module of the ``cpu`` kernels."""
 _OF_CPU = {torch.float32: "cpu", torch.bfloat16: "cpu.bf16"}
+
+
+def is_compiled() -> bool:
+    """Return whether the compiled module is there, without an import of it or of its package.
+
+    ``importlib.util.find_spec`` of the module would import its package, which imports the module.
+    """
+    package = find_spec("backends.sscn.cpu")
+    return (
+        package is not None
+        and PathFinder.find_spec(COMPILED, package.submodule_search_locations) is not None
+    )
 
 
 def choose(name: str, device: str, dtype: torch.dtype) -> str:
@@ -273,7 +287,7 @@ def choose(name: str, device: str, dtype: torch.dtype) -> str:
     if name not in NAMES:
         raise ValueError(f"there is no kernel set {name!r}; choose one of {', '.join(NAMES)}")
     if name == "auto":
-        if device == "cpu" and (dtype not in _OF_CPU or find_spec(COMPILED) is None):
+        if device == "cpu" and (dtype not in _OF_CPU or not is_compiled()):
             return "reference"
         if device == "cuda" and (dtype == torch.float64 or _without_triton()):
             return "reference"
@@ -286,6 +300,11 @@ def choose(name: str, device: str, dtype: torch.dtype) -> str:
         if dtype not in _OF_CPU:
             raise ValueError(
                 "the cpu kernels compute in float32 and bf16 alone; use kernels=reference otherwise"
+            )
+        if not is_compiled():
+            raise ValueError(
+                "the cpu kernels are not built here; build them with `pip install -e .`, or use "
+                "kernels=reference"
             )
         return _OF_CPU[dtype]
     if name == "cuda" and dtype == torch.float64:

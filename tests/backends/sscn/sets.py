@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
 
 from backends import registry
 from backends.sscn import kernels
 
-COMPILED = find_spec(kernels.COMPILED) is not None
+COMPILED = kernels.is_compiled()
 SETS = ["reference", "cpu"] if COMPILED else ["reference"]
 needs_cpu = pytest.mark.skipif(not COMPILED, reason="the C++ kernels are not built")
 

@@ -10,6 +10,7 @@ from backends import registry, weights
 from backends.contract import Kind, Unsupported, site_keys
 from backends.loss import event_cross_entropy
 from backends.uresnet import UResNet, UResNetConfig
+from tests.backends.sscn.sets import SETS
 
 SIZE = 12
 CONFIG = UResNetConfig(filters=8, depth=3, reps=1)
@@ -58,7 +59,7 @@ def test_the_network_and_its_gradients_are_those_of_dense_convolutions(dim, trai
 def test_every_kernel_set_offered_runs_the_network():
     sites, features = batch()
     logits = []
-    for name in ("auto", "reference", "cpu"):
+    for name in ("auto", *SETS):
         network = UResNet(engine(kernels=name), CONFIG).eval()
         weights.load(network, weights.initial(CONFIG, 3))
         with torch.no_grad():
