@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness.history.change_points import (
     SHORTEST,
+    ChangePoint,
     Detector,
-    Step,
-    follow,
+    detect_change_points,
     noise_of,
     segments_by_least_squares,
 )
@@ -99,16 +99,16 @@ def score(histories: list[History], detector: Detector) -> dict[str, list[int]]:
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for history in histories:
         for y, true in zip(history.parts, history.steps, strict=True):
-            course = follow(np.exp(y).tolist(), SMALLEST, detector=detector)
-            right = sum(any(_is(step, place) for step in course.steps) for place in true)
+            found = detect_change_points(np.exp(y).tolist(), SMALLEST, detector=detector)
+            right = sum(any(_is(step, place) for step in found.changes) for place in true)
             tally = counts[history.kind]
             tally[0] += right
-            tally[1] += len(course.steps) - right
+            tally[1] += len(found.changes) - right
             tally[2] += len(true) - right
     return counts
 
 
-def _is(step: Step, place: int) -> bool:
+def _is(step: ChangePoint, place: int) -> bool:
     return step.first <= place <= step.last and step.last - step.first <= LONGEST_RANGE
 
 

@@ -27,7 +27,10 @@ COMMANDS = {
     "run": ("harness.run.command", "measure a suite, and write a record for each cell"),
     "boundary": ("harness.run.boundary_command", "the largest batch that fits into memory"),
     "compare": ("harness.compare.command", "one run: engines side by side; two runs: what changed"),
-    "history": ("harness.history.findings", "every stored run over commits, with the steps found"),
+    "history": (
+        "harness.history.command",
+        "every stored run over commits, with the change points found",
+    ),
     "profile": ("harness.profile.command", "where a cell's time and memory go, layer by layer"),
     "study": ("harness.study.command", "the 2018 study, with this machine's numbers beside"),
     "events": ("harness.events.command", "info, view, simulate, fetch, convert"),

@@ -1,10 +1,10 @@
-"""Find steps in a series of measurements over commits: where the level changed, and how surely.
+"""Change-point detection in series of measurements over commits.
 
-A detector proposes where segments of constant level begin. What it proposes is then tested: single
-outliers are set aside before, and proposals that noise explains are dropped after, the weakest
-first. A series that a straight line describes better than steps is said to drift.
+Single outliers are removed first. A detector then proposes where segments of constant level begin,
+and proposals that noise explains are dropped, the weakest first. A series that a straight line
+describes better than constant segments has a drift instead of change points.
 
-The levels are logarithms, so that a doubling and a halving are equally large.
+Levels are compared as logarithms, so that a doubling and a halving are equally large.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Proposes the first index of each segment but the first.
+# Proposes the first index of each segment except the first one.
 Detector = Callable[[Array], list[int]]
 
 SHORTEST = 3
-"""Points that make a level; fewer are outliers until a third one confirms them."""
+"""Fewest points of a segment; fewer deviating points are outliers until a third confirms them."""
 
 NEIGHBOURS = 3
-"""Points on either side that a point is compared with to tell whether it is an outlier."""
+"""Points on either side with which a point is compared to decide whether it is an outlier."""
 
 OUTLYING = 4.0
 """Robust standard deviations from the neighbours' median beyond which a point is an outlier."""
 
 LIKELIHOOD_DROP = 4.0
-"""Fall of the log likelihood within which another place of a step is nearly as good."""
+"""Fall of the log likelihood within which another position of a change point is as plausible."""
 
 
 @dataclass(frozen=True)
-class Step:
+class ChangePoint:
     """A change of level.
 
     Attributes
@@ -44,9 +44,9 @@ class Step:
     first, last
         Indices of the earliest and the latest point that may be the first of the new level.
     ratio
-        New level over old.
+        New level over old level.
     confidence
-        One minus the chance that noise makes such a step anywhere in the series.
+        One minus the probability that noise produces such a change anywhere in the series.
     """
 
     first: int
@@ -64,32 +64,33 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class Course:
-    """What a series did.
+class ChangePoints:
+    """The result of change-point detection on one series.
 
     Attributes
     ----------
     levels
         Segments of constant level: first index, index after the last, value.
-    steps
-        The changes between them.
+    changes
+        The changes between the segments.
     drift
-        A steady change instead of steps, or None.
+        A steady change instead of change points, or None.
     outliers
-        Indices of the points that were set aside.
+        Indices of the points that were left out as outliers.
     """
 
     levels: list[tuple[int, int, float]]
-    steps: list[Step]
+    changes: list[ChangePoint]
     drift: Drift | None
     outliers: list[int]
 
 
 def segments_by_least_squares(y: Array) -> list[int]:
-    """Propose the steps of the piecewise constant fit with the least penalised squares.
+    """Propose the change points of the piecewise constant fit with the least penalised squares.
 
     Optimal partitioning (Jackson et al. 2005, doi:10.1109/LSP.2001.838216) in units of the noise;
-    each step costs three times the logarithm of the length, a segment has `SHORTEST` points.
+    each change point costs three times the logarithm of the series length, and a segment has at
+    least `SHORTEST` points.
     """
     n, scaled = len(y), y / noise_of(y)
     sums = np.concatenate([[0.0], np.cumsum(scaled)])
@@ -111,13 +112,13 @@ def segments_by_least_squares(y: Array) -> list[int]:
     return starts[::-1]
 
 
-def follow(
+def detect_change_points(
     values: Sequence[float],
     smallest: float,
     alpha: float = 0.01,
     detector: Detector = segments_by_least_squares,
-) -> Course:
-    """Find the steps of a series.
+) -> ChangePoints:
+    """Find the change points of a series.
 
     Parameters
     ----------
@@ -126,13 +127,13 @@ def follow(
     smallest
         Smallest relative change that matters.
     alpha
-        Chance of a false step in the whole series, where it is constant with noise.
+        Probability of a false change point in a whole series that is constant with noise.
     detector
-        Proposes the steps.
+        Proposes the change points.
 
     Returns
     -------
-    Course
+    ChangePoints
         Indices are those of `values`.
     """
     y = np.log(np.asarray(values, dtype=float))
@@ -140,7 +141,7 @@ def follow(
     kept = np.flatnonzero(~outlying)
     quiet = y[kept]
     if len(quiet) < 2 * SHORTEST:
-        return Course(_levels(y, kept, []), [], None, np.flatnonzero(outlying).tolist())
+        return ChangePoints(_levels(y, kept, []), [], None, np.flatnonzero(outlying).tolist())
     noise = noise_of(quiet)
     starts = prune(
         [s for s in detector(quiet) if 0 < s < len(quiet)], quiet, noise, smallest, alpha
@@ -149,18 +150,21 @@ def follow(
     if drift is not None:
         starts = []
     edges = [0, *starts, len(quiet)]
-    steps = []
+    changes = []
     for left, start, right in zip(edges, starts, edges[2:], strict=False):
         first, last = _range(quiet, left, start, right, noise)
         effect, p = _effect(quiet, left, start, right, noise)
-        steps.append(Step(int(kept[first]), int(kept[last]), math.exp(effect), 1 - min(1.0, p)))
-    return Course(_levels(y, kept, starts), steps, drift, np.flatnonzero(outlying).tolist())
+        changes.append(
+            ChangePoint(int(kept[first]), int(kept[last]), math.exp(effect), 1 - min(1.0, p))
+        )
+    return ChangePoints(_levels(y, kept, starts), changes, drift, np.flatnonzero(outlying).tolist())
 
 
 def outliers(y: Array) -> NDArray[np.bool_]:
     """Mark points far from the median of their neighbours on either side.
 
-    A point is spared when two of its neighbours on one side share its level: it belongs to a step.
+    A point is kept if two of its neighbours on one side have its level, since it then belongs to
+    a new segment.
     """
     n = len(y)
     if n < 2 * NEIGHBOURS + 1:
@@ -179,8 +183,8 @@ def outliers(y: Array) -> NDArray[np.bool_]:
 def noise_of(y: Array) -> float:
     """Robust standard deviation of the noise, from the differences of successive points.
 
-    Steps and drifts hardly show in differences; their median absolute value over 0.6745 sqrt(2) is
-    the standard deviation of normal noise.
+    Changes of level and drifts hardly affect the differences; the median absolute difference over
+    0.6745 sqrt(2) is the standard deviation of normal noise.
     """
     found = float(np.median(np.abs(np.diff(y)))) / (0.6745 * math.sqrt(2))
     return max(found, 1e-4)  # a counter that never varies, such as bytes, has no noise to test by
@@ -189,7 +193,7 @@ def noise_of(y: Array) -> float:
 def prune(
     starts: Sequence[int], y: Array, noise: float, smallest: float, alpha: float
 ) -> list[int]:
-    """Drop proposed steps, the weakest first, until noise explains none of the rest."""
+    """Drop proposed change points, the weakest first, until noise explains none of the rest."""
     kept = sorted(set(starts))
     while kept:
         edges = [0, *kept, len(y)]
@@ -209,9 +213,9 @@ def prune(
 
 
 def _effect(y: Array, left: int, start: int, right: int, noise: float) -> tuple[float, float]:
-    """Change of level at a step, and the chance that noise makes one as large anywhere.
+    """Change of level, and the probability that noise produces one as large anywhere.
 
-    The step was chosen among all places of the series, hence the factor of its length.
+    The position was chosen among all of the series, hence the factor of the series length.
     """
     before, after = y[left:start], y[start:right]
     effect = float(np.median(after) - np.median(before))
@@ -221,9 +225,9 @@ def _effect(y: Array, left: int, start: int, right: int, noise: float) -> tuple[
 
 
 def _range(y: Array, left: int, start: int, right: int, noise: float) -> tuple[int, int]:
-    """The places that a step may have as well, by the likelihood of the two levels."""
+    """First and last plausible position of a change, by the likelihood of the two levels."""
     low, high = np.median(y[left:start]), np.median(y[start:right])
-    # A point counts for the side it is nearer to, capped so that one outlier decides nothing.
+    # A point counts for the side that it is nearer to; the cap limits the weight of one outlier.
     gain = ((y[left:right] - high) ** 2 - (y[left:right] - low) ** 2) / (2 * noise**2)
     gain = np.clip(gain, -8.0, 8.0)
     likelihood = np.concatenate([[0.0], np.cumsum(gain)])[1:-1]
@@ -249,7 +253,7 @@ def _levels(
 def _drift(
     y: Array, starts: Sequence[int], noise: float, smallest: float, alpha: float
 ) -> Drift | None:
-    """A straight line, if it is significant and describes the series better than the steps do."""
+    """A straight line, if it is significant and describes the series better than the segments."""
     x = np.arange(len(y)) - (len(y) - 1) / 2
     slope = float((x * y).sum() / (x * x).sum())
     total = slope * (len(y) - 1)
@@ -265,6 +269,6 @@ def _drift(
 
 
 def _criterion(residual: Array, parameters: int, noise: float) -> float:
-    """Schwarz's information criterion, residuals capped so that outliers do not choose."""
+    """Schwarz's information criterion, with residuals capped to limit the weight of outliers."""
     capped = np.minimum((residual / noise) ** 2, 9.0)
     return float(capped.sum()) + parameters * math.log(len(residual))

@@ -1,4 +1,4 @@
-"""History: what got slower or larger, when, and by which commits."""
+"""Changes in the series of a history: what got slower or larger, where, and how surely."""
 
 from __future__ import annotations
 
@@ -7,41 +7,33 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from harness.errors import BadInput
-from harness.history.change_points import SHORTEST, Course, follow
-from harness.history.series import Commits, Key, Point, finite, level_values, load
-from harness.report.rows import Format, write_rows
-from harness.results.store import RESULTS
+from harness.history.change_points import SHORTEST, ChangePoints, detect_change_points
+from harness.history.series import Key, Point, finite, level_values
 from harness.results.verdict import WORDS, Verdict, percent
-from harness.spec.metrics import TIME, format_value
-from harness.terminal import table_console
-
-LINES_ON_A_SCREEN = 40
+from harness.spec.metrics import TIME
 
 
 @dataclass(frozen=True)
-class Event:
-    """Something that happened to a series.
+class Change:
+    """One change of a series.
 
     Attributes
     ----------
     verdict
-        SLOWER, HEAVIER, … for a step or a drift; MISSING for a cell that lost its time.
+        SLOWER, HEAVIER, … for a change point or a drift; MISSING for a cell without a time.
     commits
-        Range in which the cause lies, the first excluded as git writes it: ``good..bad``.
+        Range of commits that contains the cause, in git's notation: ``good..bad``, where ``good``
+        is excluded.
     ratio
         Level after over level before; NaN for MISSING.
     gradual
         Whether it is a drift over the whole range.
     confidence
-        One minus the chance that noise did it; NaN for MISSING.
+        One minus the probability that noise is the cause; NaN for MISSING.
     note
-        What else changed in that range: versions of the engine or of torch.
+        Other changes in that range: versions of the engine or of torch.
     """
 
     verdict: Verdict
@@ -53,46 +45,51 @@ class Event:
 
     @property
     def words(self) -> str:
-        """The event in a sentence's length."""
+        """The change as one short sentence."""
         if self.verdict is Verdict.MISSING:
             return f"MISSING since {self.commits}: {self.note}"
-        how = "drifted" if self.gradual else "stepped"
+        how = "drifted" if self.gradual else "changed"
         note = f"; {self.note}" if self.note else ""
         return (
-            f"{self.verdict}: {how} {percent(self.ratio)} in {self.commits}, "
-            f"confidence {sureness(self.confidence)}{note}"
+            f"{self.verdict}: {how} by {percent(self.ratio)} in {self.commits}, "
+            f"confidence {format_confidence(self.confidence)}{note}"
         )
 
 
 @dataclass(frozen=True)
-class Told:
-    """A series with what happened to it.
+class SeriesChanges:
+    """A series with its changes.
 
     Attributes
     ----------
     severity
-        Logarithm of the latest level over the best level before: how much is lost now. Infinite
-        where the cell has no time any more, negative where it gained.
+        Logarithm of the latest level over the best level before it, positive if the latest level
+        is worse. Infinite if the cell has no time any more.
     """
 
     key: Key
     points: list[Point]
-    course: Course
-    events: list[Event]
+    change_points: ChangePoints
+    changes: list[Change]
     severity: float
 
     @property
     def upgrades(self) -> list[tuple[int, str]]:
-        """Where the engine's or torch's version changed: index of the point, and what."""
+        """Indices of the points where the version of the engine or of torch changed, and how."""
         return [
             (i, change)
             for i in range(1, len(self.points))
             if (change := version_change(self.points[i - 1], self.points[i]))
         ]
 
+    @property
+    def has_history(self) -> bool:
+        """Whether the series covers more than one commit."""
+        return len({point.commit for point in self.points}) > 1
 
-def sureness(confidence: float) -> str:
-    """A confidence as people write it, never 100 %."""
+
+def format_confidence(confidence: float) -> str:
+    """Format a confidence in percent; close to 1 it reads ``over 99.9 %``, never ``100 %``."""
     return "over 99.9 %" if confidence > 0.999 else f"{100 * confidence:.1f} %"
 
 
@@ -105,61 +102,61 @@ def version_change(before: Point, after: Point) -> str:
     )
 
 
-def tell(key: Key, points: Sequence[Point]) -> Told:
-    """Find out what happened to a series.
+def find_changes(key: Key, points: Sequence[Point]) -> SeriesChanges:
+    """Find the changes of one series.
 
     Parameters
     ----------
     key
-        What it is about.
+        The identity of the series.
     points
         In the order of commits.
     """
     valued = finite(points)
     smallest = key.metric.tolerance if key.metric.unit else TIME.tolerance
-    course = follow(level_values(points, key.metric), smallest)
-    events = [
-        Event(
-            verdict_of(key, step.ratio),
-            _range(valued, step.first - 1, step.last),
-            step.ratio,
+    found = detect_change_points(level_values(points, key.metric), smallest)
+    changes = [
+        Change(
+            verdict_of(key, point.ratio),
+            _range(valued, point.first - 1, point.last),
+            point.ratio,
             False,
-            step.confidence,
-            _upgrades(valued[max(step.first - 1, 0) : step.last + 1]),
+            point.confidence,
+            _upgrades(valued[max(point.first - 1, 0) : point.last + 1]),
         )
-        for step in course.steps
+        for point in found.changes
     ]
-    if course.drift is not None:
+    if found.drift is not None:
         ends = _range(valued, 0, len(valued) - 1)
-        events.append(
-            Event(
-                verdict_of(key, course.drift.ratio),
+        changes.append(
+            Change(
+                verdict_of(key, found.drift.ratio),
                 ends,
-                course.drift.ratio,
+                found.drift.ratio,
                 True,
-                course.drift.confidence,
+                found.drift.confidence,
                 "",
             )
         )
-    severity = _severity(key, course)
+    severity = _severity(key, found)
     lost = _lost(points)
     if lost is not None:
-        events.append(lost)
+        changes.append(lost)
         severity = math.inf
-    return Told(key, list(points), course, events, severity)
+    return SeriesChanges(key, list(points), found, changes, severity)
 
 
 def verdict_of(key: Key, ratio: float) -> Verdict:
-    """The word for a change of a metric."""
+    """Return the verdict on a change of a metric."""
     worse, better = WORDS.get(key.metric.unit, (Verdict.WORSE, Verdict.BETTER))
     return worse if (ratio > 1) == (key.metric.better == "lower") else better
 
 
-def _severity(key: Key, course: Course) -> float:
-    if course.drift is not None:
-        lost = math.log(course.drift.ratio)
-    elif len(course.levels) > 1:
-        levels = [level for *_, level in course.levels]
+def _severity(key: Key, found: ChangePoints) -> float:
+    if found.drift is not None:
+        lost = math.log(found.drift.ratio)
+    elif len(found.levels) > 1:
+        levels = [level for *_, level in found.levels]
         best = min(levels[:-1]) if key.metric.better == "lower" else max(levels[:-1])
         lost = math.log(levels[-1] / best)
     else:
@@ -167,8 +164,8 @@ def _severity(key: Key, course: Course) -> float:
     return lost if key.metric.better == "lower" else -lost
 
 
-def _lost(points: Sequence[Point]) -> Event | None:
-    """The cell's last time, if it has none any more."""
+def _lost(points: Sequence[Point]) -> Change | None:
+    """The change after the cell's last time, if it has none any more."""
     if not points or points[-1].value is not None or not finite(points):
         return None
     last = max(i for i, p in enumerate(points) if p.value is not None)
@@ -177,7 +174,7 @@ def _lost(points: Sequence[Point]) -> Event | None:
         f"; {change}" if (change := version_change(points[last], bad)) else ""
     )
     ends = _range(points, last, last + 1)
-    return Event(Verdict.MISSING, ends, math.nan, False, math.nan, note)
+    return Change(Verdict.MISSING, ends, math.nan, False, math.nan, note)
 
 
 def _range(points: Sequence[Point], good: int, bad: int) -> str:
@@ -185,7 +182,7 @@ def _range(points: Sequence[Point], good: int, bad: int) -> str:
 
 
 def short(commit: str) -> str:
-    """A commit's first eight digits, and the mark of changed files if it has one."""
+    """Return a commit's first eight digits, with the mark of changed files if it has one."""
     return commit[:8] + ("+" if commit.endswith("+") else "")
 
 
@@ -194,130 +191,83 @@ def _upgrades(points: Sequence[Point]) -> str:
     return ", ".join(dict.fromkeys(change for change in changes if change))
 
 
-def tell_all(series: Mapping[Key, Sequence[Point]]) -> list[Told]:
-    """Tell every series, the worst first, then the gains, then the quiet ones by name."""
-    told = [tell(key, points) for key, points in series.items()]
+def find_all_changes(series: Mapping[Key, Sequence[Point]]) -> list[SeriesChanges]:
+    """Find the changes of all series: losses first, then gains, then unchanged series by name."""
+    found = [find_changes(key, points) for key, points in series.items()]
     return sorted(
-        told,
-        key=lambda t: (
-            -max(t.severity, 0.0),
-            not t.events,
-            t.severity,
-            t.key.metric is not TIME,
-            t.key.engine,
-            t.key.size,
-            t.key.where,
-            t.key.metric.name,
+        found,
+        key=lambda s: (
+            -max(s.severity, 0.0),
+            not s.changes,
+            s.severity,
+            s.key.metric is not TIME,
+            s.key.engine,
+            s.key.size,
+            s.key.where,
+            s.key.metric.name,
         ),
     )
 
 
-def upgrades(told: Sequence[Told]) -> dict[tuple[str, str], int]:
-    """New versions of engines and of torch: what and in which commits, with how many series."""
-    found: Counter[tuple[str, str]] = Counter()
-    for t in told:
-        found.update((change, _range(t.points, i - 1, i)) for i, change in t.upgrades)
-    return dict(found)
+def upgrades(found: Sequence[SeriesChanges]) -> dict[tuple[str, str], int]:
+    """Count the series of each new version, by the version change and its range of commits."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for s in found:
+        counts.update((change, _range(s.points, i - 1, i)) for i, change in s.upgrades)
+    return dict(counts)
 
 
-def event_rows(told: Sequence[Told]) -> list[dict[str, Any]]:
-    """Flatten the events for a spreadsheet or a program; an upgrade is an event of its series."""
+def change_rows(found: Sequence[SeriesChanges]) -> list[dict[str, Any]]:
+    """Return one row per change for a spreadsheet or a program, and one per new version."""
     marks = [
         {
             "verdict": "UPGRADED",
-            "metric": t.key.metric.name,
-            "better": t.key.metric.better,
-            "engine": t.key.engine,
-            "where": t.key.where,
-            "machine": t.key.machine,
-            "commits": _range(t.points, i - 1, i),
+            "metric": s.key.metric.name,
+            "better": s.key.metric.better,
+            "engine": s.key.engine,
+            "where": s.key.where,
+            "machine": s.key.machine,
+            "commits": _range(s.points, i - 1, i),
             "ratio": None,
             "gradual": False,
             "confidence": None,
             "note": change,
         }
-        for t in told
-        for i, change in t.upgrades
+        for s in found
+        for i, change in s.upgrades
     ]
     return [
         {
-            "verdict": str(event.verdict),
-            "metric": t.key.metric.name,
-            "better": t.key.metric.better,
-            "engine": t.key.engine,
-            "where": t.key.where,
-            "machine": t.key.machine,
-            "commits": event.commits,
-            "ratio": None if math.isnan(event.ratio) else event.ratio,
-            "gradual": event.gradual,
-            "confidence": None if math.isnan(event.confidence) else event.confidence,
-            "note": event.note,
+            "verdict": str(change.verdict),
+            "metric": s.key.metric.name,
+            "better": s.key.metric.better,
+            "engine": s.key.engine,
+            "where": s.key.where,
+            "machine": s.key.machine,
+            "commits": change.commits,
+            "ratio": None if math.isnan(change.ratio) else change.ratio,
+            "gradual": change.gradual,
+            "confidence": None if math.isnan(change.confidence) else change.confidence,
+            "note": change.note,
         }
-        for t in told
-        for event in t.events
+        for s in found
+        for change in s.changes
     ] + marks
 
 
-def history(
-    report: Annotated[
-        Path | None, typer.Option(help="Write the page history.html into this directory.")
-    ] = None,
-    format: Annotated[Format, typer.Option(help="How to print.")] = Format.table,
-) -> None:
-    """Show every stored run over commits, with the steps found."""
-    series = load(RESULTS, Commits.of(Path.cwd()))
-    if not series:
-        raise BadInput(f"there are no runs under {RESULTS}; measure one with: harness run")
-    told = tell_all(series)
-    if format is Format.table:
-        _print(told)
-    else:
-        typer.echo(write_rows(event_rows(told), format))
-    if report is not None:
-        from harness.history.page import write_page
-
-        path = write_page(report, told)
-        typer.echo(f"page: {path}", err=format is not Format.table)
-
-
-def _print(told: Sequence[Told]) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = table_console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("engine", "where", "metric", "now", "what happened"):
-        table.add_column(name, overflow="fold")
-    eventful = [(t, event) for t in told for event in t.events]
-    for t, event in eventful[:LINES_ON_A_SCREEN]:
-        latest = t.points[-1].value
-        table.add_row(
-            t.key.engine,
-            t.key.where,
-            t.key.metric.name,
-            format_value(latest, t.key.metric.unit),
-            escape(event.words),
-        )
-    if eventful:
-        console.print(table)
-    if len(eventful) > LINES_ON_A_SCREEN:
-        console.print(f"{len(eventful) - LINES_ON_A_SCREEN} more: see --format csv.")
-    for (change, commits), count in upgrades(told).items():
-        console.print(f"new version: {change} in {commits} ({count} series)", markup=False)
-    console.print(summary(told))
-
-
-def summary(told: Sequence[Told]) -> str:
-    """How much was looked at, and how much of it was too short to tell."""
-    commits = {point.commit for t in told for point in t.points}
-    machines = {t.key.machine for t in told}
-    brief = sum(len(finite(t.points)) < 2 * SHORTEST for t in told)
-    steps = sum(len(t.events) for t in told)
+def summary(found: Sequence[SeriesChanges]) -> str:
+    """Count series, commits, machines and changes, and the series too short for a change point."""
+    commits = {point.commit for s in found for point in s.points}
+    machines = {s.key.machine for s in found}
+    brief = sum(len(finite(s.points)) < 2 * SHORTEST for s in found)
+    changes = sum(len(s.changes) for s in found)
     text = (
-        f"{len(told)} series over {len(commits)} commits on {len(machines)} "
-        f"machine{'s' if len(machines) > 1 else ''}: {steps} event{'s' if steps != 1 else ''}."
+        f"{len(found)} series over {len(commits)} commits on {len(machines)} "
+        f"machine{'s' if len(machines) > 1 else ''}: "
+        f"{changes} change{'s' if changes != 1 else ''}."
     )
     if brief:
-        text += f" {brief} series have fewer than {2 * SHORTEST} commits, too few to find a step."
+        text += (
+            f" {brief} series have fewer than {2 * SHORTEST} commits, too few for a change point."
+        )
     return text

@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.history.change_points import SHORTEST, follow, noise_of, segments_by_least_squares
+from harness.history.change_points import (
+    SHORTEST,
+    detect_change_points,
+    noise_of,
+    segments_by_least_squares,
+)
 
 NOISE = 0.03
 
@@ -19,14 +24,14 @@ def history(seed, steps=(), n=200):
 
 
 def find(values):
-    return follow(list(values), smallest=0.03)
+    return detect_change_points(list(values), smallest=0.03)
 
 
 @pytest.mark.parametrize("ratio", [1.1, 1.3, 1 / 1.1, 1 / 1.3])
 def test_a_step_is_found_with_its_place_its_size_and_its_confidence(ratio):
     right = false = 0
     for seed in range(40):
-        steps = find(history(seed, [(90, ratio)])).steps
+        steps = find(history(seed, [(90, ratio)])).changes
         right += any(s.first <= 90 <= s.last for s in steps)
         false += sum(not s.first <= 90 <= s.last for s in steps)
         for step in steps:
@@ -40,14 +45,14 @@ def test_a_step_is_found_with_its_place_its_size_and_its_confidence(ratio):
 @pytest.mark.parametrize("ratio", [1.05, 1 / 1.05])
 def test_most_steps_of_five_per_cent_are_found_in_three_per_cent_of_noise(ratio):
     found = sum(
-        any(s.first <= 90 <= s.last for s in find(history(seed, [(90, ratio)])).steps)
+        any(s.first <= 90 <= s.last for s in find(history(seed, [(90, ratio)])).changes)
         for seed in range(40)
     )
     assert found >= 32
 
 
 def test_noise_alone_has_no_steps():
-    assert not [s for seed in range(60) for s in find(history(seed)).steps]
+    assert not [s for seed in range(60) for s in find(history(seed)).changes]
 
 
 def test_single_outliers_are_no_steps_and_are_named():
@@ -55,59 +60,59 @@ def test_single_outliers_are_no_steps_and_are_named():
         values = history(seed)
         places = np.random.default_rng(seed).choice(np.arange(5, 195, 10), 5, replace=False)
         values[places] *= np.random.default_rng(seed).uniform(1.4, 3, 5)
-        course = find(values)
-        assert not course.steps
-        assert set(places) <= set(course.outliers)
+        found = find(values)
+        assert not found.changes
+        assert set(places) <= set(found.outliers)
 
 
 def test_two_outliers_at_the_end_wait_for_a_third():
     values = history(0)
     values[-2:] *= 1.5
-    assert not find(values).steps
+    assert not find(values).changes
     values[-3:] = history(1, n=3) * 1.5
-    (step,) = find(values).steps
+    (step,) = find(values).changes
     assert step.first <= 197 <= step.last
 
 
 def test_a_drift_is_told_from_steps():
     for seed in range(20):
         drifting = history(seed) * np.exp(np.linspace(0, 0.15, 200))
-        course = find(drifting)
-        assert not course.steps
-        assert course.drift is not None
-        assert course.drift.ratio == pytest.approx(np.exp(0.15), rel=0.05)
+        found = find(drifting)
+        assert not found.changes
+        assert found.drift is not None
+        assert found.drift.ratio == pytest.approx(np.exp(0.15), rel=0.05)
 
 
 def test_up_and_down_again_are_two_steps():
     values = history(4, [(60, 1.2), (140, 1 / 1.2)])
-    course = find(values)
-    assert [round(s.ratio, 1) for s in course.steps] == [1.2, 0.8]
-    assert len(course.levels) == 3
-    assert course.levels[0][0] == 0
-    assert course.levels[-1][1] == 200
+    found = find(values)
+    assert [round(s.ratio, 1) for s in found.changes] == [1.2, 0.8]
+    assert len(found.levels) == 3
+    assert found.levels[0][0] == 0
+    assert found.levels[-1][1] == 200
 
 
 def test_a_change_too_small_to_matter_is_no_step():
     values = np.exp(np.random.default_rng(0).normal(0, 0.001, 100))
     values[50:] *= 1.02
-    assert not find(values).steps
+    assert not find(values).changes
     values[50:] *= 1.02
-    assert len(find(values).steps) == 1
+    assert len(find(values).changes) == 1
 
 
 def test_counts_without_noise_step_too():
-    (step,) = find([100.0] * 20 + [150.0] * 20).steps
+    (step,) = find([100.0] * 20 + [150.0] * 20).changes
     assert step.ratio == pytest.approx(1.5)
     assert (step.first, step.last) == (20, 20)
 
 
 @pytest.mark.parametrize("n", range(2 * SHORTEST))
 def test_short_histories_say_nothing(n):
-    assert not find(history(0, [(n // 2, 3.0)], n=n) if n else []).steps
+    assert not find(history(0, [(n // 2, 3.0)], n=n) if n else []).changes
 
 
 def test_a_short_history_shows_a_gross_step():
-    (step,) = find(history(2, [(5, 1.5)], n=10)).steps
+    (step,) = find(history(2, [(5, 1.5)], n=10)).changes
     assert step.first <= 5 <= step.last
 
 
@@ -123,10 +128,10 @@ def test_the_segments_are_those_of_ruptures():
 @settings(deadline=None)
 @given(st.lists(st.floats(1e-6, 1e6), max_size=60))
 def test_any_series_is_cut_into_adjoining_levels(values):
-    course = find(values)
-    edges = [edge for begin, end, _ in course.levels for edge in (begin, end)]
+    found = find(values)
+    edges = [edge for begin, end, _ in found.levels for edge in (begin, end)]
     if values:
         assert edges[0] == 0
         assert edges[-1] == len(values)
         assert edges[1:-1:2] == edges[2::2]
-    assert all(0 < s.first <= s.last < len(values) for s in course.steps)
+    assert all(0 < s.first <= s.last < len(values) for s in found.changes)

@@ -2,15 +2,19 @@
 
 import json
 import subprocess
+import warnings
 
 import pytest
 
 from harness.__main__ import main
 from harness.errors import BadInput
-from harness.history.findings import event_rows, history, tell_all
-from harness.history.page import write_page
+from harness.history.asv_database import PHASES
+from harness.history.command import history
+from harness.history.findings import change_rows, find_all_changes
+from harness.history.page import value_range, write_history_page
 from harness.history.series import Commits, load
 from harness.report.rows import Format
+from harness.results.store import BadRecord
 from harness.results.verdict import Verdict
 from harness.spec.metrics import TIME
 
@@ -65,8 +69,8 @@ def measured(repository, make_record, write_records):
     return write
 
 
-def told(tmp_path):
-    return tell_all(load(tmp_path / "results", Commits.of(tmp_path)))
+def found_in(tmp_path):
+    return find_all_changes(load(tmp_path / "results", Commits.of(tmp_path)))
 
 
 def by_engine(found, engine, unit="s"):
@@ -76,25 +80,25 @@ def by_engine(found, engine, unit="s"):
 
 def test_a_step_is_named_with_its_commits_size_and_confidence(measured, tmp_path, repository):
     measured()
-    first = told(tmp_path)[0]
+    first = found_in(tmp_path)[0]
     assert first.key.engine == "sscn"
     assert first.key.metric is TIME
-    (event,) = first.events
-    assert event.verdict is Verdict.SLOWER
-    assert event.ratio == pytest.approx(1.3, rel=0.02)
-    assert event.confidence > 0.99
-    assert event.commits == f"{repository[9][:8]}..{repository[10][:8]}"
+    (change,) = first.changes
+    assert change.verdict is Verdict.SLOWER
+    assert change.ratio == pytest.approx(1.3, rel=0.02)
+    assert change.confidence > 0.99
+    assert change.commits == f"{repository[9][:8]}..{repository[10][:8]}"
 
 
 def test_the_points_are_in_the_order_of_git(measured, tmp_path, repository):
     measured()
-    points = by_engine(told(tmp_path), "sscn").points
+    points = by_engine(found_in(tmp_path), "sscn").points
     assert [p.commit for p in points] == repository
 
 
 def test_a_new_version_of_an_engine_marks_its_series_alone(measured, tmp_path):
     measured()
-    found = told(tmp_path)
+    found = found_in(tmp_path)
     assert by_engine(found, "spconv").upgrades == [(5, "spconv 2.3.6 to 2.3.8")]
     assert by_engine(found, "sscn").upgrades == []
 
@@ -105,9 +109,9 @@ def test_a_step_with_an_upgrade_names_it(measured, tmp_path):
             record["host_seconds"] = [0.7 * s for s in record["host_seconds"]]
 
     measured(faster)
-    (event,) = by_engine(told(tmp_path), "spconv").events
-    assert event.verdict is Verdict.FASTER
-    assert event.note == "spconv 2.3.6 to 2.3.8"
+    (change,) = by_engine(found_in(tmp_path), "spconv").changes
+    assert change.verdict is Verdict.FASTER
+    assert change.note == "spconv 2.3.6 to 2.3.8"
 
 
 def test_another_machine_is_another_series_and_no_step(measured, tmp_path):
@@ -117,9 +121,9 @@ def test_another_machine_is_another_series_and_no_step(measured, tmp_path):
             record["host_seconds"] = [2 * s for s in record["host_seconds"]]
 
     measured(move)
-    found = [t for t in told(tmp_path) if t.key.engine == "spconv" and t.key.metric is TIME]
+    found = [t for t in found_in(tmp_path) if t.key.engine == "spconv" and t.key.metric is TIME]
     assert [len(t.points) for t in found] == [10, 10]
-    assert not [t.events for t in found if t.events]
+    assert not [t.changes for t in found if t.changes]
 
 
 def test_a_cell_that_lost_its_time_comes_first(measured, tmp_path, repository):
@@ -128,12 +132,12 @@ def test_a_cell_that_lost_its_time_comes_first(measured, tmp_path, repository):
             record |= {"outcome": "crashed", "reason": "signal 11", "host_seconds": []}
 
     measured(crash)
-    first = told(tmp_path)[0]
+    first = found_in(tmp_path)[0]
     assert first.key.engine == "spconv"
-    (event,) = first.events
-    assert event.verdict is Verdict.MISSING
-    assert event.commits == f"{repository[17][:8]}..{repository[18][:8]}"
-    assert "crashed" in event.words
+    (change,) = first.changes
+    assert change.verdict is Verdict.MISSING
+    assert change.commits == f"{repository[17][:8]}..{repository[18][:8]}"
+    assert "crashed" in change.words
 
 
 def test_memory_steps_are_called_heavier(measured, tmp_path):
@@ -142,7 +146,7 @@ def test_memory_steps_are_called_heavier(measured, tmp_path):
             record["memory"] = {"baseline_bytes": 3e8, "peak_rss_bytes": 6e8}
 
     measured(grow)
-    events = by_engine(told(tmp_path), "spconv", "bytes").events
+    events = by_engine(found_in(tmp_path), "spconv", "bytes").changes
     assert [e.verdict for e in events] == [Verdict.HEAVIER]
 
 
@@ -151,14 +155,14 @@ def test_an_error_that_wanders_within_its_tolerance_is_no_event(measured, tmp_pa
         record["error"]["rel_rmse"] = 1e-7 if number < 10 else 5e-7
 
     measured(wander)
-    assert by_engine(told(tmp_path), "spconv", "").events == []
+    assert by_engine(found_in(tmp_path), "spconv", "").changes == []
 
 
 def test_changed_files_come_after_their_commit(measured, tmp_path, repository, make_record):
     measured()
     record = make_record(0.05, commit=repository[7], dirty=True, run="dirty")
     (tmp_path / "results/runs/00.jsonl").write_text(json.dumps(record) + "\n")
-    commits = [p.commit for p in by_engine(told(tmp_path), "sscn").points]
+    commits = [p.commit for p in by_engine(found_in(tmp_path), "sscn").points]
     assert commits[7:9] == [repository[7], repository[7] + "+"]
 
 
@@ -166,7 +170,7 @@ def test_records_of_no_known_commit_are_placed_by_time(measured, tmp_path, make_
     measured()
     late = make_record(0.05, commit="f" * 40, utc="2026-03-01T00:00:00Z", run="late")
     (tmp_path / "results/runs/00.jsonl").write_text(json.dumps(late) + "\n")
-    assert by_engine(told(tmp_path), "sscn").points[-1].commit == "f" * 40
+    assert by_engine(found_in(tmp_path), "sscn").points[-1].commit == "f" * 40
 
 
 @pytest.fixture
@@ -207,7 +211,7 @@ def asv_database(repository, tmp_path):
 
 def test_asvs_database_is_read_beside_our_records(asv_database, measured, tmp_path, repository):
     measured()
-    found = told(tmp_path)
+    found = found_in(tmp_path)
     asv = [t for t in found if "by asv" in t.key.where]
     assert {(t.key.engine, t.key.metric.unit) for t in asv} == {("sscn", "s"), ("sscn", "bytes")}
     time = by_engine(asv, "sscn")
@@ -215,9 +219,100 @@ def test_asvs_database_is_read_beside_our_records(asv_database, measured, tmp_pa
     assert time.key.machine == "Example CPU, Example GPU"
     assert len(time.points) == 20
     assert time.points[0].low == pytest.approx(0.045)
-    (event,) = time.events
-    assert event.commits == f"{repository[7][:8]}..{repository[8][:8]}"
+    (change,) = time.changes
+    assert change.commits == f"{repository[7][:8]}..{repository[8][:8]}"
     assert len(found) > len(asv)
+
+
+def same_measurement(number, record):
+    """Give a record the machine and the cell of asv's first benchmark."""
+    record["machine"] = {"processor": "Example CPU", "threads": 2, "gpu": "Example GPU"}
+
+
+def test_a_measurement_that_asv_and_a_record_hold_appears_once(asv_database, measured, tmp_path):
+    measured(same_measurement)
+    found = found_in(tmp_path)
+    assert not [s.key for s in found if "by asv" in s.key.where]
+    assert len(by_engine(found, "sscn").points) == 20
+
+
+def test_commits_that_only_asv_holds_stay_in_its_series(asv_database, measured, tmp_path):
+    measured(same_measurement)
+    for path in sorted((tmp_path / "results/runs").iterdir())[:5]:
+        path.unlink()
+    asv = [s for s in found_in(tmp_path) if "by asv" in s.key.where]
+    assert {len(s.points) for s in asv} == {5}
+
+
+def test_the_phases_of_asvs_classes_are_those_of_the_suites():
+    import suites.inference
+    import suites.layers
+    import suites.training
+
+    classes = (
+        suites.inference.Inference,
+        suites.training.Training,
+        suites.layers.Forward,
+        suites.layers.InputGradient,
+        suites.layers.WeightGradient,
+        suites.layers.MapBuilding,
+    )
+    assert {c.__name__: c.phase for c in classes} == PHASES
+
+
+def nested(content, *path):
+    for step in path[:-1]:
+        content = content[step]
+    return content, path[-1]
+
+
+TIME_TRACK = "inference.Inference.track_time"
+
+
+WRONG = (None, 7, "text", [], {}, [{}], {"a": 1}, float("nan"), 1e300)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("date",),
+        ("commit_hash",),
+        ("params",),
+        ("params", "cpu"),
+        ("result_columns",),
+        ("results",),
+        ("results", TIME_TRACK),
+        ("results", TIME_TRACK, 0),
+        ("results", TIME_TRACK, 1),
+    ],
+)
+def test_a_wrong_field_in_asvs_database_costs_that_file_alone(asv_database, tmp_path, path):
+    file = next((tmp_path / "results/asv/bench").glob("*-env.json"))
+    written = file.read_text()
+    for wrong in WRONG:
+        content = json.loads(written)
+        holder, last = nested(content, *path)
+        holder[last] = wrong
+        file.write_text(json.dumps(content))
+        with warnings.catch_warnings(record=True) as reported:
+            warnings.simplefilter("always")
+            times = [s for s in found_in(tmp_path) if s.key.metric is TIME]
+        assert sum(len(time.points) for time in times) in (19, 20)
+        assert all(file.name in str(warning.message) for warning in reported)
+
+
+def test_a_wrong_list_of_benchmarks_is_reported(asv_database, tmp_path):
+    path = tmp_path / "results/asv/benchmarks.json"
+    path.write_text(json.dumps({TIME_TRACK: {"param_names": 3, "unit": "seconds"}}))
+    with pytest.warns(BadRecord, match="benchmarks.json has no valid param_names"):
+        assert found_in(tmp_path) == []
+
+
+def test_quartiles_lie_inside_the_frame(asv_database, tmp_path):
+    (time,) = [s for s in found_in(tmp_path) if s.key.metric is TIME]
+    low, high = value_range(time)
+    assert low < min(p.low for p in time.points)
+    assert high > max(p.high for p in time.points)
 
 
 def test_the_command_prints_what_happened(measured, capsys):
@@ -228,14 +323,14 @@ def test_the_command_prints_what_happened(measured, capsys):
     out = capsys.readouterr().out
     assert "SLOWER" in out
     assert "new version: spconv 2.3.6 to 2.3.8 in" in out
-    assert "6 series over 20 commits on 1 machine: 1 event." in out
+    assert "6 series over 20 commits on 1 machine: 1 change." in out
 
 
 def test_the_command_gives_its_events_to_programs(measured, capsys, tmp_path):
     measured()
     history(format=Format.json)
     rows = json.loads(capsys.readouterr().out)
-    assert rows == event_rows(told(tmp_path))
+    assert rows == change_rows(found_in(tmp_path))
     assert [r["verdict"] for r in rows] == ["SLOWER", "UPGRADED", "UPGRADED", "UPGRADED"]
 
 
@@ -247,15 +342,19 @@ def test_nothing_stored_says_how_to_begin(tmp_path, monkeypatch):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 400])
-def test_the_page_filters_in_a_browser(measured, asv_database, tmp_path, width, open_page):
+def test_the_page_filters_in_a_browser(
+    measured, asv_database, tmp_path, width, open_page, make_record, repository
+):
     measured()
-    path = write_page(tmp_path / "page", told(tmp_path))
+    alone = make_record(0.05, size=768, commit=repository[3], run="alone")
+    (tmp_path / "results/runs/00.jsonl").write_text(json.dumps(alone) + "\n")
+    path = write_history_page(tmp_path / "page", found_in(tmp_path))
     browser = open_page(path, width)
 
     def shown():
         return browser.execute_script(
             "return [...document.querySelectorAll('.card')].filter(c => !c.hidden)"
-            ".map(c => [c.dataset.engine, c.dataset.metric, c.dataset.events])"
+            ".map(c => [c.dataset.engine, c.dataset.metric, c.dataset.changes])"
         )
 
     def choose(name, value):
@@ -273,14 +372,17 @@ def test_the_page_filters_in_a_browser(measured, asv_database, tmp_path, width, 
         "return [...document.querySelectorAll('.card')].map(c => +c.dataset.severity)"
     )
     assert severities == sorted(severities, reverse=True)
+    choose("singles", True)
+    assert len(shown()) == 11
+    choose("singles", False)
     choose("engine", "spconv")
     assert {engine for engine, *_ in shown()} == {"spconv"}
     assert len(shown()) == 3
     choose("engine", "")
     choose("metric", "time")
     assert len(shown()) == 3
-    choose("eventful", True)
-    assert [(engine, events) for engine, _, events in shown()] == [("sscn", "1")] * 2
+    choose("changed", True)
+    assert [(engine, changes) for engine, _, changes in shown()] == [("sscn", "1")] * 2
     overflow = browser.execute_script(
         "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     )
