@@ -1,0 +1,21 @@
+"""Sphinx: the documentation is the Markdown of this folder."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from backends import __version__
+
+project = "sscn-bench"
+author = "The sscn-bench developers"
+copyright = author
+release = __version__
+
+extensions = ["myst_parser"]
+exclude_patterns: list[str] = []
+myst_enable_extensions = ["deflist", "colon_fence"]
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = "sscn-bench"
+html_static_path: list[str] = []

@@ -1,0 +1,97 @@
+"""The structure of the packages: imports point one way, and there is no circle of modules."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+ORDER = (
+    "errors",
+    "files",
+    "terminal",
+    "spec",
+    "instruments",
+    "events",
+    "results",
+    "report",
+    "engines",
+    "run",
+    "profile",
+    "compare",
+    "history",
+    "study",
+    "asv",
+    "__main__",
+)
+"""The packages and modules of `harness`; each imports from itself and from those before it."""
+
+
+def modules(package):
+    """Map the dotted name of every module of a package to its file."""
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path, known, *, lazy=True):
+    """Yield the project's modules that a file imports at run time, optionally in functions too."""
+    tree = ast.parse(path.read_text())
+    pending = list(tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            pending += node.orelse
+            continue
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not lazy:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                if inner in known:
+                    yield inner
+                elif node.module in known:
+                    yield node.module
+        pending += ast.iter_child_nodes(node)
+
+
+def package_of(name):
+    """Return the part of the harness that a module belongs to; empty for the harness itself."""
+    _, _, rest = name.partition(".")
+    return rest.partition(".")[0]
+
+
+def test_every_package_of_the_harness_has_a_place_in_the_order():
+    present = {path.stem for path in (ROOT / "harness").iterdir() if path.suffix == ".py"}
+    present |= {path.parent.name for path in (ROOT / "harness").glob("*/__init__.py")}
+    assert present - {"__init__"} <= set(ORDER)
+
+
+def test_packages_of_the_harness_import_from_earlier_ones_only():
+    known = modules("harness")
+    crossed = []
+    for name, path in known.items():
+        own = package_of(name)
+        for target in imports(path, known):
+            if own and ORDER.index(package_of(target)) > ORDER.index(own):
+                crossed.append(f"{name} imports {target}")
+    assert not crossed
+
+
+@pytest.mark.parametrize("package", ["backends", "harness", "suites"])
+def test_no_modules_import_each_other_in_a_circle(package):
+    known = modules(package)
+    graph = {name: set(imports(path, known)) - {name} for name, path in known.items()}
+    for name, path in known.items():  # a package's own face is imported with every module of it
+        if path.name == "__init__.py":
+            graph[name] = {target for target in graph[name] if not target.startswith(f"{name}.")}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
