@@ -15,7 +15,7 @@ from torch.nn import functional
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.norm import batch_norm, norm_parameters
-from backends.watching import Watcher, building_maps
+from backends.profiling_hooks import ProfilingObserver, observing_maps
 
 
 def probe() -> Capabilities:
@@ -209,7 +209,7 @@ class Backend(TorchArithmetic):
         return weight
 
     @contextlib.contextmanager
-    def watched(self, watcher: Watcher) -> Iterator[None]:
+    def observe(self, observer: ProfilingObserver) -> Iterator[None]:
         """Tell a profiler of maps."""
-        with building_maps(watcher, (sys.modules[__name__], "_coarser")):
+        with observing_maps(observer, (sys.modules[__name__], "_coarser")):
             yield

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.norm import norm_parameters
+from backends.profiling_hooks import ProfilingObserver, replaced
 from backends.uresnet import NORM_EPS, NORM_MOMENTUM
-from backends.watching import Watcher, replaced
 
 # Its matrix products run in OpenBLAS, which reads its thread count when it is loaded.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", str(torch.get_num_threads()))
@@ -146,14 +146,14 @@ class Backend(TorchArithmetic):
         return weight if kind is Kind.INVERSE else weight.transpose(0, 1)
 
     @contextlib.contextmanager
-    def watched(self, watcher: Watcher) -> Iterator[None]:
+    def observe(self, observer: ProfilingObserver) -> Iterator[None]:
         """Tell a profiler of maps: asked for before the convolution that would build them inside.
 
         The engine hands a copy of the map out, which takes a hundredth of the time to build it.
         """
 
         def mapped(forward: Callable[..., Any]) -> Callable[..., Any]:
-            build = watcher.within("map")(_build_map)
+            build = observer.within("map")(_build_map)
 
             def convolved(layer: Any, x: me.SparseTensor, *arguments: Any, **named: Any) -> Any:
                 generator = layer.kernel_generator

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
-from backends.watching import Watcher, building_maps
+from backends.profiling_hooks import ProfilingObserver, observing_maps
 
 
 def _import_without_torchvision() -> Any:
@@ -185,7 +185,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return weight.permute(2, 1, 0)
 
     @contextlib.contextmanager
-    def watched(self, watcher: Watcher) -> Iterator[None]:
+    def observe(self, observer: ProfilingObserver) -> Iterator[None]:
         """Tell a profiler of maps."""
-        with building_maps(watcher, (ocnn.octree.Octree, "construct_all_neigh")):
+        with observing_maps(observer, (ocnn.octree.Octree, "construct_all_neigh")):
             yield

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
-from backends.watching import Watcher, building_maps
+from backends.profiling_hooks import ProfilingObserver, observing_maps
 
 _NUMBER = itertools.count()
 
@@ -181,9 +181,9 @@ class SpconvInterface(TorchArithmetic, PointwiseByTorch):
         return weight.transpose(0, 1) if kind is Kind.INVERSE else weight
 
     @contextlib.contextmanager
-    def watched(self, watcher: Watcher) -> Iterator[None]:
+    def observe(self, observer: ProfilingObserver) -> Iterator[None]:
         """Tell a profiler of maps."""
         operations = self.layers.ops
         names = ("get_indice_pairs", "get_indice_pairs_implicit_gemm")
-        with building_maps(watcher, *((operations, name) for name in names)):
+        with observing_maps(observer, *((operations, name) for name in names)):
             yield

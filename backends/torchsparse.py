@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
-from backends.watching import Watcher, building_maps
+from backends.profiling_hooks import ProfilingObserver, observing_maps
 
 
 def _import_without_cuda() -> Any:
@@ -203,7 +203,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return weight if kind is Kind.INVERSE else weight.transpose(0, 1)
 
     @contextlib.contextmanager
-    def watched(self, watcher: Watcher) -> Iterator[None]:
+    def observe(self, observer: ProfilingObserver) -> Iterator[None]:
         """Tell a profiler of maps."""
-        with building_maps(watcher, (tsfunctional, "build_kernel_map")):
+        with observing_maps(observer, (tsfunctional, "build_kernel_map")):
             yield

@@ -18,6 +18,7 @@ import backends
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported, site_keys
 from backends.norm import norm_parameters
+from backends.profiling_hooks import ProfilingObserver, observing_maps, replaced
 from backends.sscn import kernels, node, tape
 from backends.sscn.compiling import traced, whole
 from backends.sscn.convolution import convolve
@@ -25,7 +26,6 @@ from backends.sscn.kernels import Connection, axis_bits, demorton, identity
 from backends.sscn.node import tracked
 from backends.sscn.norm import NormReLU, differentiable
 from backends.sscn.tape import BatchNorm, Layer, Rows
-from backends.watching import Watcher, building_maps, replaced
 
 
 def probe() -> Capabilities:
@@ -444,14 +444,14 @@ class Backend(TorchArithmetic):
         return weight.permute(1, 2, 0) if kind is Kind.INVERSE else weight.permute(2, 1, 0)
 
     @contextlib.contextmanager
-    def watched(self, watcher: Watcher) -> Iterator[None]:
+    def observe(self, observer: ProfilingObserver) -> Iterator[None]:
         """Tell a profiler of maps, and of layers, which run after they were called."""
 
         def deferred(launch: Callable[..., SiteTensor]) -> Callable[..., SiteTensor]:
             def launched(*arguments: Any) -> SiteTensor:
                 out = launch(*arguments)
                 assert out.pending is not None
-                out.pending = watcher.later(out.pending)
+                out.pending = observer.deferred(out.pending)
                 return out
 
             return launched
@@ -459,10 +459,10 @@ class Backend(TorchArithmetic):
         functions = kernels.load(self.kernel_set)
         maps = [(functions, f"{kind}_map") for kind in ("submanifold", "strided", "ordinary")]
         with (
-            building_maps(watcher, *maps),
+            observing_maps(observer, *maps),
             replaced(_Weighted, "launch", deferred),
-            replaced(tape, "account", lambda _: watcher.account),
-            replaced(node, "run", watcher.outside),
-            replaced(node, "node", watcher.outside),
+            replaced(tape, "recorder", lambda _: observer.recorder),
+            replaced(node, "run", observer.outside_layers),
+            replaced(node, "node", observer.outside_layers),
         ):
             yield

@@ -97,8 +97,20 @@ class Step:
     """A layer by the slots of its tensors, which autograd keeps for it."""
 
     __slots__ = (
-        "account", "connection", "folding", "functions", "norm", "out", "out_sums", "residual",
-        "rows", "shape", "sources", "sums", "weight", "widths",
+        "connection",
+        "folding",
+        "functions",
+        "norm",
+        "out",
+        "out_sums",
+        "recorder",
+        "residual",
+        "rows",
+        "shape",
+        "sources",
+        "sums",
+        "weight",
+        "widths",
     )  # fmt: skip
 
     def __init__(self, history: History, layer: Layer) -> None:
@@ -117,7 +129,7 @@ class Step:
         self.shape = layer.shape
         self.connection = layer.connection
         self.functions = layer.functions
-        self.account = layer.account
+        self.recorder = layer.recorder
 
     def wants_input(self, wanted: Sequence[bool]) -> bool:
         """Return whether a gradient goes on to its sources or its norm."""

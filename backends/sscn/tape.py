@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from backends.profiling_hooks import LayerRecorder
 from backends.sscn.kernels import Connection, Kernels
 from backends.uresnet import NORM_MOMENTUM
-from backends.watching import Account
 
 
 class Rows:
@@ -114,7 +114,7 @@ def known(value: Tensor | None) -> Tensor:
 _numbers = itertools.count()
 
 
-def account() -> Account | None:
+def recorder() -> LayerRecorder | None:
     """Return what the work of a layer that is noted now counts for, if somebody watches."""
     return None
 
@@ -159,8 +159,23 @@ class Layer:
     """
 
     __slots__ = (
-        "account", "connection", "dtype", "functions", "kept", "norm", "number", "out", "residual",
-        "rows", "shape", "sources", "statistics", "sums", "tracked", "waiting", "weight",
+        "connection",
+        "dtype",
+        "functions",
+        "kept",
+        "norm",
+        "number",
+        "out",
+        "recorder",
+        "residual",
+        "rows",
+        "shape",
+        "sources",
+        "statistics",
+        "sums",
+        "tracked",
+        "waiting",
+        "weight",
     )  # fmt: skip
 
     def __init__(
@@ -195,7 +210,7 @@ class Layer:
         self.out: Tensor | None = None
         self.sums: Tensor | None = None
         self.rows: Callable[[], Rows | None] = _nobody
-        self.account = account()
+        self.recorder = recorder()
         self.tracked = self.kept = torch.is_grad_enabled() and self._needs_gradient()
         self.waiting = 0
         for origin in self.inputs():
@@ -291,19 +306,19 @@ def run(last: Layer) -> None:
 
 def add(work: Any, runner: Any, *, back: bool) -> None:
     """Add a layer or a step to those that run together; tell who watches when it has run."""
-    watched: Account | None = work.account
-    if watched is None:
+    recorder: LayerRecorder | None = work.recorder
+    if recorder is None:
         runner.add(work)
-    elif watched.told and hasattr(runner, "tell"):
+    elif recorder.accepts_intervals and hasattr(runner, "tell"):
         runner.add(work)
-        runner.tell(functools.partial(watched.tell, back=back))
+        runner.tell(functools.partial(recorder.record_interval, backward=back))
     else:
 
         def alone() -> None:
             runner.add(work)
             runner.run()
 
-        watched.call(alone, back=back)
+        recorder.record_call(alone, backward=back)
 
 
 def leading(last: Layer, wanted: Callable[[Layer], bool]) -> list[Layer]:

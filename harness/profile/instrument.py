@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import harness.run.workload
 from backends.contract import Kind
+from backends.profiling_hooks import replaced
 from backends.stack import Stack
 from backends.uresnet import Block, Layer, Level, UResNet
-from backends.watching import replaced
 from harness.profile.ranges import LEAVE, PAUSE, Key, Ranges
 from harness.run.workload import Workload
 
@@ -56,7 +56,7 @@ def watching(subject: Workload, ranges: Ranges) -> Iterator[None]:
             }
             stack.enter_context(_attribute(module, "backend", _Named(backend, **functions)))
 
-        own = getattr(backend, "watched", None)
+        own = getattr(backend, "observe", None)
         if own is not None:
             stack.enter_context(own(ranges))
         for name, module in subject.network.named_modules():

@@ -147,27 +147,29 @@ class Ranges:
 
         return decorate
 
-    def later(self, function: Function) -> Function:
+    def deferred(self, function: Function) -> Function:
         """Return the function in a range of the layer that runs now."""
         return self._in(function, self._stack[-1], _AGAIN)
 
-    def account(self) -> Account:
-        """Return the account of the layer that runs now."""
+    def recorder(self) -> LayerRecorder:
+        """Return a recorder for the layer that runs now."""
         forth = self._stack[-1]
-        return Account(self, forth, self.code(self._keys[forth]._replace(direction="backward")))
+        return LayerRecorder(
+            self, forth, self.code(self._keys[forth]._replace(direction="backward"))
+        )
 
     @property
-    def told(self) -> bool:
+    def accepts_intervals(self) -> bool:
         """Whether a range can be added after it has ended."""
         return self._tick is time.perf_counter and self._announcer is None
 
-    def tell(self, code: int, begin: float, end: float, again: int = 0) -> None:
+    def add_interval(self, code: int, begin: float, end: float, again: int = 0) -> None:
         """Add a range that has ended, after all that were noted."""
         self._times += (begin, end)
         self._codes += (code + again, LEAVE)
         self._sequences += (self._sequence(),) * 2
 
-    def outside(self, function: Function) -> Function:
+    def outside_layers(self, function: Function) -> Function:
         """Return the function in a range of the host."""
         return self._in(function, self.code(Key(HOST, HOST, "forward")))
 
@@ -199,7 +201,7 @@ class Ranges:
         return ranged
 
 
-class Account:
+class LayerRecorder:
     """Ranges of one layer's work, where it is not done in the layer's call."""
 
     def __init__(self, ranges: Ranges, forth: int, back: int) -> None:
@@ -207,25 +209,25 @@ class Account:
         self._forth, self._back = forth, back
 
     @property
-    def told(self) -> bool:
+    def accepts_intervals(self) -> bool:
         """Whether it is enough to tell the times afterwards."""
-        return self._ranges.told
+        return self._ranges.accepts_intervals
 
-    def call(self, function: Function, *, back: bool) -> None:
+    def record_call(self, function: Function, *, backward: bool) -> None:
         """Call a function in a range."""
-        self._ranges.enter(*self._code(back))
+        self._ranges.enter(*self._code(backward))
         try:
             function()
         finally:
             self._ranges.leave()
 
-    def tell(self, begin: float, end: float, *, back: bool) -> None:
+    def record_interval(self, begin: float, end: float, *, backward: bool) -> None:
         """Add a range that has ended."""
-        code, again = self._code(back)
-        self._ranges.tell(code, begin, end, again)
+        code, again = self._code(backward)
+        self._ranges.add_interval(code, begin, end, again)
 
-    def _code(self, back: bool) -> tuple[int, int]:
-        return (self._back, 0) if back else (self._forth, _AGAIN)
+    def _code(self, backward: bool) -> tuple[int, int]:
+        return (self._back, 0) if backward else (self._forth, _AGAIN)
 
 
 def _tops(codes: Sequence[int]) -> list[int]:

@@ -72,15 +72,15 @@ def test_a_map_built_inside_a_layer_is_not_the_layers(clock, ranges):
 
 def test_work_done_outside_a_layers_call_counts_for_it_and_the_rest_for_the_host(clock, ranges):
     def convolve():
-        return ranges.account(), ranges.outside(lambda: clock.pass_(3))
+        return ranges.recorder(), ranges.outside_layers(lambda: clock.pass_(3))
 
-    account, outside = ranges.wrap(convolve, LAYER)()
+    recorder, outside = ranges.wrap(convolve, LAYER)()
     ranges.wrap(outside, NEXT)()
-    account.call(lambda: clock.pass_(7), back=False)
+    recorder.record_call(lambda: clock.pass_(7), backward=False)
     ranges.turn("backward")
     clock.pass_(1)
-    account.call(lambda: clock.pass_(5), back=True)
-    assert not account.told
+    recorder.record_call(lambda: clock.pass_(5), backward=True)
+    assert not recorder.accepts_intervals
     found = spent(ranges.end())
     assert found[LAYER] == (7, 1)
     assert found[LAYER._replace(direction="backward")] == (5, 1)
@@ -92,15 +92,15 @@ def test_work_done_outside_a_layers_call_counts_for_it_and_the_rest_for_the_host
 def test_work_may_be_told_when_it_is_over():
     ranges = Ranges()
     ranges.begin()
-    account = ranges.wrap(ranges.account, LAYER)()
-    assert account.told
+    recorder = ranges.wrap(ranges.recorder, LAYER)()
+    assert recorder.accepts_intervals
     begin = time.perf_counter()
     time.sleep(0.01)
     middle = time.perf_counter()
     time.sleep(0.02)
     end = time.perf_counter()
-    account.tell(begin, middle, back=False)
-    account.tell(middle, end, back=True)
+    recorder.record_interval(begin, middle, backward=False)
+    recorder.record_interval(middle, end, backward=True)
     found = spent(ranges.end())
     assert found[LAYER].seconds >= middle - begin
     assert found[LAYER._replace(direction="backward")].seconds == pytest.approx(end - middle)
@@ -108,7 +108,7 @@ def test_work_may_be_told_when_it_is_over():
 
 
 def test_work_done_later_counts_for_the_layer_that_asked_and_is_no_call(clock, ranges):
-    pending = ranges.wrap(lambda: ranges.later(lambda: clock.pass_(5)), LAYER)()
+    pending = ranges.wrap(lambda: ranges.deferred(lambda: clock.pass_(5)), LAYER)()
     ranges.wrap(pending, NEXT)()
     found = spent(ranges.end())
     assert found[LAYER] == (5, 1)
