@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.events import open_sample
+from harness.events.event import checked_event
+from tests.harness.events.files import write_larcv2
+
 MACHINE = {"name": "bench", "processor": "Example CPU", "threads": 2, "gpu": None}
 
 
@@ -120,6 +124,22 @@ def run_records(make_record):
         return found
 
     return make
+
+
+@pytest.fixture(scope="session")
+def larcv2_file(tmp_path_factory) -> Path:
+    """A larcv2 file of four events of 192 px: 4000, 1000, 100 and 0 voxels."""
+    pytest.importorskip("awkward")
+    event = max((open_sample(192)[i] for i in range(8)), key=len)
+    assert len(event) >= 4000
+    path = tmp_path_factory.mktemp("larcv2") / "events.root"
+    write_larcv2(path, [_first_voxels(event, count) for count in (4000, 1000, 100, 0)])
+    return path
+
+
+def _first_voxels(event, count):
+    kept = (event.voxels[:count], event.energies[:count], event.labels[:count])
+    return checked_event(*kept, event.size, f"{count} voxels")
 
 
 @pytest.fixture

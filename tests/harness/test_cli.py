@@ -9,8 +9,6 @@ from harness.results import store
 from harness.spec.cell import Cell
 
 ROOT = Path(__file__).resolve().parents[2]
-FIXTURE = ROOT.parent / "shared" / "data" / "larcv2_pilarnet_event48.root"
-needs_fixture = pytest.mark.skipif(not FIXTURE.exists(), reason="the larcv2 fixture is not here")
 
 
 @pytest.fixture(autouse=True)
@@ -76,10 +74,9 @@ def test_an_unwritable_place_is_one_sentence_before_anything_is_measured(tmp_pat
     assert "cannot write results to" in one_sentence(done)
 
 
-@needs_fixture
-def test_a_truncated_root_file_is_one_sentence(tmp_path):
+def test_a_truncated_root_file_is_one_sentence(tmp_path, larcv2_file):
     path = tmp_path / "truncated.root"
-    path.write_bytes(FIXTURE.read_bytes()[:40_000])
+    path.write_bytes(larcv2_file.read_bytes()[:40_000])
     done = harness("run", "inference", "--backend", "sscn", "--events", path)
     assert "truncated.root" in one_sentence(done)
 
@@ -108,12 +105,11 @@ def test_warnings_about_records_are_one_line(capsys):
     assert capsys.readouterr().err == "warning: run.jsonl:3: not a record; left out\n"
 
 
-@needs_fixture
 @pytest.mark.slow
-def test_a_physicists_own_file_is_measured_event_by_event(tmp_path):
+def test_a_physicists_own_file_is_measured_event_by_event(tmp_path, larcv2_file):
     out = tmp_path / "run.jsonl"
     done = harness(
-        *("run", "inference", "--backend", "sscn", "--events", FIXTURE),
+        *("run", "inference", "--backend", "sscn", "--events", larcv2_file),
         *("--budget", "0.1", "--out", out),
     )
     assert done.returncode == 0, done.stderr
@@ -121,7 +117,7 @@ def test_a_physicists_own_file_is_measured_event_by_event(tmp_path):
     assert {r["outcome"] for r in found} == {"ok"}
     assert {r["skipped_empty"] for r in found} == {1}
     single = [r for r in found if r["cell"]["batch"] == 1]
-    assert sorted(r["sites"] for r in single) == [100, 100, 1000, 1000, 5180, 5180]
+    assert sorted(r["sites"] for r in single) == [100, 100, 1000, 1000, 4000, 4000]
     for record in found:
         assert record["sites"] == sum(record["event_sites"])
         assert set(record["event_sites"]) <= {5180, 100, 1000}

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,11 @@ from harness.events.event import Event, checked_event, voxels_of_keys
 
 @pytest.fixture
 def fixtures() -> Path:
-    """Real data beside the checkout, which the project does not carry."""
-    folder = Path(__file__).parents[4] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("the real event is not here")
-    return folder
+    """The folder of real files that SSCN_BENCH_EVENT_FILES names; the project carries none."""
+    folder = os.environ.get("SSCN_BENCH_EVENT_FILES", "")
+    if not folder:
+        pytest.skip("SSCN_BENCH_EVENT_FILES names no folder of real files")
+    return Path(folder)
 
 
 def make_event(count: int, size: int = 32, seed: int = 0, dim: int = 3) -> Event:

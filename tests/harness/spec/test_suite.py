@@ -14,7 +14,6 @@ from harness.spec.cell import Cell
 from harness.spec.suite import ENGINES, TYPICAL_SEED, find_suite, find_suites, parse_engine
 
 ROOT = Path(__file__).resolve().parents[3]
-FIXTURE = ROOT.parent / "shared" / "data" / "larcv2_pilarnet_event48.root"
 
 
 def test_the_suites_ask_what_they_should():
@@ -96,29 +95,24 @@ def test_the_sample_is_named_by_its_hash():
     assert all(len(value) == 64 for value in hashes.values())
 
 
-needs_fixture = pytest.mark.skipif(not FIXTURE.exists(), reason="the larcv2 fixture is not here")
-
-
-@needs_fixture
-def test_a_small_file_is_measured_event_by_event():
-    cells = with_events(find_suite("inference").cells(backends=["sscn"]), str(FIXTURE))
+def test_a_small_file_is_measured_event_by_event(larcv2_file):
+    cells = with_events(find_suite("inference").cells(backends=["sscn"]), str(larcv2_file))
     assert {cell.size for cell in cells} == {192}
     found = {}
     for cell in cells:
-        batch, skipped = load_batch(cell, str(FIXTURE))
+        batch, skipped = load_batch(cell, str(larcv2_file))
         found.setdefault(cell.batch, []).append((len(batch.sites), skipped))
-    assert sorted(set(found[1])) == [(100, 1), (1000, 1), (5180, 1)]
+    assert sorted(set(found[1])) == [(100, 1), (1000, 1), (4000, 1)]
     assert {skipped for _, skipped in found[4]} == {1}
     ((sites, _),) = set(found[4])
-    assert sites - 6280 in (5180, 100, 1000)  # one of the three, in another orientation
+    assert sites - 5100 in (4000, 100, 1000)  # one of the three, in another orientation
 
 
-@needs_fixture
-def test_other_events_than_the_cell_names_are_refused():
+def test_other_events_than_the_cell_names_are_refused(larcv2_file):
     cell = Cell("s", "sscn", 192, 1, "forward", "cold")
     cell = Cell.from_json(cell.to_json() | {"events": {"set": "f", "sha256": "0" * 64, "seed": 0}})
     with pytest.raises(BadInput, match="SHA-256 differs"):
-        load_batch(cell, str(FIXTURE))
+        load_batch(cell, str(larcv2_file))
 
 
 def test_a_file_without_the_suites_sizes_is_refused(tmp_path, monkeypatch):
