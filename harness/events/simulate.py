@@ -124,6 +124,21 @@ class Recipe:
             raise BadInput(f"preset {self.preset!r} is unknown; choose one of {', '.join(PRESETS)}")
 
 
+def check_packages() -> None:
+    """Make sure that the packages of the simulation are installed.
+
+    Raises
+    ------
+    BadInput
+        If calzone or xraydb is not installed.
+    """
+    missing = [name for name in ("calzone", "xraydb") if find_spec(name) is None]
+    if missing:
+        raise BadInput(
+            f"simulation needs {' and '.join(missing)}: pip install 'sscn-bench[simulate]'"
+        )
+
+
 def simulate(recipe: Recipe, count: int, *, processes: int | None = None) -> Iterator[Event]:
     """Simulate events ``0`` to ``count - 1`` of a recipe, in order.
 
@@ -147,11 +162,7 @@ def simulate(recipe: Recipe, count: int, *, processes: int | None = None) -> Ite
     SimulationError
         If a child process died.
     """
-    missing = [name for name in ("calzone", "xraydb") if find_spec(name) is None]
-    if missing:
-        raise BadInput(
-            f"simulation needs {' and '.join(missing)}: pip install 'sscn-bench[simulate]'"
-        )
+    check_packages()
     data = argon_data_folder()
     chunks = -(-count // CHUNK)
     processes = max(1, min(processes or available_processors(), chunks))

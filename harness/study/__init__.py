@@ -1,1 +1,1 @@
-"""The comparison of the 2018 study, from events to page: training, accuracy, costs, scaling."""
+"""The 2018 study on this machine: events, trainings, tests, costs and a page."""

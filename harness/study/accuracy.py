@@ -1,4 +1,4 @@
-"""How well voxels are classified: pure functions of true and predicted labels."""
+"""Accuracy measures of a voxel classification, from true and predicted labels."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def confusion_matrix(
     Parameters
     ----------
     truth : ndarray of int, shape (N,)
-        Voxels whose label is none of ``0 … classes - 1`` are left out.
+        True labels. Voxels whose label is not in ``0 … classes - 1`` are ignored.
     predicted : ndarray of int, shape (N,)
-        ``0 … classes - 1``.
+        Predicted labels in ``0 … classes - 1``.
     classes : int
         Number of classes.
 
@@ -27,47 +27,47 @@ def confusion_matrix(
     -------
     ndarray of int64, shape (classes, classes)
     """
-    known = (truth >= 0) & (truth < classes)
-    pairs = truth[known].astype(np.int64) * classes + predicted[known]
+    labelled = (truth >= 0) & (truth < classes)
+    pairs = truth[labelled].astype(np.int64) * classes + predicted[labelled]
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
 def nonzero_accuracy(confusion: NDArray[np.int64]) -> float:
-    """Return the fraction of active voxels whose class is right; NaN without any voxel."""
+    """Return the fraction of active voxels with the correct class; NaN without voxels."""
     return float(_ratio(np.trace(confusion), confusion.sum()))
 
 
 def class_accuracy(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return, of the voxels of each true class, the fraction that is found; NaN without any."""
+    """Return the fraction of correct voxels per true class (recall); NaN for an empty class."""
     return _ratio(np.diag(confusion), confusion.sum(axis=1))
 
 
 def class_purity(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return, of the voxels predicted as each class, the fraction that is right; else NaN."""
+    """Return the fraction of correct voxels per predicted class; NaN for an empty class."""
     return _ratio(np.diag(confusion), confusion.sum(axis=0))
 
 
 def intersection_over_union(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return, for each class, the voxels that are both over those that are either."""
-    right = np.diag(confusion)
-    return _ratio(right, confusion.sum(axis=0) + confusion.sum(axis=1) - right)
+    """Return the intersection over union of true and predicted voxels per class."""
+    both = np.diag(confusion)
+    return _ratio(both, confusion.sum(axis=0) + confusion.sum(axis=1) - both)
 
 
-def _ratio(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
+def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(part, np.float64) / np.asarray(whole, np.float64)
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How well the events of a set are classified.
+    """Accuracy of the classification of a set of events.
 
     Attributes
     ----------
     events : ndarray of float64
-        Nonzero accuracy of every event that has a voxel of a class.
+        Nonzero accuracy of every event with a labelled voxel.
     confusion : ndarray of int64, shape (classes, classes)
-        Summed over events; rows are true classes.
+        Confusion matrix of all events; rows are true classes.
     """
 
     events: NDArray[np.float64]
@@ -75,12 +75,12 @@ class Accuracy:
 
     @property
     def mean(self) -> float:
-        """Mean over events of the nonzero accuracy: the study's measure."""
+        """Mean over events of the nonzero accuracy, the measure of the 2018 study."""
         return float(self.events.mean()) if len(self.events) else float("nan")
 
     @property
     def std(self) -> float:
-        """Spread of the nonzero accuracy over events (standard deviation of the set)."""
+        """Standard deviation over events of the nonzero accuracy."""
         return float(self.events.std()) if len(self.events) else float("nan")
 
     @property
@@ -89,17 +89,17 @@ class Accuracy:
         return self.std / float(np.sqrt(len(self.events))) if len(self.events) else float("nan")
 
 
-def summarise(
+def measure_accuracy(
     truths: Sequence[NDArray[np.integer]],
     predictions: Sequence[NDArray[np.integer]],
     classes: int,
 ) -> Accuracy:
-    """Summarise the predictions of several events.
+    """Return the accuracy of predictions for several events.
 
     Parameters
     ----------
     truths, predictions : sequence of ndarray
-        Labels of the voxels of each event.
+        True and predicted labels of the voxels of each event.
     classes : int
         Number of classes.
     """

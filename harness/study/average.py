@@ -1,7 +1,8 @@
-"""The running average of a network's weights, which is what a training is judged by.
+"""The running average of the weights of a network.
 
-Adam on a few events a step keeps the weights in motion: evaluations scatter by a per cent from
-one to the next. Their average over the last steps is steadier and better.
+With a few events per step, the weights fluctuate so much that consecutive evaluations differ by
+about one per cent. The average over the last steps fluctuates less and has a higher accuracy;
+trainings are evaluated with it.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ class WeightAverage:
     Parameters
     ----------
     network : Module
-        Averaged as it trains; integers (counters) are taken as they are.
+        The network in training. Integer buffers (counters) are copied, not averaged.
     decay : float
-        Weight of the past in a step, 0 to 1; early on ``(1 + step) / (10 + step)`` where that is
-        smaller, so that the random start is soon forgotten.
+        Weight of the previous average in an update, 0 to 1. In the first steps the weight is
+        ``(1 + step) / (10 + step)`` if that is smaller, so that the initial weights soon lose
+        their influence.
     """
 
     def __init__(self, network: Module, decay: float) -> None:
@@ -37,32 +39,32 @@ class WeightAverage:
         self._counters = [pair for pair in pairs if not pair[1].is_floating_point()]
 
     def state(self) -> dict[str, Tensor]:
-        """Return the averaged weights, named as the network's."""
+        """Return the averaged state, with the names of the state dict of the network."""
         return self._average
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from saved averages."""
+        """Set the average to a saved one."""
         for name, value in self._average.items():
             value.copy_(state[name])
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take the network's weights after a step in."""
+        """Add the weights of the network after a step to the average."""
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
         for average, count in self._counters:
             average.copy_(count)
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Let the network have the averaged weights for a while."""
+    def applied(self) -> Iterator[None]:
+        """Load the averaged weights into the network until the end of the context."""
         own: Any = copy.deepcopy(dict(self._network.state_dict()))
-        self.show()
+        self.apply()
         try:
             yield
         finally:
             self._network.load_state_dict(own)
 
-    def show(self) -> None:
-        """Give the network the averaged weights for good."""
+    def apply(self) -> None:
+        """Load the averaged weights into the network."""
         self._network.load_state_dict(self._average)

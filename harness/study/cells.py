@@ -1,4 +1,4 @@
-"""The cells that the study's tables and figures of costs need, with their events."""
+"""The cells of the cost tables and figures of a study, with their events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.study.scales import Costs
 from harness.study.views import crop
 
 EVENTS_KEPT = 16
-"""Events in each derived file: enough for a batch of four of them to be drawn by a seed."""
+"""Events per derived file, from which a seed draws batches of four."""
 
 TABLE, DENSE, PLANES = "study-table", "study-dense", "study-planes"
 BATCHES, VOLUMES, OVERLAYS, FILLED = (
@@ -25,19 +25,19 @@ BATCHES, VOLUMES, OVERLAYS, FILLED = (
     "study-overlays",
     "study-occupancy",
 )
-"""Suites: what a cell was measured for, as its record says."""
+"""Suites of the cells, one per table or figure."""
 
 
 @dataclass(frozen=True)
 class Engines:
-    """Who is measured.
+    """Engines whose costs are measured.
 
     Attributes
     ----------
     sparse : tuple of str
-        Sparse engines, the study's own first.
+        Sparse engines, first the one that is trained.
     dense : tuple of str
-        The dense network of the same function, and the dense one of 2018 where it is known.
+        The dense network of the same function, and the dense network of 2018 if it is registered.
     """
 
     sparse: tuple[str, ...]
@@ -45,8 +45,8 @@ class Engines:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Events of cells: what a worker opens, and how the cell names it."""
+class EventSource:
+    """Events of cells: the path that a worker opens, and their specification in the cell."""
 
     path: str
     spec: EventSpec
@@ -55,16 +55,18 @@ class Source:
 def cost_jobs(
     costs: Costs, engines: Engines, device: str, precision: str, model: ModelSpec, folder: Path
 ) -> list[Job]:
-    """List what a scale measures, making the event files that it needs.
+    """Return the jobs of a scale; missing files of derived events are written.
 
     Parameters
     ----------
     costs : Costs
+        Cells of the scale.
     engines : Engines
+        Engines to measure.
     device, precision, model
         As for `harness.spec.cell.Cell`.
     folder : Path
-        For the event files.
+        Folder of the derived events.
     """
     every = (*engines.sparse, *engines.dense)
     cells = _Cells(costs, device, precision, model)
@@ -106,11 +108,11 @@ class _Cells:
         suite: str,
         engines: Sequence[str],
         shapes: Sequence[tuple[int, int]],
-        source: Callable[[int], Source],
+        source: Callable[[int], EventSource],
         dim: int = 3,
         phases: tuple[str, ...] = (),
     ) -> Iterator[Job]:
-        """Yield a job for each shape, phase and engine."""
+        """Yield a job per shape, phase and engine."""
         for size, batch in shapes:
             events = source(size)
             for phase in phases or self.costs.phases:
@@ -138,45 +140,47 @@ class _Cells:
                     )
 
 
-def _sample(size: int) -> Source:
-    return Source("sample", EventSpec("sample", open_events("sample", size=size).sha256))
+def _sample(size: int) -> EventSource:
+    return EventSource("sample", EventSpec("sample", open_events("sample", size=size).sha256))
 
 
-def _file(path: Path) -> Source:
-    return Source(str(path), EventSpec(path.name, open_events(path).sha256))
+def _file(path: Path) -> EventSource:
+    return EventSource(str(path), EventSpec(path.name, open_events(path).sha256))
 
 
 def _smallest() -> EventSet:
     return open_events("sample", size=192)[:EVENTS_KEPT]
 
 
-def _crops(folder: Path, side: int) -> Source:
-    """Cubes cut out of sample events; the whole events at their own size."""
+def _crops(folder: Path, side: int) -> EventSource:
+    """Return cubes cut out of sample events; at 192 px, the whole events."""
     if side == 192:
         return _sample(side)
     cut = (crop(event, side, i) for i, event in enumerate(_smallest()))
-    return _file(derived.write(folder / f"crops-{side}px.h5", cut, "sample events, cut"))
+    return _file(derived.write_once(folder / f"crops-{side}px.h5", cut, "sample events, cut"))
 
 
-def _embedded(folder: Path, size: int) -> Source:
-    """The same events of 192 px in volumes of any size."""
-    whole = (derived.embed(event, size) for event in _smallest())
-    return _file(derived.write(folder / f"embedded-{size}px.h5", whole, "sample events, embedded"))
+def _embedded(folder: Path, size: int) -> EventSource:
+    """Return the same events of 192 px in a larger volume."""
+    events = (derived.embed(event, size) for event in _smallest())
+    return _file(
+        derived.write_once(folder / f"embedded-{size}px.h5", events, "sample events, embedded")
+    )
 
 
-def _overlaid(folder: Path, count: int, size: int) -> Source:
-    """One event that is several on top of one another."""
+def _overlaid(folder: Path, count: int, size: int) -> EventSource:
+    """Return several events overlaid to one."""
     events = open_events("sample", size=size)
     if count > len(events):
         raise BadInput(f"the sample has {len(events)} events of {size} px, fewer than {count}")
     made = [derived.overlay(list(events[:count]))]
     path = folder / f"overlaid-{size}px-{count:02d}.h5"
-    return _file(derived.write(path, made, "sample events, overlaid"))
+    return _file(derived.write_once(path, made, "sample events, overlaid"))
 
 
-def _filled(folder: Path, occupancy: float, side: int) -> Source:
-    """One cube of which a given fraction is active."""
+def _filled(folder: Path, occupancy: float, side: int) -> EventSource:
+    """Return one cube with a given active fraction."""
     cubes = [crop(event, side, i) for i, event in enumerate(_smallest())]
     name = f"filled-{side}px-{occupancy:g}.h5"
     made = [derived.fill(cubes, occupancy)]
-    return _file(derived.write(folder / name, made, f"sample events, {occupancy:g} active"))
+    return _file(derived.write_once(folder / name, made, f"sample events, {occupancy:g} active"))

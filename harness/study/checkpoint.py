@@ -1,13 +1,20 @@
-"""Everything that a training needs to go on bit by bit after its process was killed."""
+"""Checkpoints: the complete state of a training, to continue it with identical results."""
 
 from __future__ import annotations
 
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+_DAMAGE = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.PickleError)
+
+
+class DamagedCheckpoint(RuntimeError):
+    """A checkpoint that cannot be read, or does not fit to the tables beside it."""
 
 
 @dataclass(frozen=True)
@@ -17,25 +24,25 @@ class Checkpoint:
     Attributes
     ----------
     plan : dict
-        The training it belongs to, as JSON values.
+        Plan of the training as JSON values.
     step : int
-        Steps done.
+        Number of completed steps.
     seconds : float
-        Training time so far, without evaluations and checkpoints.
+        Training time so far in seconds, without evaluations and checkpoints.
     joules : float or None
-        Energy so far, where it is counted.
+        Energy so far; None without an energy counter.
     network : dict
-        Averaged weights: the result.
+        State dict with the averaged weights, the result of the training.
     latest : dict
-        Weights of the last step, from which the training goes on.
+        State dict with the weights of the last step, from which the training continues.
     optimiser, scaler : dict
-        Their ``state_dict``.
+        State dicts of the optimiser and the gradient scaler.
     random : dict
-        States of torch's generators by device.
+        States of torch's random generators by device.
     loader : dict
         `harness.events.TrainingLoader.state`.
     rows : dict
-        Length in bytes of each CSV file when the checkpoint was made.
+        Length in bytes of each CSV file at the time of the checkpoint.
     """
 
     plan: dict[str, Any]
@@ -51,8 +58,8 @@ class Checkpoint:
     rows: dict[str, int]
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint: a reader finds the old one or the new one, never half of one."""
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; the previous one is replaced as a whole."""
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
         torch.save(vars(checkpoint), file)
@@ -61,23 +68,32 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     os.replace(part, path)
 
 
-def load(path: Path) -> Checkpoint | None:
-    """Read a checkpoint; None where there is none yet."""
+def load_checkpoint(path: Path) -> Checkpoint | None:
+    """Read a checkpoint; return None if there is none.
+
+    Raises
+    ------
+    DamagedCheckpoint
+        If the file cannot be read.
+    """
     if not path.exists():
         return None
-    return Checkpoint(**torch.load(path, weights_only=True, map_location="cpu"))
+    try:
+        return Checkpoint(**torch.load(path, weights_only=True, map_location="cpu"))
+    except _DAMAGE:
+        raise DamagedCheckpoint(f"{path} is damaged") from None
 
 
 def random_states() -> dict[str, torch.Tensor]:
-    """Return the states of torch's generators."""
+    """Return the states of torch's random generators."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
-def restore_random(states: dict[str, torch.Tensor]) -> None:
-    """Set torch's generators to saved states."""
+def restore_random_states(states: dict[str, torch.Tensor]) -> None:
+    """Set torch's random generators to saved states."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])

@@ -1,4 +1,4 @@
-"""The parts of the study's page on what networks cost, and how that grows."""
+"""The sections of the page on the costs of networks, and on their growth."""
 
 from __future__ import annotations
 
@@ -7,48 +7,59 @@ from functools import partial
 import pandas as pd
 
 from harness.spec.metrics import format_value
-from harness.study import figures, published, results
+from harness.study import plots, published, sweeps, tables
 from harness.study.cells import DENSE, PLANES, TABLE
-from harness.study.figures import Figure
-from harness.study.results import Overtaking, Sweep
-from harness.study.sections import ACCURACIES, Section, Writer, times
+from harness.study.document import (
+    ACCURACY_FORMATS,
+    FULL,
+    Figure,
+    PageWriter,
+    Section,
+    format_factor,
+)
+from harness.study.fits import MIN_POINTS
+from harness.study.sweeps import Crossover, Sweep
 
-_FACTORS = {"time factor": times, "memory factor": times}
+_FACTORS = {"time factor": format_factor, "memory factor": format_factor}
 
 
-def cost_section(w: Writer) -> Section:
-    """Table II and the two factors."""
-    section = Section("What it costs: Table II, then and now")
+def cost_section(w: PageWriter) -> Section:
+    """Return the section on Table II and on the ratio of dense and sparse costs."""
+    section = Section("Time and memory: Table II of the 2018 study, and this machine")
     device = w.found.scale.device
     machine = "a V100" if device == "cuda" else "a Xeon Silver 4110"
-    held = "torch's allocated maximum" if device == "cuda" else "all that the process held"
-    memory = results.whole_memory(w.found.frame, device)
-    frame = results.cost_table(w.found.of(TABLE), memory, device)
+    held = (
+        "the maximum that torch allocated"
+        if device == "cuda"
+        else "the peak resident memory of the process"
+    )
+    memory = tables.total_memory(w.found.frame, device)
+    frame = tables.cost_table(w.found.of(TABLE), memory, device)
     if len(frame):
         section.items.append(
             w.table(
                 "table-2",
                 "Table II",
-                f"Published on {machine} in 2018 beside this machine; a ratio above 1 is in favour "
-                f"of this machine. Memory is {held}, as the study logged it. Batches of more than "
-                f"{w.found.scale.costs.checked_events} events are timed without the comparison "
-                "with the float64 truth, which takes too long or too much memory there; the same "
-                "engine is checked on smaller batches.",
+                f"Published values of {machine} beside values of this machine; a ratio above 1 is "
+                f"in favour of this machine. Memory is {held}, as in the study. Batches of more "
+                f"than {w.found.scale.costs.checked_events} events are not compared with the "
+                "float64 reference, which takes too much time or memory for them; the same engine "
+                "is checked on smaller batches.",
                 frame.assign(
                     published=_with_units(frame, "published"),
                     measured=_with_units(frame, "measured"),
                 ).drop(columns="unit"),
-                {"published over measured": times},
+                {"published over measured": format_factor},
             )
         )
-    factors = results.factor_table(w.found.of(DENSE), w.sparse)
+    factors = tables.factor_table(w.found.of(DENSE), w.sparse)
     if len(factors):
         section.items.append(
             w.table(
                 "factors-3d",
                 "Dense over sparse",
-                f"{factor_sentence(factors, 3)} Memory is what a call adds to its process.",
-                _in_units(factors),
+                f"{factor_sentence(factors, 3)} Memory is the additional memory of a call.",
+                factors.drop(columns="dim"),
                 _FACTORS,
             )
         )
@@ -61,130 +72,126 @@ def _with_units(frame: pd.DataFrame, column: str) -> list[str]:
     ]
 
 
-def _in_units(factors: pd.DataFrame) -> pd.DataFrame:
-    """Write times and memories of a table of factors with their units."""
-    written = factors.drop(columns="dim")
-    for name in written.columns:
-        for mark, unit in ((" [s]", "s"), (" [bytes]", "bytes")):
-            if str(name).endswith(mark):
-                written[name] = [format_value(value, unit) for value in factors[name]]
-    return written.rename(columns=lambda name: str(name).split(" [s]")[0].split(" [bytes]")[0])
-
-
 def factor_sentence(factors: pd.DataFrame, dim: int) -> str:
-    """Say what the published factors are here, for the same configuration if it was measured."""
-    known = published.FACTORS[dim]
+    """Return the published ratios beside those of the same, or the largest, configuration here."""
+    factor = published.FACTORS[dim]
     setting = (
         "on a V100, 192 px, batch 4, with a dense network 18 times as large"
         if dim == 3
-        else "its abstract does not say for which size and batch"
+        else "for a size and a batch that its abstract does not state"
     )
     tests = factors[factors["pass"] == "test"].dropna(subset=["time factor"])
     said = (
-        f"The study found {known['memory']:g}× memory and {known['time']:g}× time for inference "
-        f"in {dim}D ({setting})."
+        f"The 2018 study found {factor['memory']:g}× memory and {factor['time']:g}× time for "
+        f"inference in {dim}D ({setting})."
     )
     if tests.empty:
-        return f"{said} Here no dense configuration gave a time."
+        return f"{said} On this machine, no dense configuration gave a time."
     same = tests[(tests["size [px]"] == 192) & (tests["batch"] == 4)]
     if dim == 3 and len(same):
-        said += " Here, for the same size and batch:"
+        said += " On this machine, for the same size and batch:"
     else:
         volume = tests["size [px]"] ** dim * tests["batch"]
         same = tests[volume == volume.max()]
         largest = f"{same.iloc[0]['size [px]']} px, batch {same.iloc[0]['batch']}"
         said += (
-            f" That size and batch gave no dense time here; for the largest that did ({largest}):"
+            " On this machine, that size and batch gave no dense time; for the largest "
+            f"configuration with one ({largest}):"
             if dim == 3
-            else f" Here, for the largest that was measured ({largest}):"
+            else f" On this machine, for the largest measured configuration ({largest}):"
         )
     parts = [
-        f"{row['dense engine']} {times(row['memory factor'])} memory, {times(row['time factor'])} "
-        "time"
+        f"{row['dense engine']} {format_factor(row['memory factor'])} memory, "
+        f"{format_factor(row['time factor'])} time"
         for _, row in same.iterrows()
     ]
     return (
-        f"{said} {'; '.join(parts)}. The engine called dense computes the same function as sparse."
+        f"{said} {'; '.join(parts)}. The engine dense computes the same function as the sparse "
+        "engines."
     )
 
 
-def scaling_section(w: Writer) -> Section:
-    """How costs grow, and where dense overtakes."""
-    section = Section("How it scales")
-    for sweep in results.sweeps(w.found):
+def scaling_section(w: PageWriter) -> Section:
+    """Return the section on the growth of costs, and on the crossover of dense and sparse."""
+    section = Section("Scaling")
+    for sweep in sweeps.sweeps_of(w.found):
         if sweep.name.startswith("dense"):
             section.items.append(_occupancy_figure(w, sweep))
             continue
-        laws = sweep.fit_table()
         section.items.append(
             w.figure(
                 sweep.name,
-                f"Against {sweep.along}, {sweep.held}",
+                f"Against {sweep.along}, {sweep.fixed}",
                 _law_sentence(sweep, w.sparse),
                 sweep.table,
-                partial(figures.draw_sweep, sweep=sweep, looks=w.looks),
-                size=(9.2, 3.6),
+                partial(plots.draw_sweep, sweep=sweep, looks=w.looks),
+                size=FULL,
                 panels=2,
             )
         )
-        section.items.append(
-            w.table(
-                f"{sweep.name}-fits",
-                f"Exponents against {sweep.along}",
-                "Least squares on logarithms, with the 95 % interval of the exponent.",
-                laws,
+        laws = sweep.fit_table()
+        if len(laws):
+            section.items.append(
+                w.table(
+                    f"{sweep.name}-fits",
+                    f"Exponents against {sweep.along}",
+                    "Least-squares fits to the logarithms, with the 95 % confidence interval of "
+                    "the exponent.",
+                    laws,
+                )
             )
-        )
     return section
 
 
 def _law_sentence(sweep: Sweep, engine: str) -> str:
+    """Return the exponents of an engine, or the reason why there are none."""
     parts = []
-    for phase, word in (("forward", "inference"), ("step", "training")):
+    for phase, word in plots.PHASES.items():
         law = sweep.fit(engine, phase, "seconds")
         if law is not None:
-            parts.append(f"{word} time grows with the power {law.exponent:.2f}")
-    return f"With {engine}, {' and '.join(parts)} of {sweep.along}." if parts else ""
+            parts.append(f"the {word} time is proportional to the power {law.exponent:.2f}")
+    if not parts:
+        return f"With fewer than {MIN_POINTS} points, no power law is fitted."
+    return f"With {engine}, {' and '.join(parts)} of {sweep.along}."
 
 
-def overtaking_sentence(found: Overtaking | None, word: str, sparse: str) -> str:
-    """Say where dense overtakes; empty where that was not measured."""
+def crossover_sentence(found: Crossover | None, word: str, sparse: str) -> str:
+    """Return the crossover of dense and sparse in words; empty if it was not measured."""
     if found is None:
         return ""
     if found.at is None:
-        return f"in {word} dense never overtakes {sparse}, not even in the fullest cube measured"
+        return f"in {word}, dense is never faster than {sparse}, up to the fullest cube"
     if found.from_the_start:
-        return f"in {word} dense is the quicker one already at {100 * found.at:.2g} % active voxels"
-    return f"in {word} dense overtakes {sparse} at {100 * found.at:.2g} % active voxels"
+        return f"in {word}, dense is faster already at {100 * found.at:.2g} % active voxels"
+    return f"in {word}, dense is faster than {sparse} from {100 * found.at:.2g} % active voxels on"
 
 
-def _occupancy_figure(w: Writer, sweep: Sweep) -> Figure:
+def _occupancy_figure(w: PageWriter, sweep: Sweep) -> Figure:
     parts = [
-        overtaking_sentence(results.overtaking(sweep, w.sparse, "dense", phase), word, w.sparse)
-        for phase, word in (("forward", "inference"), ("step", "training"))
+        crossover_sentence(sweeps.find_crossover(sweep, w.sparse, "dense", phase), word, w.sparse)
+        for phase, word in plots.PHASES.items()
     ]
     return w.figure(
         sweep.name,
-        "Where dense overtakes sparse",
-        f"In {sweep.held}, {'; '.join(filter(None, parts))}. Detector events have hundredths of a "
-        "per cent.",
+        "Crossover of dense and sparse",
+        f"In {sweep.fixed}: {'; '.join(filter(None, parts))}. In detector events, less than 0.1 % "
+        "of the voxels are active.",
         sweep.table,
-        partial(figures.draw_times, sweep=sweep, looks=w.looks),
-        size=(6.2, 3.6),
+        partial(plots.draw_times, sweep=sweep, looks=w.looks),
     )
 
 
-def planes_section(w: Writer) -> Section:
-    """The same in two dimensions."""
+def planes_section(w: PageWriter) -> Section:
+    """Return the section on two dimensions."""
     section = Section("In two dimensions")
-    factors = results.factor_table(w.found.of(PLANES), w.sparse)
+    factors = tables.factor_table(w.found.of(PLANES), w.sparse)
     if len(factors):
         section.items.append(
             w.table(
                 "factors-2d",
                 "Dense over sparse in 2D",
                 factor_sentence(factors, 2),
-                _in_units(factors),
+                factors.drop(columns="dim"),
                 _FACTORS,
             )
         )
@@ -194,9 +201,10 @@ def planes_section(w: Writer) -> Section:
             w.table(
                 "accuracy-2d",
                 "Accuracy in 2D",
-                "Events projected on the xy plane; dense and sparse learn from the same batches.",
-                results.accuracy_table(tests),
-                ACCURACIES,
+                "Events are projected on the xy plane. Dense and sparse networks are trained on "
+                "the same batches.",
+                tables.accuracy_table(tests),
+                ACCURACY_FORMATS,
             )
         )
     return section

@@ -1,4 +1,4 @@
-"""Measures the study's cells with the harness's own workers, each cell once, and keeps records."""
+"""Measures the cells of a study in the run loop of the harness, each cell once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.run.task import Task
 from harness.spec.cell import Cell
 
 
-def measure(
+def measure_costs(
     jobs: Sequence[Job],
     out: Path,
     found: Mapping[str, Availability],
@@ -31,33 +31,33 @@ def measure(
     timeout: float,
     seed: int = 0,
 ) -> None:
-    """Measure the jobs whose cells a file of records does not hold yet.
+    """Measure the jobs whose cells a file of records does not hold.
 
     Parameters
     ----------
     jobs : sequence of Job
-        Those that share everything but the engine take turns.
+        Jobs with the same question take turns.
     out : Path
-        Records are appended; an interrupted measurement goes on with what is missing.
+        File to which the records are appended.
     found : mapping
-        What the probe of each engine found.
+        Name of an engine -> its availability.
     console : Console
-        Shows how it goes.
+        Destination of the progress.
     timeout : float
-        Seconds that a worker may take for one answer.
+        Maximum time for one answer of a worker in seconds.
     seed : int
-        Of the order of turns.
+        Seed of the order of turns.
     """
     done = {Cell.from_json(r["cell"]).name for r in store.records([out])} if out.exists() else set()
     todo = [job for job in jobs if job.cell.name not in done]
-    code = EngineSource.here()
+    source = EngineSource.here()
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-study"
     with tempfile.TemporaryDirectory(prefix="sscn-bench-") as references:
         together: dict[str, list[Task]] = defaultdict(list)
         with RunProgress(len(todo), console) as progress:
             for job in todo:
                 job = replace(job, references=references)
-                task = Task(job, 0, code, interpreter(job.cell.backend), timeout)
+                task = Task(job, 0, source, interpreter(job.cell.backend), timeout)
                 reason = unavailable_reason(job.cell, found[job.cell.backend])
                 if reason:
                     record = assemble(task, {"outcome": "unavailable", "reason": reason}, run, seed)

@@ -1,12 +1,14 @@
-"""DBSCAN clusters of voxels, by SciPy's neighbour tree and connected components.
+"""DBSCAN clustering of voxels with SciPy.
 
-DBSCAN needs no library of its own: points with enough neighbours (*core* points) are clustered by
-the connected components of the graph that joins neighbouring core points, and the other points
-take the cluster of a core point that they neighbour. Both are one call to SciPy, which the
-project needs anyway; the labels are those of scikit-learn's ``DBSCAN``, point by point.
+*Core* points, which have enough neighbours, are clustered by the connected components of the graph
+of neighbouring core points; every other point gets the cluster of a neighbouring core point. The
+labels are identical to those of scikit-learn's ``DBSCAN``, which would be a dependency for this
+function alone.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,22 +19,24 @@ from scipy.spatial import cKDTree
 NOISE = -1
 
 
-def dbscan(points: NDArray, reach: float, least: int) -> NDArray[np.int64]:
+def dbscan(points: NDArray[np.number[Any]], reach: float, least: int) -> NDArray[np.int64]:
     """Cluster points by density (Ester et al., KDD 1996).
 
     Parameters
     ----------
     points : ndarray, shape (N, dim)
+        Coordinates.
     reach : float
-        Points at most this far apart are neighbours.
+        Largest distance of neighbours, in the unit of the coordinates.
     least : int
-        A point with this many points within reach, itself included, is a core point.
+        Least number of points within reach of a core point, itself included.
 
     Returns
     -------
     ndarray of int64, shape (N,)
-        Clusters in the order of their first core points; `NOISE` for points that neighbour no
-        core point. Where a point neighbours core points of several clusters, the first takes it.
+        Number of each point's cluster, in the order of their first core points; `NOISE` for
+        points without a neighbouring core point. A point that neighbours core points of several
+        clusters is in the first of them.
     """
     count = len(points)
     labels = np.full(count, NOISE, np.int64)

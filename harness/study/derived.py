@@ -1,4 +1,4 @@
-"""Event files for cells that vary one thing at a time: crops, larger volumes, overlaid events."""
+"""Files of events derived from the sample: embedded in larger volumes, overlaid, or filled up."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from harness.events.event import voxel_keys, voxels_of_keys
 from harness.events.native import EventWriter
 
 
-def write(path: Path, events: Iterable[Event], source: str) -> Path:
-    """Write events to a file unless it is there already; return its path."""
+def write_once(path: Path, events: Iterable[Event], source: str) -> Path:
+    """Write events to a file, unless the file exists, and return its path."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         listed = list(events)
@@ -28,12 +28,12 @@ def write(path: Path, events: Iterable[Event], source: str) -> Path:
 
 
 def embed(event: Event, size: int) -> Event:
-    """Put an event unchanged into the middle of a larger volume.
+    """Return an event, unchanged, in the middle of a larger volume.
 
     Raises
     ------
     BadInput
-        If the volume is smaller than the event's.
+        If the volume is smaller than that of the event.
     """
     if size < event.size:
         raise BadInput(f"an event of {event.size} px does not fit into {size} px")
@@ -43,14 +43,16 @@ def embed(event: Event, size: int) -> Event:
 
 
 def overlay(events: Sequence[Event]) -> Event:
-    """Put several events into one volume: energies add up, the first event's labels win.
+    """Return several events in one volume, with summed energies.
+
+    A voxel in several events has the label of the first of them.
 
     Raises
     ------
     BadInput
-        If sizes differ or there is no event.
+        If the sizes differ or there is no event.
     """
-    joined = collate(events)  # refuses different sizes
+    joined = collate(events)  # raises for different sizes
     voxels = joined["sites"][:, 1:]
     keys, first, place = np.unique(
         voxel_keys(voxels, joined["spatial_size"]), return_index=True, return_inverse=True
@@ -67,19 +69,19 @@ def overlay(events: Sequence[Event]) -> Event:
 
 
 def fill(events: Sequence[Event], occupancy: float) -> Event:
-    """Overlay events, each in many orientations, until a fraction of the volume is active.
+    """Return events overlaid in many orientations until a fraction of the volume is active.
 
-    Neighbourhoods stay those of tracks and showers as long as events hardly overlap; a full
-    volume has every neighbour. Energies add up, the first event's labels win, and the last event
-    is cut so that the fraction is met exactly. Where all orientations together leave voxels
-    empty, these get the least energy.
+    Neighbourhoods are those of tracks and showers as long as events hardly overlap. Energies are
+    summed, a voxel in several events has the label of the first of them, and the last event is cut
+    so that the fraction is exact. Voxels that all orientations together leave empty get the
+    minimum energy.
 
     Parameters
     ----------
     events : sequence of Event
-        Of one size, at least one of them with a voxel.
+        Events of one size, at least one of them with a voxel.
     occupancy : float
-        In (0, 1].
+        Active fraction, in (0, 1].
     """
     size, dim = events[0].size, events[0].dim
     volume = size**dim

@@ -1,4 +1,4 @@
-"""Event displays: truth beside prediction, voxels that differ marked, flat and to be turned."""
+"""Displays of events: true beside predicted classes, in a projection and in three dimensions."""
 
 from __future__ import annotations
 
@@ -10,54 +10,56 @@ import pandas as pd
 
 from harness.compare.event_display import COLORS, NAMES, by_class, to_element
 from harness.events import Label
-from harness.study.michel import NOISE, EventMichels
+from harness.study.dbscan import NOISE
+from harness.study.michel import EventMichels
 from harness.study.predictions import Predicted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHOWN = 3
-"""Mistakes that are displayed."""
+"""Number of displayed mistakes."""
 
 _CLASSES = (Label.HIP, Label.MIP, Label.SHOWER, Label.DELTA, Label.MICHEL)
 
 
-def mistakes(
+def find_mistakes(
     events: Sequence[Predicted], michels: Sequence[EventMichels], count: int = SHOWN
 ) -> list[int]:
-    """Choose the events whose Michel electrons went most wrong.
+    """Return the events with the worst reconstruction of Michel electrons.
 
     Parameters
     ----------
     events : sequence of Predicted
+        Events with predictions.
     michels : sequence of EventMichels
-        Of the same events.
+        Michel electrons of the same events.
     count : int
-        How many at most.
+        Maximum number of events.
 
     Returns
     -------
     list of int
-        Numbers of events in which a true Michel electron was missed or one was invented; those
-        with the most voxels of Michel electrons classified wrongly first.
+        Numbers of events with a missed true Michel electron or a candidate without a true one, in
+        descending order of the number of misclassified voxels of Michel electrons.
     """
     wrong = []
     for i, (event, found) in enumerate(zip(events, michels, strict=True)):
-        invented = any(candidate.matched == NOISE for candidate in found.candidates)
-        if found.found < found.true_clusters or invented:
+        unmatched = any(candidate.matched == NOISE for candidate in found.candidates)
+        if found.found < found.true_clusters or unmatched:
             michel = (event.truth == Label.MICHEL) | (event.predicted == Label.MICHEL)
             wrong.append((-int((michel & (event.truth != event.predicted)).sum()), i))
     return [i for _, i in sorted(wrong)[:count]]
 
 
 def voxel_table(event: Predicted) -> pd.DataFrame:
-    """Every voxel of an event with its energy, true class and predicted class."""
+    """Return the voxels of an event with their energy, true class and predicted class."""
     table = pd.DataFrame(event.event.voxels, columns=list("xyz")[: event.event.dim])
     return table.assign(energy=event.event.energies, truth=event.truth, predicted=event.predicted)
 
 
 def draw_truth_and_prediction(axes: Sequence[Axes], event: Predicted) -> None:
-    """Draw truth (left) and prediction (right) seen along z; voxels that differ have a halo."""
+    """Draw true (left) and predicted classes (right) along z; wrong voxels have a grey halo."""
     voxels = event.event.voxels
     differs = event.truth != event.predicted
     for panel, labels, title in zip(
@@ -93,20 +95,20 @@ def draw_truth_and_prediction(axes: Sequence[Axes], event: Predicted) -> None:
     )
 
 
-def turned(event: Predicted, identifier: str) -> str:
-    """Draw an event to be turned: its voxels by predicted class, those that differ as crosses.
+def rotatable(event: Predicted, identifier: str) -> str:
+    """Return an event in three dimensions, coloured by predicted class, wrong voxels as crosses.
 
     Parameters
     ----------
     event : Predicted
-        In three dimensions.
+        Event in three dimensions.
     identifier : str
-        Of the HTML element.
+        Identifier of the HTML element.
 
     Returns
     -------
     str
-        A Plotly element without the library.
+        HTML element of Plotly, without the library.
     """
     voxels = event.event.voxels.astype(np.uint16)
     figure = by_class(voxels, event.predicted)

@@ -1,17 +1,17 @@
-"""Michel electrons among the predicted voxels, by the definitions of the 2018 study.
+"""Reconstruction of Michel electrons from predicted voxels, as defined in the 2018 study.
 
-Voxels of a class are clustered with DBSCAN. A predicted Michel cluster is a *candidate* when it
-touches a predicted MIP cluster at an end: taking away the MIP voxels around the point of contact
-leaves the rest of the track in one piece. A candidate is *matched* to the true Michel cluster that
-most of its voxels are closest to.
+Voxels of a class are clustered with DBSCAN. A predicted Michel cluster is a *candidate* if it
+touches the end of a predicted MIP cluster, that is, if the track remains connected after the MIP
+voxels around the point of contact are removed. A candidate is *matched* to the true Michel cluster
+that is closest to most of its voxels.
 
 - Identification efficiency: matched true clusters over all true clusters that touch a true MIP.
 - Identification purity: matched candidates over all candidates.
 - Cluster efficiency: voxels shared with the true cluster over the voxels of the true cluster.
 - Cluster purity: voxels shared with the true cluster over the voxels of the candidate.
 
-The last two are means over matched candidates. Numbers of the algorithm (reach, least numbers of
-voxels, radius) are those of the study's own code.
+The last two are means over matched candidates. The parameters of the algorithm (reach, least
+numbers of voxels, radius) are those of the study's published code.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from scipy.spatial import cKDTree
 from harness.events.event import Label
 from harness.study.dbscan import NOISE, dbscan
 
-# Squared distances of voxels are whole numbers, so these stand for "at most" and "less than"
-# 2 sqrt(2) without leaning on the rounding of a square root.
+# Squared distances between voxels are integers. These two values therefore mean "at most" and
+# "less than" 2 sqrt(2), independently of the rounding of the square root.
 REACH = 2.83
 TOUCH = 2.82
 LEAST_MICHEL = 5
@@ -43,17 +43,17 @@ class Candidate:
     Attributes
     ----------
     voxels : int
-        Of the predicted cluster.
+        Number of voxels of the predicted cluster.
     energy : float
-        MeV in the predicted cluster.
+        Energy of the predicted cluster in MeV.
     matched : int
-        Number of the true cluster, or -1.
+        Number of the matched true cluster, or `NOISE`.
     shared : int
-        Voxels in both clusters; 0 without a match.
+        Number of voxels in both clusters; 0 without a match.
     true_voxels : int
-        Of the true cluster; 0 without a match.
+        Number of voxels of the true cluster; 0 without a match.
     true_energy : float
-        MeV in the true cluster; 0 without a match.
+        Energy of the true cluster in MeV; 0 without a match.
     """
 
     voxels: int
@@ -71,10 +71,11 @@ class EventMichels:
     Attributes
     ----------
     true_clusters : int
-        True Michel clusters that touch a true MIP voxel.
+        Number of true Michel clusters that touch a true MIP voxel.
     found : int
-        Of those, the clusters that some candidate is matched to.
+        Number of those with a matched candidate.
     candidates : tuple of Candidate
+        All candidates.
     """
 
     true_clusters: int
@@ -84,7 +85,7 @@ class EventMichels:
 
 @dataclass(frozen=True)
 class MichelSummary:
-    """The four numbers of the study, with the counts that they come from; NaN without any."""
+    """Efficiencies and purities of a set of events, with their counts; NaN without clusters."""
 
     true_clusters: int
     found: int
@@ -102,15 +103,16 @@ def reconstruct(
     truth: NDArray[np.integer],
     predicted: NDArray[np.integer],
 ) -> EventMichels:
-    """Find the Michel electrons of one event and match them to the true ones.
+    """Return the Michel electrons of one event, matched to the true ones.
 
     Parameters
     ----------
     voxels : ndarray of int, shape (N, dim)
+        Coordinates.
     energies : ndarray, shape (N,)
-        MeV.
+        Energies in MeV.
     truth, predicted : ndarray of int, shape (N,)
-        `Label` values.
+        True and predicted labels, values of `harness.events.Label`.
     """
     is_true, is_predicted = truth == Label.MICHEL, predicted == Label.MICHEL
     true_number = np.full(len(voxels), NOISE, np.int64)
@@ -152,15 +154,16 @@ def reconstruct(
 def touches_an_end(
     cluster: NDArray[np.integer], tracks: NDArray[np.integer], track_number: NDArray[np.int64]
 ) -> bool:
-    """Whether a cluster touches a track where the track ends.
+    """Return whether a cluster touches the end of a track.
 
     Parameters
     ----------
     cluster : ndarray, shape (M, dim)
+        Voxels of the cluster.
     tracks : ndarray, shape (T, dim)
-        Clustered track voxels.
+        Voxels of all tracks.
     track_number : ndarray of int64, shape (T,)
-        The track of each.
+        Number of the track of each of these voxels.
     """
     if not len(tracks):
         return False
@@ -176,15 +179,17 @@ def touches_an_end(
     return int(dbscan(far, REACH, LEAST_REST).max()) == 0
 
 
-def _distance(cluster: NDArray, others: NDArray) -> float:
-    """Return the least distance between two sets of voxels; infinite when one is empty."""
+def _distance(cluster: NDArray[np.integer], others: NDArray[np.integer]) -> float:
+    """Return the least distance between two sets of voxels; infinite if one is empty."""
     if not len(cluster) or not len(others):
         return float("inf")
     return float(cKDTree(others).query(cluster)[0].min())
 
 
-def _closest_cluster(cluster: NDArray, others: NDArray, numbers: NDArray[np.int64]) -> int:
-    """Return the cluster that most voxels within reach of any are closest to, or `NOISE`."""
+def _closest_cluster(
+    cluster: NDArray[np.integer], others: NDArray[np.integer], numbers: NDArray[np.int64]
+) -> int:
+    """Return the number of the cluster closest to most voxels within reach, or `NOISE`."""
     if not len(others):
         return NOISE
     distance, nearest = cKDTree(others).query(cluster)
@@ -193,8 +198,8 @@ def _closest_cluster(cluster: NDArray, others: NDArray, numbers: NDArray[np.int6
     return int(np.bincount(chosen).argmax()) if len(chosen) else NOISE
 
 
-def summarise(events: Iterable[EventMichels]) -> MichelSummary:
-    """Put the Michel electrons of all events together."""
+def summarize_michels(events: Iterable[EventMichels]) -> MichelSummary:
+    """Return the efficiencies and purities of a set of events."""
     events = list(events)
     candidates = [candidate for event in events for candidate in event.candidates]
     matched = [candidate for candidate in candidates if candidate.matched != NOISE]

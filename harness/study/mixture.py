@@ -1,14 +1,15 @@
-"""The training events: simulated, most of them rich in rare classes, in files that add up.
+"""Simulation of the training events, most of them enriched in rare classes.
 
-Events as in the public data set hold too few Michel electrons and delta rays to learn from in an
-hour: one voxel in two hundred and one in fifty. Three files of four are therefore simulated with
-more of them, two with the preset ``michel`` and one with ``delta``. A file that is complete is
-never made again: an interrupted simulation goes on.
+In events like those of the public data set, one voxel in two hundred belongs to a Michel electron
+and one in fifty to a delta ray, too few for a training of one hour. Three of four files are
+therefore simulated with more of them: two with the preset ``michel``, one with ``delta``. Complete
+files are kept, so that an interrupted simulation can be continued.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.events.native import EventWriter
@@ -16,54 +17,78 @@ from harness.events.sample import LEAST_VOXELS
 from harness.events.simulate import Recipe, simulate
 
 FILE_EVENTS = 512
-"""Events simulated for one file; those that nearly leave the image empty are left out of it."""
+"""Simulated events per file; events with very few voxels are not written."""
 
 PRESETS = ("michel", "standard", "michel", "delta")
 
 Progress = Callable[[int, int], None]
 
 
-def make_mixture(
-    folder: Path,
-    size: int,
-    count: int,
-    seed: int,
-    progress: Progress,
-    *,
-    presets: tuple[str, ...] = PRESETS,
-    processes: int | None = None,
-) -> None:
-    """Simulate the files of a folder that are still missing.
+@dataclass(frozen=True)
+class EventFile:
+    """A file of simulated events: its path, its recipe and the number of simulated events."""
 
-    Parameters
+    path: Path
+    recipe: Recipe
+    events: int
+
+
+@dataclass(frozen=True)
+class EventFolder:
+    """A folder of files of simulated events.
+
+    Attributes
     ----------
-    folder : Path
-        Made if needed; files are named by preset, size, seed and events.
+    path : Path
+        The folder. Files are named by preset, size, seed and number of events.
     size : int
-        Voxels a side.
+        Voxels per side.
     count : int
-        Events to simulate; events under `harness.events.sample.LEAST_VOXELS` voxels are dropped.
+        Number of simulated events; events with fewer voxels than
+        `harness.events.sample.LEAST_VOXELS` are not written.
     seed : int
-        The first file's seed; each file has the next one.
-    progress : callable
-        Called with the events simulated so far and `count` after every event.
+        Seed of the first file; each further file has the next seed.
     presets : tuple of str
-        Take turns from file to file.
-    processes : int, optional
-        As for `harness.events.simulate.simulate`; the events do not depend on it.
+        Presets of consecutive files, repeated cyclically.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    done = 0
-    while done < count:
-        number = done // FILE_EVENTS
-        events = min(FILE_EVENTS, count - done)
-        recipe = Recipe(size, seed + number, presets[number % len(presets)])
-        path = folder / f"{number:04d}-{recipe.preset}-{size}px-{recipe.seed}-{events}.h5"
-        if not path.exists():
-            with EventWriter(path, size, 3, f"simulated: {recipe}") as writer:
-                for i, event in enumerate(simulate(recipe, events, processes=processes), 1):
-                    if len(event) >= LEAST_VOXELS:
-                        writer.append(event)
-                    progress(done + i, count)
-        done += events
-        progress(done, count)
+
+    path: Path
+    size: int
+    count: int
+    seed: int
+    presets: tuple[str, ...] = PRESETS
+
+    def missing(self) -> list[EventFile]:
+        """Return the files that do not exist."""
+        return [file for file in self._files() if not file.path.exists()]
+
+    def simulate_missing(self, progress: Progress, *, processes: int | None = None) -> None:
+        """Simulate the files that do not exist.
+
+        Parameters
+        ----------
+        progress : callable
+            Called after every event with the number of events so far and ``count``.
+        processes : int, optional
+            As for `harness.events.simulate.simulate`; the events do not depend on it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        done = 0
+        for file in self._files():
+            if not file.path.exists():
+                source = f"simulated: {file.recipe}"
+                with EventWriter(file.path, self.size, 3, source) as writer:
+                    events = simulate(file.recipe, file.events, processes=processes)
+                    for i, event in enumerate(events, 1):
+                        if len(event) >= LEAST_VOXELS:
+                            writer.append(event)
+                        progress(done + i, self.count)
+            done += file.events
+            progress(done, self.count)
+
+    def _files(self) -> Iterator[EventFile]:
+        for number, done in enumerate(range(0, self.count, FILE_EVENTS)):
+            events = min(FILE_EVENTS, self.count - done)
+            recipe = Recipe(self.size, self.seed + number, self.presets[number % len(self.presets)])
+            name = f"{number:04d}-{recipe.preset}-{self.size}px-{recipe.seed}-{events}.h5"
+            yield EventFile(self.path / name, recipe, events)

@@ -1,9 +1,9 @@
-"""The optimisers of a training: the study's Adam, and Muon, which makes more of each event.
+"""Optimisers of a training: Adam, as in the 2018 study, and Muon, which needs fewer events.
 
-Adam scales every number of a gradient by itself. Muon (K. Jordan et al., 2024,
-https://kellerjordan.github.io/posts/muon/) takes the weights of a layer for what they are, a
-matrix from inputs to outputs, and steps in all its directions alike: the singular values of the
-averaged gradient are brought to about one. Norms and biases, which are no matrices, keep Adam.
+Adam scales each element of a gradient separately. Muon (K. Jordan et al., 2024,
+https://kellerjordan.github.io/posts/muon/) treats the weights of a layer as a matrix from inputs
+to outputs and orthogonalises the averaged gradient: all its singular values become about one.
+Norms and biases are not matrices and are updated with Adam.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ from harness.errors import BadInput
 
 OPTIMISERS = ("adam", "muon")
 
-# The polynomial a x + b x^3 + c x^5, five times over, brings singular values to 0.7 ... 1.2.
+# Five iterations of the polynomial a x + b x^3 + c x^5 bring singular values to 0.7 ... 1.2.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
 _MOMENTUM = 0.95
-# Root mean square of an update in units of the rate; Adam's is 0.2 to 0.4 (arXiv:2502.16982).
+# Root mean square of an update in units of the learning rate; 0.2 to 0.4 for Adam
+# (arXiv:2502.16982).
 _UPDATE = 0.6
 
 
-def make(name: str, network: Any, rate: float) -> Optimizer:
-    """Return an optimiser of a network's parameters.
+def make_optimiser(name: str, network: Any, rate: float) -> Optimizer:
+    """Return an optimiser of the parameters of a network.
 
     Parameters
     ----------
     name : str
         One of `OPTIMISERS`.
     network : Module
-        As `backends.network.build` makes it.
+        As `backends.network.build` returns it.
     rate : float
-        Learning rate; whoever changes it does so in every group of ``param_groups``.
+        Learning rate. To change it, set ``lr`` in every group of ``param_groups``.
 
     Raises
     ------
     BadInput
-        If there is no such optimiser, or Muon is to train a network whose layers have no canonical
-        names.
+        If there is no such optimiser, or if Muon is requested for a network whose layers have no
+        canonical names.
     """
     if name == "adam":
         return torch.optim.Adam(network.parameters(), rate, fused=True)
@@ -58,14 +59,17 @@ def make(name: str, network: Any, rate: float) -> Optimizer:
 
 
 class Muon(Optimizer):
-    """Momentum with orthogonal steps for the weights of layers, Adam for all other parameters.
+    """Orthogonalised momentum for the weights of layers, Adam for all other parameters.
 
-    Weights are taken in their canonical layout, so that engines step alike whatever their own.
+    Updates are computed in the canonical layout of the weights, so that they do not depend on the
+    layout of an engine.
 
     Parameters
     ----------
     network : backends.weights.Network
+        The network in training.
     rate : float
+        Learning rate.
     """
 
     def __init__(self, network: Any, rate: float) -> None:
@@ -76,14 +80,14 @@ class Muon(Optimizer):
                 weight = self._backend.parameters(layer.native)["weight"]
                 self._layers.append((layer, weight))
         matrices = [weight for _, weight in self._layers]
-        known = {id(weight) for weight in matrices}
-        others = [p for p in network.parameters() if id(p) not in known]
+        identities = {id(weight) for weight in matrices}
+        others = [p for p in network.parameters() if id(p) not in identities]
         super().__init__([{"params": matrices}, {"params": others}], {"lr": rate})
         self._adam = torch.optim.Adam(others, rate, fused=True)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Take one step from the gradients that the parameters have."""
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure, no loss
+        """Update the parameters from their gradients."""
         matrices, others = self.param_groups
         for group in self._adam.param_groups:
             group["lr"] = others["lr"]
@@ -101,18 +105,19 @@ class Muon(Optimizer):
             weight.add_(step, alpha=-rate)
 
     def _averaged(self, weight: Tensor) -> Tensor:
-        """Return the momentum after this step's gradient, looking one step ahead (Nesterov)."""
+        """Return the Nesterov momentum after the gradient of this step."""
         assert weight.grad is not None
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         momentum = state["momentum"].lerp_(weight.grad, 1 - _MOMENTUM)
-        return weight.grad.lerp(momentum, _MOMENTUM)
+        averaged: Tensor = weight.grad.lerp(momentum, _MOMENTUM)
+        return averaged
 
     def _matrix(self, layer: Layer, native: Tensor) -> tuple[Tensor, list[int]]:
-        """Return values of a weight as (outputs, inputs) and the order its axes were taken in.
+        """Return a weight as a matrix (outputs, inputs), and the order of its axes in it.
 
-        Inputs may come in any order: the one they lie in memory spares a copy.
+        The order of the inputs is that of the memory, which avoids a copy.
         """
         shape = weights.weight_shape(layer, self._backend.dim)
         canonical = self._backend.from_native(layer.kind, native).reshape(shape)
@@ -122,50 +127,51 @@ class Muon(Optimizer):
         return canonical.permute(out, *order).flatten(1), [out, *order]
 
     def _native(self, layer: Layer, weight: Tensor, matrix: Tensor, order: list[int]) -> Tensor:
-        """Undo `_matrix`."""
+        """Return the matrix of `_matrix` in the layout of the engine."""
         shape = weights.weight_shape(layer, self._backend.dim)
         moved = matrix.reshape([shape[axis] for axis in order])
         canonical = moved.permute([order.index(axis) for axis in range(len(order))])
-        return self._backend.to_native(layer.kind, canonical).reshape(weight.shape)
+        native: Tensor = self._backend.to_native(layer.kind, canonical)
+        return native.reshape(weight.shape)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of both parts."""
+        """Return the state of both optimisers."""
         return {"muon": super().state_dict(), "adam": self._adam.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore the state that `state_dict` has returned."""
         super().load_state_dict(state_dict["muon"])
         self._adam.load_state_dict(state_dict["adam"])
 
 
 def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Return matrices with the same singular vectors and singular values of about one.
+    """Return matrices with the same singular vectors and with singular values of about one.
 
-    The iteration of Newton and Schulz multiplies a matrix by polynomials of its Gram matrix; they
-    are gathered first, for all matrices of as many outputs together, so that a large matrix is
-    multiplied only twice.
+    The Newton-Schulz iteration multiplies a matrix by polynomials of its Gram matrix. The product
+    of these polynomials is computed first, together for all matrices with the same number of
+    outputs, so that each matrix takes part in two multiplications only.
 
     Parameters
     ----------
     matrices : sequence of Tensor
-        (outputs, inputs), any numbers of both; quickest where outputs are fewer.
+        Matrices of shape (outputs, inputs); fastest for fewer outputs than inputs.
 
     Returns
     -------
     list of Tensor
-        Of the same shapes and types; singular values below a thousandth of the largest one, and
-        those of a matrix of zeros, stay well below one.
+        Matrices of the same shapes and types. Singular values below a thousandth of the largest
+        one, and those of a zero matrix, stay well below one.
     """
     grams: dict[int, list[Tensor]] = {}
     for matrix in matrices:
         grams.setdefault(len(matrix), []).append(matrix @ matrix.mT)
     products = {outputs: iter(_polynomials(torch.stack(some))) for outputs, some in grams.items()}
-    # Transposed twice: a product of the memory order of its factors.
+    # Transposed twice, so that the result has the memory order of its factors.
     return [(matrix.mT @ next(products[len(matrix)])).mT for matrix in matrices]
 
 
 def _polynomials(grams: Tensor) -> Tensor:
-    """Return what brings the singular values of matrices to one, from their (n, C, C) products."""
+    """Return the factors that orthogonalise matrices, from their (n, C, C) Gram matrices."""
     sizes = grams.diagonal(dim1=1, dim2=2).sum(1).clamp_(min=torch.finfo(torch.float32).tiny)
     grams = grams / sizes[:, None, None]
     one = torch.eye(grams.shape[1], dtype=grams.dtype, device=grams.device)

@@ -1,9 +1,10 @@
-"""What a training is: all that determines its weights, as a value that can be written down."""
+"""Settings of a training, and plans: everything that determines its weights, as JSON on disk."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,73 +12,97 @@ from harness.errors import BadInput
 from harness.spec.cell import Cell, EventSpec, ModelSpec
 from harness.study.views import View
 
+PLAN_FILE = "plan.json"
+
+Tests = Mapping[str, tuple[View, int]]
+"""Name of a test -> its events, and the number of them that is predicted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """Settings that a training has in every study, on every engine.
+
+    Attributes
+    ----------
+    batch : int
+        Events per step.
+    steps : int
+        Maximum number of steps.
+    seconds : float
+        Maximum training time in seconds, without evaluations and checkpoints; 0 for no limit.
+    evaluate_every : int
+        Steps between evaluations; 0 for none.
+    held_out_events : int
+        Number of events in each evaluation; 0 for all.
+    optimiser : str
+        One of `harness.study.optimiser.OPTIMISERS`; the 2018 study used Adam.
+    learning_rate : float
+        Maximum learning rate; 1e-3 throughout in the 2018 study.
+    warm_up : int
+        Steps in which the learning rate rises linearly to its maximum; afterwards it falls with
+        the inverse square root of the step (arXiv:1706.03762, equation 3). 0 for a constant rate.
+    average : float
+        Decay of `harness.study.average.WeightAverage`; 0 to evaluate the latest weights.
+    """
+
+    batch: int
+    steps: int
+    seconds: float = 0.0
+    evaluate_every: int = 0
+    held_out_events: int = 0
+    optimiser: str = "adam"
+    learning_rate: float = 1e-3
+    warm_up: int = 0
+    average: float = 0.998
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings by name, without the fields of subclasses."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(TrainingSettings)}
+
 
 @dataclass(frozen=True)
-class Plan:
-    """One training.
+class Plan(TrainingSettings):
+    """One training on one engine, with the files of its events.
+
+    A `harness.study.scales.Training` says what a scale trains, whatever the engine and the
+    folder; a plan is that training in one study, as the training process reads it.
 
     Attributes
     ----------
     name : str
-        What its folder and its curve are called.
+        Name of the training.
     backend : str
-        The engine.
+        Name of the engine.
     events : View
-        What it learns from.
+        Training events.
     held_out : View
-        What it is evaluated on as it goes.
-    batch : int
-        Events a step.
-    steps : int
-        Most steps.
-    seconds : float
-        Most training time, which leaves evaluations and checkpoints out; 0 for no limit.
-    evaluate_every : int
-        Steps between evaluations; 0 for none.
-    held_out_events : int
-        Events of each evaluation, the first ones of `held_out`; 0 for all.
+        Events of the evaluations; each uses the first `held_out_events` of them.
     device, precision, options, model
         As for `harness.spec.cell.Cell`.
-    optimiser : str
-        One of `harness.study.optimiser.OPTIMISERS`; the study's is Adam.
-    learning_rate : float
-        Its highest; the study's is 1e-3 throughout.
-    warm_up : int
-        Steps in which the rate rises to the highest, from which it falls with the inverse root of
-        the step (arXiv:1706.03762, equation 3); 0 for a constant rate.
-    average : float
-        As the decay of `harness.study.average.WeightAverage`; 0 judges the latest weights.
     seed : int
-        Of the initial weights and of the order and orientation of the events: two engines with
-        the same seed start from the same weights and see the same batches in the same order.
+        Seed of the initial weights and of the order and orientation of the events: two engines
+        with the same seed start from the same weights and see the same batches in the same order.
+
+    Raises
+    ------
+    BadInput
+        If the batch or the steps are below 1, or the network and the events do not fit together.
     """
 
     name: str
     backend: str
     events: View
     held_out: View
-    batch: int
-    steps: int
-    seconds: float = 0.0
-    evaluate_every: int = 0
-    held_out_events: int = 0
     device: str = "cpu"
     precision: str = "fp32"
     options: Mapping[str, str] = field(default_factory=dict, hash=False)
     model: ModelSpec = field(default_factory=ModelSpec)
-    optimiser: str = "adam"
-    learning_rate: float = 1e-3
-    warm_up: int = 0
-    average: float = 0.998
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.steps < 1:
             raise BadInput(f"{self.name}: a training needs a batch and steps of at least 1")
-        if (
-            self.model.classes != self.events.classes
-            or self.events.classes != self.held_out.classes
-        ):
+        if not self.model.classes == self.events.classes == self.held_out.classes:
             raise BadInput(f"{self.name}: the network and its events must have the same classes")
         if self.events.dim != self.held_out.dim:
             raise BadInput(
@@ -85,14 +110,17 @@ class Plan:
             )
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step, the first of which is 1."""
+        """Return the learning rate of a step; the first step is 1."""
         if not self.warm_up:
             return self.learning_rate
-        return self.learning_rate * min(step / self.warm_up, (self.warm_up / step) ** 0.5)
+        falling: float = (self.warm_up / step) ** 0.5
+        return self.learning_rate * min(step / self.warm_up, falling)
 
-    def anywhere(self) -> Self:
-        """Return the plan without the folders of its events: what stays when a study is moved."""
-        return replace(self, events=self.events.anywhere(), held_out=self.held_out.anywhere())
+    def without_folders(self) -> Self:
+        """Return the plan without the folders of its events, which change with a move."""
+        return replace(
+            self, events=self.events.without_folder(), held_out=self.held_out.without_folder()
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -100,20 +128,20 @@ class Plan:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild a plan from what `to_json` returned."""
-        kept = dict(values)
-        kept["events"] = View(**kept["events"])
-        kept["held_out"] = View(**kept["held_out"])
-        kept["model"] = ModelSpec(**kept["model"])
-        return cls(**kept)
+        """Return the plan that `to_json` has written."""
+        parts = dict(values)
+        parts["events"] = View(**parts["events"])
+        parts["held_out"] = View(**parts["held_out"])
+        parts["model"] = ModelSpec(**parts["model"])
+        return cls(**parts)
 
     def cell(self, sha256: str) -> Cell:
-        """Return the cell that the record of this training carries.
+        """Return the cell of the record of this training.
 
         Parameters
         ----------
         sha256 : str
-            Identity of the training events.
+            Hash of the training events.
         """
         return Cell(
             suite="training",
@@ -129,3 +157,41 @@ class Plan:
             model=self.model,
             events=EventSpec(Path(self.events.source).name, sha256, self.seed),
         )
+
+
+def write_plan(folder: Path, plan: Plan, tests: Tests) -> None:
+    """Write the plan of a training and its tests into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {
+        "plan": plan.to_json(),
+        "tests": {name: {"view": vars(view), "events": n} for name, (view, n) in tests.items()},
+    }
+    (folder / PLAN_FILE).write_text(json.dumps(values, indent=1) + "\n")
+
+
+def read_plan(folder: Path) -> tuple[Plan, dict[str, tuple[View, int]]]:
+    """Read the files of `write_plan`.
+
+    Raises
+    ------
+    BadInput
+        If the folder holds no plan, or a damaged one.
+    """
+    path = folder / PLAN_FILE
+    try:
+        text = path.read_text()
+    except (OSError, ValueError):
+        raise BadInput(
+            f"{folder} holds no {PLAN_FILE}; start with: harness study --out …"
+        ) from None
+    try:
+        values = json.loads(text)
+        tests = {
+            name: (View(**test["view"]), int(test["events"]))
+            for name, test in values["tests"].items()
+        }
+        return Plan.from_json(values["plan"]), tests
+    except BadInput:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise BadInput(f"{path} is damaged; remove it and repeat the study's command") from None

@@ -1,4 +1,4 @@
-"""Predictions on held-out events: written once by the process that trained, read by the page."""
+"""Files of the predicted classes of held-out events."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +15,12 @@ from numpy.typing import NDArray
 from harness.errors import BadInput
 from harness.events import Event, EventSet
 
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, BadZipFile, ZlibError)
+
 
 @dataclass(frozen=True)
 class Predicted:
-    """One event with the class that a network gave to each of its voxels."""
+    """An event with the predicted class of each of its voxels."""
 
     event: Event
     predicted: NDArray[np.int64]
@@ -27,48 +31,65 @@ class Predicted:
         return self.event.labels.astype(np.int64)
 
 
-def save(path: Path, predictions: list[NDArray[np.int64]], sha256: str, step: int) -> None:
-    """Write the predictions for all events of a set, whole or not at all.
+def save_predictions(
+    path: Path, predictions: list[NDArray[np.int64]], sha256: str, step: int
+) -> None:
+    """Write the predictions for all events of a set; the file is replaced as a whole.
 
     Parameters
     ----------
     path : Path
-        Ends in ``.npz``.
+        File with the suffix ``.npz``.
     predictions : list of ndarray
-        One array an event.
+        Predicted classes, one array per event.
     sha256 : str
-        Identity of the events.
+        Hash of the events.
     step : int
-        Of the training that the network had reached.
+        Step of the training after which the predictions were made.
     """
     part = path.with_name(f".{path.name}")
     counts = np.array([len(p) for p in predictions], np.int64)
     classes = np.concatenate([*predictions, np.zeros(0, np.int64)]).astype(np.uint8)
     with part.open("wb") as file:
         np.savez_compressed(
-            file, counts=counts, classes=classes, sha256=np.array(sha256), step=step
+            file, counts=counts, classes=classes, sha256=np.array(sha256), step=np.array(step)
         )
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(part, path)
 
 
 def step_of(path: Path) -> int:
-    """Return the step of the training that predictions were made at; -1 without predictions."""
-    if not path.exists():
+    """Return the step of the training that made the predictions in a file.
+
+    Returns
+    -------
+    int
+        -1 if there is no file or it is damaged.
+    """
+    try:
+        with np.load(path) as file:
+            # All arrays are read: the entry of the step may be intact in a truncated file.
+            return int({name: file[name] for name in ("counts", "classes", "step")}["step"])
+    except _DAMAGE:
         return -1
-    with np.load(path) as file:
-        return int(file["step"])
 
 
-def load(path: Path, events: EventSet) -> Iterator[Predicted]:
+def load_predictions(path: Path, events: EventSet) -> Iterator[Predicted]:
     """Yield each event with its predictions.
 
     Raises
     ------
     BadInput
-        If the predictions are for other events.
+        If the file is damaged or holds predictions for other events.
     """
-    with np.load(path) as file:
-        counts, classes, sha256 = file["counts"], file["classes"], str(file["sha256"])
+    try:
+        with np.load(path) as file:
+            counts, classes, sha256 = file["counts"], file["classes"], str(file["sha256"])
+    except _DAMAGE:
+        raise BadInput(
+            f"{path} is damaged; repeat the study's command to make the predictions again"
+        ) from None
     if sha256 != events.sha256 or len(counts) != len(events):
         raise BadInput(f"{path} holds predictions for other events; remove it to make them again")
     edges = np.cumsum(counts)[:-1]

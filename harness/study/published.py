@@ -1,4 +1,4 @@
-"""Numbers of the 2018 study (arXiv:1903.05663) that this machine's are put beside."""
+"""Published numbers of the 2018 study (arXiv:1903.05663)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ class Published:
     device : str
         ``cuda`` (V100) or ``cpu`` (Xeon Silver 4110).
     size, batch : int
-        Voxels a side and events a batch.
+        Voxels per side and events per batch.
     phase : str
         ``forward`` (inference) or ``step`` (training).
     quantity : str
         ``memory`` in bytes or ``time`` in seconds.
     value : float
+        In the unit of the quantity.
     """
 
     network: str
@@ -41,7 +42,7 @@ _COLUMNS = (
     ("sparse", 768, 64),
 )
 
-# Gigabytes are decimal. The dense training ran on four GPUs, each with 26 GB.
+# Gigabytes are decimal. The dense training took 26 GB on each of four GPUs.
 _ROWS: dict[tuple[str, str, str], tuple[float | None, ...]] = {
     ("cuda", "memory", "forward"): (16e9, 0.044e9, 0.19e9, 0.67e9, 1.3e9),
     ("cuda", "memory", "step"): (4 * 26e9, 0.21e9, 1.3e9, 5.1e9, 9.3e9),
@@ -59,7 +60,7 @@ TABLE_2 = tuple(
     for (network, size, batch), value in zip(_COLUMNS, values, strict=True)
     if value is not None
 )
-"""Every cell of Table II that holds a number of memory or time."""
+"""Memory and time in Table II."""
 
 ACCURACY = {
     ("dense", 192, 4): (0.92, 0.096),
@@ -68,10 +69,10 @@ ACCURACY = {
     ("sparse", 512, 64): (0.99, 0.014),
     ("sparse", 768, 64): (0.99, 0.0037),
 }
-"""Nonzero accuracy by network, size and batch of the training: mean and spread over events."""
+"""Mean and standard deviation over events of the nonzero accuracy, by network, size and batch."""
 
 FACTORS = {3: {"memory": 364.0, "time": 33.0}, 2: {"memory": 93.0, "time": 3.1}}
-"""How much less sparse inference costs, by dimension: the abstract's numbers."""
+"""Dense over sparse in inference, by dimension, as in the abstract."""
 
 MICHEL = {
     "efficiency": 0.939,
@@ -85,7 +86,7 @@ MICHEL = {
 def published(
     network: str, device: str, size: int, batch: int, phase: str, quantity: str
 ) -> float | None:
-    """Return a number of Table II, or None where it has none."""
+    """Return a number of Table II, or None if the table does not contain it."""
     key = (network, device, size, batch, phase, quantity)
     found = (p.value for p in TABLE_2 if tuple(vars(p).values())[:6] == key)
     return next(found, None)

@@ -1,4 +1,4 @@
-"""The four scales of the study: what each learns, tests and measures, known before it runs."""
+"""The four scales of the study: what each one trains, tests and measures."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ from dataclasses import dataclass, field, replace
 from harness.errors import BadInput
 from harness.run.sampling import StopRule
 from harness.spec.cell import ModelSpec
+from harness.study.plan import TrainingSettings
 
 FORWARD, BOTH = ("forward",), ("forward", "step")
 
 SPARSE, DENSE, AS_PUBLISHED = "sparse", "dense", "dense-study"
-"""Who learns: the sparse engine, the dense network of the same function, the dense one of 2018."""
+"""Roles in a training: the sparse engine, the dense network of the same function, and the dense
+network of the 2018 study."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out events that a trained network is tested on.
+    """Held-out events for a test of a trained network.
 
     Attributes
     ----------
     size : int
-        Voxels a side.
+        Voxels per side.
     events : int
-        How many.
+        Number of events.
     michel : bool
-        Simulated with many stopping muons; otherwise from the packed sample.
+        Whether the events are simulated with many stopping muons; otherwise they are from the
+        packed sample.
     """
 
     size: int
@@ -34,80 +37,71 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Training:
-    """One training of a scale.
+class Training(TrainingSettings):
+    """One training of a scale, independent of the engine and of the folder of a study.
+
+    `harness.study.definition.Study.plan` returns its plan in one study.
 
     Attributes
     ----------
     name : str
-        Its folder and the name of its curve.
+        Name of its folder and of its curve.
     role : str
         `SPARSE`, `DENSE` or `AS_PUBLISHED`.
     size, crop, dim, classes : int
         As for `harness.study.views.View`.
-    batch, steps, seconds, evaluate_every, held_out_events
-        As for `harness.study.plan.Plan`.
-    optimiser, learning_rate, warm_up, average
-        As for `harness.study.plan.Plan`.
     tests : tuple of HeldOut
-        What it is tested on in the end, cut, projected and merged like the training events.
+        Tests after the training; their events get the crop, plane and classes of the training.
     """
 
     name: str
     role: str
     size: int
-    batch: int
-    steps: int
-    seconds: float = 0.0
     crop: int = 0
     dim: int = 3
     classes: int = 5
-    evaluate_every: int = 0
-    held_out_events: int = 0
-    optimiser: str = "adam"
-    learning_rate: float = 1e-3
-    warm_up: int = 0
-    average: float = 0.998
     tests: tuple[HeldOut, ...] = ()
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What is measured, all with the study's definitions of a forward pass and a training step.
+    """Cells whose time and memory a scale measures.
+
+    A forward pass and a training step are those of the 2018 study.
 
     Attributes
     ----------
     table : tuple of (size, batch)
         Columns of Table II.
     dense : tuple of (side, batch, phases)
-        Cubes, cut out of 192 px events, on which dense and sparse are compared.
+        Cubes, cut out of 192 px events, for the comparison of dense and sparse networks.
     planes : tuple of (size, batch)
-        The same in two dimensions.
+        Images for the same comparison in two dimensions.
     batches : tuple of int
-        Events a batch at `batch_size` px, beside those of the table.
-    batch_size : int
-        Voxels a side for `batches`.
+        Events per batch at `batch_size` px, in addition to those of the table.
     volumes : tuple of int
-        Voxels a side of the volumes that the same events are put into.
+        Voxels per side of the volumes in which the same events are embedded.
     overlays : tuple of int
-        Events put on top of one another in one volume of `overlay_size`.
-    overlay_size : int
-        Voxels a side for `overlays`.
+        Numbers of events overlaid in one volume of `overlay_size`.
     occupancies : tuple of float
-        Active fractions of a cube of `filled_side`, in which dense is overtaken.
+        Active fractions of a cube of `filled_side`, for the crossover of dense and sparse.
+    batch_size : int
+        Voxels per side for `batches`.
+    overlay_size : int
+        Voxels per side for `overlays`.
     filled_side : int
-        Voxels a side for `occupancies`.
+        Voxels per side for `occupancies`.
     phases : tuple of str
-        What is timed, except in `dense`.
+        Timed phases, except in `dense`.
     rule : StopRule
-        When there are enough samples of a cell.
+        Stop rule of the samples of a cell.
     warm_up : float
-        Seconds after which a warm-up ends although it has not settled.
+        Maximum duration of the warm-up in seconds.
     timeout : float
-        Seconds that a worker may take for one answer; a cell beyond it is recorded as such.
+        Maximum time for one answer of a worker in seconds.
     checked_events : int
-        Batches up to this size are compared with the float64 truth, which takes more memory than
-        the machine has for the largest ones.
+        Largest batch that is compared with the float64 reference; for larger batches the reference
+        takes too much memory or time.
     """
 
     table: tuple[tuple[int, int], ...]
@@ -134,17 +128,21 @@ class Scale:
     Attributes
     ----------
     name : str
+        Name on the command line.
     expected : str
-        How long it takes, and on what.
+        Expected duration, and the machine that it refers to.
     device : str
         ``cpu`` or ``cuda``.
     mixtures : tuple of (size, events)
-        Training events to simulate.
+        Numbers of simulated training events.
     michel_events : int
-        Held-out events to simulate with many stopping muons, at 192 px.
+        Number of simulated held-out events with many stopping muons, at 192 px.
     trainings : tuple of Training
+        Trainings in order.
     costs : Costs
+        Cells whose costs are measured.
     model : ModelSpec
+        Size of the network.
     """
 
     name: str
@@ -156,18 +154,18 @@ class Scale:
     costs: Costs
     model: ModelSpec = field(default_factory=ModelSpec)
 
-    def lasting(self, minutes: float) -> Scale:
-        """Return the same scale with another duration of its first training."""
+    def with_minutes(self, minutes: float) -> Scale:
+        """Return the scale with another duration of its first training, in minutes."""
         first = replace(self.trainings[0], seconds=60 * minutes)
         return replace(self, trainings=(first, *self.trainings[1:]))
 
     def describe(self) -> str:
-        """Say what it takes before it begins: events, iterations, expected time."""
+        """Return the expected time, the events and the trainings of the scale, one per line."""
         events = " and ".join(f"{count:,} of {size} px" for size, count in self.mixtures)
         lines = [
             f"scale {self.name}: {self.expected}",
-            f"simulates {events} to learn from, {self.michel_events:,} with many Michel electrons "
-            "to test on; also tests on the packed sample",
+            f"simulates {events} for training and {self.michel_events:,} with many Michel "
+            "electrons for tests; further tests use the packed sample",
         ]
         for training in self.trainings:
             limit = f"{training.steps:,} steps"
@@ -190,15 +188,15 @@ _ALL_TESTS = (HeldOut(192, 256), HeldOut(512, 96), HeldOut(768, 96))
 def _pair(
     crop: int, dim: int, batch: int, steps: int, every: int, events: int, roles: tuple[str, ...]
 ) -> tuple[Training, ...]:
-    """Dense and sparse trainings on the same batches, from the same weights."""
+    """Return dense and sparse trainings on the same batches, from the same weights."""
     where = f"{crop or 192} px{' 2D' if dim == 2 else ''}"
     return tuple(
         Training(
             f"{role} {where}",
             role,
             192,
-            batch,
-            steps,
+            batch=batch,
+            steps=steps,
             crop=crop,
             dim=dim,
             evaluate_every=every,
@@ -211,7 +209,7 @@ def _pair(
 
 SMOKE = Scale(
     "smoke",
-    "about two minutes on two cores; shows that every part works, its accuracies mean nothing",
+    "about two minutes on two cores; a test of every part, its accuracies have no meaning",
     "cpu",
     mixtures=((192, 64),),
     michel_events=16,
@@ -220,15 +218,17 @@ SMOKE = Scale(
             "sparse 192 px",
             SPARSE,
             192,
-            4,
-            12,
+            batch=4,
+            steps=12,
             evaluate_every=6,
             held_out_events=4,
             tests=(HeldOut(192, 8), HeldOut(512, 2), HeldOut(768, 2), HeldOut(192, 8, michel=True)),
         ),
         *_pair(16, 3, 4, 12, 6, 8, (SPARSE, DENSE)),
         *_pair(0, 2, 2, 4, 2, 4, (SPARSE, DENSE)),
-        Training("sparse 2 classes", SPARSE, 192, 4, 4, classes=2, tests=(HeldOut(512, 2),)),
+        Training(
+            "sparse 2 classes", SPARSE, 192, batch=4, steps=4, classes=2, tests=(HeldOut(512, 2),)
+        ),
     ),
     costs=Costs(
         table=((192, 4),),
@@ -259,12 +259,12 @@ LAPTOP = Scale(
             "sparse 192 px",
             SPARSE,
             192,
-            16,
-            200_000,
+            batch=16,
+            steps=200_000,
             seconds=1200.0,
             evaluate_every=150,
             held_out_events=128,
-            optimiser="muon",  # with Adam it takes more than twice the events
+            optimiser="muon",  # Adam needs more than twice the events for the same accuracy
             learning_rate=6e-3,
             warm_up=100,
             average=0.9975,
@@ -276,8 +276,8 @@ LAPTOP = Scale(
             "sparse 2 classes",
             SPARSE,
             512,
-            4,
-            200_000,
+            batch=4,
+            steps=200_000,
             seconds=180.0,
             classes=2,
             evaluate_every=200,
@@ -324,8 +324,8 @@ GPU = Scale(
                 f"sparse {size} px",
                 SPARSE,
                 size,
-                64,
-                200_000,
+                batch=64,
+                steps=200_000,
                 seconds=1800.0,
                 evaluate_every=500,
                 held_out_events=96,
@@ -343,8 +343,8 @@ GPU = Scale(
             "sparse 2 classes",
             SPARSE,
             512,
-            64,
-            200_000,
+            batch=64,
+            steps=200_000,
             seconds=900.0,
             classes=2,
             evaluate_every=500,
@@ -357,7 +357,7 @@ GPU = Scale(
 
 PAPER = Scale(
     "paper",
-    "the full study, 80,000 events a size; days on one data-centre GPU",
+    "the full study, 80,000 events per size; days on one data-centre GPU",
     "cuda",
     mixtures=((192, 80_000), (512, 80_000), (768, 80_000)),
     michel_events=16_384,
@@ -367,8 +367,8 @@ PAPER = Scale(
                 f"{role} {size} px{f' batch {batch}' if batch == 4 else ''}",
                 role,
                 size,
-                batch,
-                40_000,
+                batch=batch,
+                steps=40_000,
                 evaluate_every=1000,
                 held_out_events=96,
                 tests=(
@@ -391,8 +391,8 @@ PAPER = Scale(
             "sparse 2 classes",
             SPARSE,
             512,
-            64,
-            40_000,
+            batch=64,
+            steps=40_000,
             classes=2,
             evaluate_every=1000,
             held_out_events=96,

@@ -1,4 +1,4 @@
-"""How a training looks at events: where they come from, crops, planes, and two classes of five."""
+"""Views of events: their source, a crop, a projection, and a reduction to two classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLASS_NAMES = {
     5: ("HIP", "MIP", "shower", "delta", "Michel"),
     2: ("track", "shower"),
 }
-"""Names of the classes by their number: all five, or track against shower."""
+"""Names of the classes by the number of classes: all five, or track and shower."""
 
 _TRACKS = (Label.HIP, Label.MIP)
 _PLANE = "xy"
@@ -25,20 +25,25 @@ _PLANE = "xy"
 
 @dataclass(frozen=True)
 class View:
-    """Events and how they are looked at.
+    """Events of a source, cropped, projected and with merged classes as requested.
 
     Attributes
     ----------
     source : str
         ``sample``, a file of events, or a folder of such files.
     size : int
-        Voxels a side of the source's images.
+        Voxels per side of the images in the source.
     classes : int
-        5, or 2 for track against shower.
+        5, or 2 for track and shower.
     dim : int
         3, or 2 for the projection on the xy plane.
     crop : int
-        Side of the cube that is cut out of every event; 0 leaves it whole.
+        Voxels per side of the cube that is cut out of every event; 0 for the whole event.
+
+    Raises
+    ------
+    BadInput
+        If a value is not supported.
     """
 
     source: str
@@ -55,17 +60,17 @@ class View:
         if not 0 <= self.crop <= self.size:
             raise BadInput(f"a crop of {self.crop} does not fit into {self.size} voxels a side")
 
-    def anywhere(self) -> View:
-        """Return the view without the folder of its source: what stays when a study is moved."""
+    def without_folder(self) -> View:
+        """Return the view without the folder of its source, which changes with a move."""
         return replace(self, source=Path(self.source).name)
 
     @property
     def image_size(self) -> int:
-        """Voxels a side of what the network sees."""
+        """Voxels per side of the input of the network."""
         return self.crop or self.size
 
     def open(self) -> EventSet:
-        """Open the events without reading them."""
+        """Open the events; they are read on access."""
         events = _open(self.source, self.size)
         if self.crop:
             events = CroppedSet(events, self.crop)
@@ -85,15 +90,16 @@ def _open(source: str, size: int) -> EventSet:
 
 
 class CroppedSet(EventSet):
-    """A cube cut out of every event around one of its voxels.
+    """Cubes cut out of events, each around a random voxel of its event.
 
-    The voxel is drawn with the number of the event as seed, so a crop is the same each time.
+    The number of the event is the seed, so that crops are reproducible.
 
     Parameters
     ----------
     whole : EventSet
+        Events to cut.
     side : int
-        Voxels a side of the cube; it is shifted where it would leave the image.
+        Voxels per side of a cube. A cube that would extend beyond the image is shifted inside.
     """
 
     def __init__(self, whole: EventSet, side: int) -> None:
@@ -103,7 +109,7 @@ class CroppedSet(EventSet):
 
     @property
     def sha256(self) -> str:
-        """Hash of the whole set's identity and the side."""
+        """Hash of the set and the side of the cubes."""
         return hashlib.sha256(f"{self._whole.sha256} crop {self._side}".encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -116,7 +122,7 @@ class CroppedSet(EventSet):
 
 
 def crop(event: Event, side: int, seed: int) -> Event:
-    """Cut a cube around a random voxel out of an event; an empty event stays empty."""
+    """Return a cube around a random voxel of an event; an empty event stays empty."""
     name = f"{event.name}, cut to {side} px"
     if not len(event):
         return replace(event, size=side, name=name)
@@ -128,11 +134,12 @@ def crop(event: Event, side: int, seed: int) -> Event:
 
 
 class TrackShowerSet(EventSet):
-    """Events with two classes: 0 for tracks (HIP, MIP), 1 for showers, delta rays and Michels.
+    """Events with two classes: 0 for HIP and MIP, 1 for showers, delta rays and Michel electrons.
 
     Parameters
     ----------
     whole : EventSet
+        Events with five classes.
     """
 
     def __init__(self, whole: EventSet) -> None:
@@ -142,19 +149,19 @@ class TrackShowerSet(EventSet):
 
     @property
     def sha256(self) -> str:
-        """Hash of the whole set's identity and the word for two classes."""
+        """Hash of the set and of the reduction to two classes."""
         return hashlib.sha256(f"{self._whole.sha256} track-shower".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._whole)
 
     def read(self, start: int, stop: int) -> list[Event]:
-        """Read consecutive events and merge their classes."""
+        """Read consecutive events with merged classes."""
         return [track_or_shower(event) for event in self._whole.read(start, stop)]
 
 
 def track_or_shower(event: Event) -> Event:
-    """Merge the five classes of an event into two; other labels stay as they are."""
+    """Return an event with the five classes merged into two; other labels are unchanged."""
     labels = event.labels.copy()
     labels[event.labels <= Label.MICHEL] = 1
     labels[np.isin(event.labels, _TRACKS)] = 0

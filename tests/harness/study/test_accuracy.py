@@ -32,7 +32,7 @@ def test_a_class_that_never_occurs_has_no_accuracy_and_one_never_predicted_no_pu
 def test_events_count_alike_whatever_their_number_of_voxels():
     large = np.zeros(90, int)
     small = np.zeros(10, int)
-    result = accuracy.summarise([large, small], [large, small + 1], 2)
+    result = accuracy.measure_accuracy([large, small], [large, small + 1], 2)
     assert result.mean == pytest.approx(0.5)
     assert result.std == pytest.approx(0.5)
     assert accuracy.nonzero_accuracy(result.confusion) == pytest.approx(0.9)
@@ -42,11 +42,11 @@ def test_events_without_voxels_of_a_class_are_left_out_of_the_mean():
     empty = np.array([], int)
     ignored = np.array([-100, -100])
     one = np.array([1])
-    result = accuracy.summarise([empty, ignored, one], [empty, ignored * 0, one], 2)
+    result = accuracy.measure_accuracy([empty, ignored, one], [empty, ignored * 0, one], 2)
     assert result.events.tolist() == [1.0]
 
 
 def test_no_event_at_all_has_no_accuracy():
-    result = accuracy.summarise([], [], 5)
+    result = accuracy.measure_accuracy([], [], 5)
     assert np.isnan(result.mean)
     assert result.confusion.shape == (5, 5)

@@ -44,7 +44,7 @@ def test_noise_of_the_last_steps_averages_out():
     assert spread < 5 * (0.01 / 1.99) ** 0.5  # five sigma of an exponential average
 
 
-def test_without_a_past_the_latest_weights_are_shown():
+def test_without_decay_the_average_is_the_latest_weights():
     made = network()
     average = WeightAverage(made, 0.0)
     set_to(made, 2.0)
@@ -59,7 +59,7 @@ def test_the_network_gets_its_own_weights_back_even_after_an_error():
     seen = []
 
     def evaluate():
-        with average.shown():
+        with average.applied():
             seen.append(made[0].bias[0].item())
             raise RuntimeError
 
@@ -69,7 +69,7 @@ def test_the_network_gets_its_own_weights_back_even_after_an_error():
     assert made[0].bias[0].item() == 7.0
 
 
-def test_a_restored_average_goes_on_bit_by_bit():
+def test_a_restored_average_continues_bit_by_bit():
     made = network()
     whole = WeightAverage(made, 0.95)
     set_to(made, 3.0)

@@ -1,4 +1,4 @@
-"""Derived events hold what they should, and the dilation counts are those on paper."""
+"""Contents of derived events, and counts of dilated sites."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from harness.errors import BadInput
 from harness.events import Event, open_events
 from harness.events.statistics import count_neighbours
-from harness.study.derived import embed, fill, overlay, write
+from harness.study.derived import embed, fill, overlay, write_once
 from harness.study.dilation import dilated, dilation_table
 from harness.study.views import crop
 
@@ -50,9 +50,9 @@ def test_a_cube_is_filled_to_exactly_the_fraction_asked_for(occupancy):
 
 
 def test_a_file_is_written_once_and_read_back(tmp_path):
-    path = write(tmp_path / "new" / "events.h5", [event([(1, 2, 3)])], "by hand")
+    path = write_once(tmp_path / "new" / "events.h5", [event([(1, 2, 3)])], "by hand")
     before = path.stat().st_mtime_ns
-    write(path, iter(()), "never looked at")
+    write_once(path, iter(()), "not read")
     assert path.stat().st_mtime_ns == before
     assert open_events(path)[0].voxels.tolist() == [[1, 2, 3]]
 

@@ -60,7 +60,7 @@ def test_voxels_lost_to_another_class_lower_the_efficiency_and_stray_ones_the_pu
     event = reconstruct(voxels, truth, predicted)
     (candidate,) = event.candidates
     assert (candidate.voxels, candidate.shared, candidate.true_voxels) == (8, 6, 8)
-    summary = michel.summarise([event])
+    summary = michel.summarize_michels([event])
     assert summary.cluster_efficiency == 6 / 8
     assert summary.cluster_purity == 6 / 8
 
@@ -73,7 +73,7 @@ def test_a_missed_and_an_invented_michel_lower_efficiency_and_purity():
     assert (missed.true_clusters, missed.found, missed.candidates) == (1, 0, ())
     assert (invented.true_clusters, len(invented.candidates)) == (0, 1)
     assert invented.candidates[0].matched == -1
-    summary = michel.summarise([missed, invented, right])
+    summary = michel.summarize_michels([missed, invented, right])
     assert (summary.efficiency, summary.purity) == (1 / 2, 1 / 2)
     assert (summary.cluster_efficiency, summary.cluster_purity) == (1.0, 1.0)
 
@@ -91,7 +91,7 @@ def test_an_electron_at_each_end_of_a_track_is_found():
 def test_without_michels_there_are_no_numbers():
     voxels, truth = track_with_michel()
     none = np.where(truth == MICHEL, SHOWER, truth)
-    summary = michel.summarise([reconstruct(voxels, none, none)])
+    summary = michel.summarize_michels([reconstruct(voxels, none, none)])
     assert summary.candidates == summary.true_clusters == 0
     assert math.isnan(summary.efficiency)
     assert math.isnan(summary.cluster_purity)

@@ -1,4 +1,4 @@
-"""Training events are made once, half of them rich in rare classes, whatever interrupts."""
+"""Training events are simulated once, enriched in rare classes, despite interruptions."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import pytest
 from harness.events import Event, Label, simulate
 from harness.events.statistics import summarise
 from harness.study import mixture
+from harness.study.mixture import EventFolder
 from harness.study.views import View
 
 
@@ -36,7 +37,7 @@ def quiet(done, total):
 
 
 def test_presets_take_turns_and_every_file_has_a_seed_of_its_own(tmp_path):
-    mixture.make_mixture(tmp_path, 32, 36, 7, quiet)
+    EventFolder(tmp_path, 32, 36, 7).simulate_missing(quiet)
     recipes = [recipe for recipe, _ in stand_in.calls]
     wanted = ["michel", "standard", "michel", "delta", "michel"]
     assert [recipe.preset for recipe in recipes] == wanted
@@ -45,15 +46,15 @@ def test_presets_take_turns_and_every_file_has_a_seed_of_its_own(tmp_path):
 
 
 def test_events_that_are_nearly_empty_are_left_out(tmp_path):
-    mixture.make_mixture(tmp_path, 32, 8, 7, quiet)
+    EventFolder(tmp_path, 32, 8, 7).simulate_missing(quiet)
     events = View(str(tmp_path), 32).open()
     assert [len(event) for event in events] == [500, 510, 520]
 
 
 def test_what_is_there_is_not_made_again(tmp_path):
-    mixture.make_mixture(tmp_path, 32, 8, 7, quiet)
+    EventFolder(tmp_path, 32, 8, 7).simulate_missing(quiet)
     stand_in.calls.clear()
-    mixture.make_mixture(tmp_path, 32, 16, 7, quiet)
+    EventFolder(tmp_path, 32, 16, 7).simulate_missing(quiet)
     assert [recipe.seed for recipe, _ in stand_in.calls] == [8]
 
 
@@ -66,10 +67,10 @@ def test_an_interrupted_file_is_made_anew_and_the_others_are_kept(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        mixture.make_mixture(tmp_path, 32, 16, 7, interrupt)
+        EventFolder(tmp_path, 32, 16, 7).simulate_missing(interrupt)
     assert seen[-1] == 12
     assert len(View(str(tmp_path), 32).open()) == 3
-    mixture.make_mixture(tmp_path, 32, 16, 7, quiet)
+    EventFolder(tmp_path, 32, 16, 7).simulate_missing(quiet)
     assert len(View(str(tmp_path), 32).open()) == 6
 
 

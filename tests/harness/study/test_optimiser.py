@@ -1,4 +1,4 @@
-"""Muon steps in all directions alike, and alike for every engine."""
+"""Muon makes orthogonal updates that do not depend on the engine."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_engines_step_alike_whatever_their_layouts(other):
     gradients, moved = random_gradients(), {}
     for name in ("sscn", other):
         made = with_gradients(name, gradients)
-        muon = optimiser.make("muon", made, 0.1)
+        muon = optimiser.make_optimiser("muon", made, 0.1)
         for _ in range(3):
             muon.step()
         moved[name] = weights.dump(made)
@@ -84,7 +84,7 @@ def test_steps_are_as_long_as_the_rate_says():
     gradients = random_gradients()
     before = weights.initial(CONFIG, 3)
     made = with_gradients("sscn", gradients)
-    muon = optimiser.make("muon", made, 0.0)
+    muon = optimiser.make_optimiser("muon", made, 0.0)
     for group in muon.param_groups:
         group["lr"] = 0.01
     muon.step()
@@ -104,12 +104,12 @@ def test_frozen_layers_stay():
     frozen = next(layer for name, layer in made.layers() if name == "stem").native.weight
     frozen.grad = None
     before = frozen.detach().clone()
-    optimiser.make("muon", made, 0.1).step()
+    optimiser.make_optimiser("muon", made, 0.1).step()
     assert torch.equal(frozen, before)
 
 
 def test_unknown_optimisers_and_networks_are_refused():
     with pytest.raises(BadInput, match="choose one of adam, muon"):
-        optimiser.make("sgd", built("sscn"), 0.1)
+        optimiser.make_optimiser("sgd", built("sscn"), 0.1)
     with pytest.raises(BadInput, match="choose adam"):
-        optimiser.make("muon", torch.nn.Linear(2, 2), 0.1)
+        optimiser.make_optimiser("muon", torch.nn.Linear(2, 2), 0.1)

@@ -1,4 +1,4 @@
-"""Sections of the page from curves and events made by hand."""
+"""Sections of the page, from synthetic curves and events."""
 
 import numpy as np
 import pandas as pd
@@ -6,8 +6,9 @@ import pytest
 
 from harness.events import Event, Label
 from harness.results import store
-from harness.study import accuracy_sections, displays, michel, sections
-from harness.study.parts import Study
+from harness.study import displays, document, michel
+from harness.study.definition import Study
+from harness.study.learning_section import learning_section
 from harness.study.predictions import Predicted
 from harness.study.results import Curve, Results
 from harness.study.scales import DENSE, SPARSE, Training
@@ -28,44 +29,50 @@ def curve(role, joules):
         }
     )
     held_out = table.iloc[[19, 39]].rename(columns={"events": "all"}).assign(events=8, spread=0.1)
-    training = Training(f"{role} 32 px", role, 192, 4, 40, crop=32)
+    training = Training(f"{role} 32 px", role, 192, batch=4, steps=40, crop=32)
     return Curve(training, {SPARSE: "sscn"}.get(role, role), table, held_out)
 
 
 def section(tmp_path, curves):
     nothing = store.read([])
     found = Results(Study(tmp_path, "laptop"), curves, [], [], nothing)
-    return accuracy_sections.learning_section(sections.Writer(found))
+    return learning_section(document.PageWriter(found))
 
 
 def test_trainings_are_drawn_against_iterations_time_and_energy(tmp_path):
     made = section(tmp_path, [curve(SPARSE, True), curve(DENSE, True)])
     names = [item.name for item in made.items]
     assert names == [
+        "trainings",
         "accuracy-against-step-crops",
         "loss-against-step-crops",
         "accuracy-against-seconds-crops",
         "accuracy-against-joules-crops",
     ]
-    for name in names:
+    for name in names[1:]:
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 1000
         table = pd.read_csv(tmp_path / "figures" / f"{name}.csv")
         assert table["training"].value_counts().to_dict() == {"sparse 32 px": 40, "dense 32 px": 40}
-    assert "sparse 32 px 0.12 kJ" in made.items[3].sentence
-    assert "sparse 32 px 500 ms" in made.items[2].sentence
-    assert all(item.image.startswith("<svg") for item in made.items)
+    assert "sparse 32 px 0.12 kJ" in made.items[4].sentence
+    assert "sparse 32 px 500 ms" in made.items[3].sentence
+    assert all(item.image.startswith("<svg") for item in made.items[1:])
 
 
-def test_the_page_states_what_every_network_learnt_from(tmp_path):
-    made = section(tmp_path, [curve(SPARSE, True)])
-    (stated,) = (p for p in made.paragraphs if p.startswith("Trainings:"))
-    assert "40 steps of 4 events (160 in all) in 20 s, Adam at 0.001" in stated
+def test_a_table_states_the_extent_and_the_optimiser_of_every_training(tmp_path):
+    table = section(tmp_path, [curve(SPARSE, True)]).items[0]
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert row["training"] == "sparse 32 px"
+    assert (row["steps"], row["batch"], row["events"]) == ("40", "4", "160")
+    assert (row["time"], row["median step"], row["energy"]) == ("20 s", "500 ms", "120 J")
+    assert (row["optimiser"], row["learning rate"]) == ("Adam", "0.001")
+    written = pd.read_csv(tmp_path / "figures" / "trainings.csv")
+    assert written["time [s]"].tolist() == [20.0]
 
 
-def test_without_an_energy_counter_the_page_says_so(tmp_path):
+def test_a_missing_energy_counter_is_stated(tmp_path):
     made = section(tmp_path, [curve(SPARSE, False)])
     assert not any("joules" in item.name for item in made.items)
-    assert any("no energy counter" in paragraph for paragraph in made.paragraphs)
+    assert any("no readable energy counter" in paragraph for paragraph in made.paragraphs)
 
 
 def event(truth, predicted):
@@ -76,7 +83,7 @@ def event(truth, predicted):
     )
 
 
-def test_mistakes_are_the_events_with_lost_or_invented_michels_the_worst_first():
+def test_mistakes_are_events_with_missed_or_unmatched_michels_in_descending_order():
     right = event([Label.MICHEL] * 3, [Label.MICHEL] * 3)
     lost = event([Label.MICHEL] * 9, [Label.SHOWER] * 9)
     invented = event([Label.SHOWER] * 5, [Label.MICHEL] * 5)
@@ -85,16 +92,16 @@ def test_mistakes_are_the_events_with_lost_or_invented_michels_the_worst_first()
         michel.EventMichels(1, 0, ()),
         michel.EventMichels(0, 0, (michel.Candidate(5, 5.0, -1, 0, 0, 0.0),)),
     ]
-    assert displays.mistakes([right, lost, invented], found) == [1, 2]
-    assert displays.mistakes([right, lost, invented], found, 1) == [1]
-    assert displays.mistakes([right], found[:1]) == []
+    assert displays.find_mistakes([right, lost, invented], found) == [1, 2]
+    assert displays.find_mistakes([right, lost, invented], found, 1) == [1]
+    assert displays.find_mistakes([right], found[:1]) == []
 
 
-def test_a_turned_event_marks_what_differs():
-    element = displays.turned(event([0, 1, 2], [0, 1, 1]), "an-id")
+def test_a_rotatable_event_marks_wrong_voxels():
+    element = displays.rotatable(event([0, 1, 2], [0, 1, 1]), "an-id")
     assert 'id="an-id"' in element
     assert "truth differs" in element
-    assert "truth differs" not in displays.turned(event([0, 1], [0, 1]), "another")
+    assert "truth differs" not in displays.rotatable(event([0, 1], [0, 1]), "another")
 
 
 @pytest.mark.parametrize(
@@ -110,5 +117,5 @@ def test_a_turned_event_marks_what_differs():
         ("ok", "ok"),
     ],
 )
-def test_values_of_a_table_are_written_for_people(value, written):
-    assert sections.plain(value) == written
+def test_values_of_a_table_are_formatted(value, written):
+    assert document.format_cell(value) == written

@@ -1,4 +1,4 @@
-"""Tables of the page from records and predictions made by hand."""
+"""Tables and sentences of the page, from synthetic records and predictions."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from harness.run.rounds import assemble
 from harness.run.source import EngineSource
 from harness.run.task import Task
 from harness.spec.cell import Cell
-from harness.study import accuracy_sections, cost_sections, published, results
+from harness.study import accuracy_sections, cost_sections, published, sweeps, tables
 from harness.study.cells import DENSE, TABLE
-from harness.study.predictions import Predicted, load, save, step_of
-from harness.study.results import Evaluated, Sweep
+from harness.study.predictions import Predicted, load_predictions, save_predictions, step_of
+from harness.study.results import Evaluation
 from harness.study.scales import SPARSE, HeldOut, Training
 
 MB = 1_000_000
@@ -52,8 +52,8 @@ def test_table_2_sets_each_number_beside_the_published_one(tmp_path):
         (TABLE, "sscn", 192, 4, "forward", 0.05, 145 * MB),  # and 50 MB before the call
         (TABLE, "sscn", 768, 64, "step", None, 0),
     )
-    memory = results.whole_memory(frame, "cpu")
-    table = results.cost_table(list(pool(frame).values()), memory, "cpu").set_index(
+    memory = tables.total_memory(frame, "cpu")
+    table = tables.cost_table(list(pool(frame).values()), memory, "cpu").set_index(
         ["size [px]", "quantity"]
     )
     time = table.loc[(192, "time")]
@@ -89,13 +89,13 @@ def test_factors_compare_dense_and_sparse_on_the_same_configuration(tmp_path):
         (DENSE, "sscn", 192, 4, "forward", 0.3, 30 * MB),
         (DENSE, "dense", 192, 4, "forward", None, 0),
     )
-    table = results.factor_table(cells, "sscn").set_index("size [px]")
+    table = tables.factor_table(cells, "sscn").set_index("size [px]")
     assert table["time factor"].tolist()[:2] == pytest.approx([20, 60])
     assert table["memory factor"].tolist()[:2] == pytest.approx([40, 150])
     assert np.isnan(table.loc[192, "time factor"])
     said = cost_sections.factor_sentence(table.reset_index(), 3)
     assert "364×" in said and "33×" in said
-    assert "gave no dense time here; for the largest that did (64 px, batch 4):" in said
+    assert "gave no dense time; for the largest configuration with one (64 px, batch 4):" in said
     assert "dense 150× memory, 60× time" in said
 
 
@@ -105,16 +105,16 @@ def test_factors_for_the_same_configuration_are_called_that(tmp_path):
         (DENSE, "sscn", 192, 4, "forward", 0.5, 30 * MB),
         (DENSE, "dense", 192, 4, "forward", 5.0, 300 * MB),
     )
-    said = cost_sections.factor_sentence(results.factor_table(cells, "sscn"), 3)
+    said = cost_sections.factor_sentence(tables.factor_table(cells, "sscn"), 3)
     assert "for the same size and batch: dense 10× memory, 10× time" in said
 
 
 def sweep(**columns):
     table = pd.DataFrame({"sites": 0, "bytes": None, "outcome": "ok"} | columns)
-    return Sweep("name", "along", "held", table)
+    return sweeps.Sweep("name", "along", "fixed", table)
 
 
-def test_a_sweep_knows_its_exponents():
+def test_the_exponents_of_a_sweep():
     found = sweep(
         x=[1.0, 2.0, 4.0, 8.0],
         engine="sscn",
@@ -137,26 +137,28 @@ def occupancies(sparse, dense):
     )
 
 
-def test_dense_overtakes_where_the_curves_cross():
-    found = results.overtaking(occupancies(10, 1), "sscn", "dense", "forward")
+def test_the_crossover_is_where_the_curves_cross():
+    found = sweeps.find_crossover(occupancies(10, 1), "sscn", "dense", "forward")
     assert found is not None
     assert found.at == pytest.approx(0.1, rel=1e-6)
-    assert "overtakes sscn at 10 %" in cost_sections.overtaking_sentence(found, "inference", "sscn")
+    assert "faster than sscn from 10 %" in cost_sections.crossover_sentence(
+        found, "inference", "sscn"
+    )
 
 
-def test_dense_may_never_overtake_or_be_the_quicker_one_from_the_start():
-    never = results.overtaking(occupancies(1, 2), "sscn", "dense", "forward")
-    assert never == results.Overtaking(None)
-    assert "never" in cost_sections.overtaking_sentence(never, "inference", "sscn")
-    always = results.overtaking(occupancies(1e6, 2), "sscn", "dense", "forward")
-    assert always == results.Overtaking(0.001, True)
-    assert "already at 0.1 %" in cost_sections.overtaking_sentence(always, "inference", "sscn")
+def test_dense_may_never_be_faster_or_be_faster_from_the_start():
+    never = sweeps.find_crossover(occupancies(1, 2), "sscn", "dense", "forward")
+    assert never == sweeps.Crossover(None)
+    assert "never" in cost_sections.crossover_sentence(never, "inference", "sscn")
+    always = sweeps.find_crossover(occupancies(1e6, 2), "sscn", "dense", "forward")
+    assert always == sweeps.Crossover(0.001, True)
+    assert "already at 0.1 %" in cost_sections.crossover_sentence(always, "inference", "sscn")
 
 
-def test_what_was_not_measured_overtakes_nothing():
-    found = results.overtaking(occupancies(1, 2), "sscn", "dense", "step")
+def test_there_is_no_crossover_without_measurements():
+    found = sweeps.find_crossover(occupancies(1, 2), "sscn", "dense", "step")
     assert found is None
-    assert cost_sections.overtaking_sentence(found, "training", "sscn") == ""
+    assert cost_sections.crossover_sentence(found, "training", "sscn") == ""
 
 
 def test_the_published_factors_in_2d_are_not_given_a_configuration_they_do_not_have(tmp_path):
@@ -175,10 +177,10 @@ def test_the_published_factors_in_2d_are_not_given_a_configuration_they_do_not_h
     said = cost_sections.factor_sentence(table, 2)
     assert "93× memory and 3.1× time" in said
     assert "same size" not in said
-    assert "the largest that was measured (192 px, batch 4): dense 9× memory, 3× time" in said
+    assert "the largest measured configuration (192 px, batch 4): dense 9× memory, 3× time" in said
 
 
-TRAINING = Training("sparse 192 px", SPARSE, 192, 4, 10)
+TRAINING = Training("sparse 192 px", SPARSE, 192, batch=4, steps=10)
 
 
 def evaluated(pairs):
@@ -195,26 +197,26 @@ def evaluated(pairs):
         )
         for truth, predicted in pairs
     ]
-    return Evaluated(TRAINING, HeldOut(192, len(pairs)), events)
+    return Evaluation(TRAINING, HeldOut(192, len(pairs)), events)
 
 
 def test_the_tables_of_a_test():
     test = evaluated([([0, 0, 1, 2], [0, 0, 1, 0]), ([4, 3], [4, 4])])
-    row = results.accuracy_table([test]).iloc[0]
+    row = tables.accuracy_table([test]).iloc[0]
     assert row["nonzero accuracy"] == pytest.approx((3 / 4 + 1 / 2) / 2)
     assert row["spread over events"] == pytest.approx(1 / 8)
-    classes = results.class_table([test]).set_index("class")
+    classes = tables.class_table([test]).set_index("class")
     assert classes.loc["Michel", ["accuracy", "purity", "IoU"]].tolist() == [1.0, 0.5, 0.5]
     assert classes.loc["shower", "accuracy"] == 0.0
-    shares = results.confusion_table(test)
+    shares = tables.confusion_table(test)
     assert shares.loc["shower", "HIP"] == 1.0
     assert accuracy_sections.confusion_sentence(shares).startswith(
         "The largest confusion: 100.0 % of"
     )
 
 
-def test_the_michel_table_starts_with_the_study():
-    table = results.michel_table([evaluated([([1, 4], [1, 1])])])
+def test_the_michel_table_starts_with_the_published_numbers():
+    table = tables.michel_table([evaluated([([1, 4], [1, 1])])])
     assert table.iloc[0]["efficiency"] == 0.939
     assert table.iloc[1]["true clusters"] == 0
 
@@ -225,10 +227,10 @@ def test_predictions_come_back_event_by_event(tmp_path):
 
     events = Events(t.event for t in evaluated([([0, 1], [0, 1]), ([], []), ([2], [3])]).events)
     made = [np.array([0, 1]), np.array([], int), np.array([3])]
-    save(tmp_path / "p.npz", made, "this set", 7)
+    save_predictions(tmp_path / "p.npz", made, "this set", 7)
     assert step_of(tmp_path / "p.npz") == 7
-    back = list(load(tmp_path / "p.npz", events))
+    back = list(load_predictions(tmp_path / "p.npz", events))
     assert [p.predicted.tolist() for p in back] == [[0, 1], [], [3]]
     events.sha256 = "another set"
     with pytest.raises(ValueError, match="other events"):
-        list(load(tmp_path / "p.npz", events))
+        list(load_predictions(tmp_path / "p.npz", events))

@@ -33,7 +33,7 @@ def test_the_smoke_study_runs_from_events_to_page(tmp_path):
     trained = [r["training"] for r in records if r["cell"]["suite"] == "training"]
     assert {t["name"]: t["steps"] for t in trained} == {t.name: t.steps for t in SMOKE.trainings}
 
-    # Dense and sparse compute the same function: from the same start they learn the same.
+    # Dense and sparse networks of the same function have the same accuracy after training.
     accuracy = pd.read_csv(out / "figures" / "accuracy.csv").set_index("training")
     twins = accuracy.loc[["sparse 16 px", "dense 16 px"], "nonzero accuracy"]
     assert abs(twins.iloc[0] - twins.iloc[1]) < 0.01

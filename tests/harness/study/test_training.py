@@ -1,4 +1,4 @@
-"""Trainings go on bit by bit after a kill, and engines see the same batches."""
+"""Interrupted trainings continue with identical bits, and engines see the same batches."""
 
 import json
 import signal
@@ -17,7 +17,8 @@ from harness.errors import BadInput
 from harness.events.native import EventWriter
 from harness.spec.cell import ModelSpec
 from harness.study import training
-from harness.study.checkpoint import load
+from harness.study.checkpoint import load_checkpoint
+from harness.study.model import build_model, predict
 from harness.study.plan import Plan
 from harness.study.views import View
 
@@ -91,7 +92,7 @@ def test_a_killed_training_goes_on_with_identical_bits(backend, optimiser, tmp_p
         check=False,
     )
     assert child.returncode == -signal.SIGKILL
-    left = load(killed / "checkpoint.pt")
+    left = load_checkpoint(killed / "checkpoint.pt")
     assert left is not None and left.step == 5
     resumed = run(plan, killed)
     assert resumed.step == whole.step == 12
@@ -199,17 +200,17 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
 
 
 def test_predictions_keep_the_order_of_events_and_leave_empty_ones_empty():
-    learner = training.learner_of(PLAN)
+    model = build_model(PLAN)
     events = [CROPS.open()[i] for i in (0, 3)]
     empty = replace(
         events[0], **{k: getattr(events[0], k)[:0] for k in ("voxels", "energies", "labels")}
     )
-    alone = [next(training.predict(learner, [event], 1)) for event in events]
-    together = list(training.predict(learner, [events[0], empty, events[1]], 3))
+    alone = [next(predict(model, [event], 1)) for event in events]
+    together = list(predict(model, [events[0], empty, events[1]], 3))
     assert [len(p) for p in together] == [len(events[0]), 0, len(events[1])]
     np.testing.assert_array_equal(together[0], alone[0])
     np.testing.assert_array_equal(together[2], alone[1])
-    assert [len(p) for p in training.predict(learner, [empty], 1)] == [0]
+    assert [len(p) for p in predict(model, [empty], 1)] == [0]
 
 
 def test_the_rate_rises_to_its_highest_and_falls_with_the_root_of_the_step():
@@ -221,7 +222,7 @@ def test_the_rate_rises_to_its_highest_and_falls_with_the_root_of_the_step():
 
 def test_a_warm_up_is_what_the_optimiser_gets(tmp_path):
     plan = replace(PLAN, steps=1, learning_rate=1e-2)
-    start = dict(training.learner_of(plan).network.named_parameters())
+    start = dict(build_model(plan).network.named_parameters())
     moved = {}
     for warm_up in (0, 10):
         done = run(replace(plan, warm_up=warm_up, average=0.0), tmp_path / str(warm_up))

@@ -13,14 +13,17 @@ from rich.console import Console
 
 from harness.results import store
 from harness.spec.cell import ModelSpec
-from harness.study import predictions, trainer
-from harness.study.plan import Plan
+from harness.study import training_process
+from harness.study.live import LiveTraining
+from harness.study.plan import Plan, read_plan, write_plan
+from harness.study.predictions import load_predictions, step_of
 from harness.study.training import Progress
+from harness.study.training_process import run_training
 from harness.study.views import View
 
 ROOT = Path(__file__).resolve().parents[3]
 CROPS = View("sample", 192, crop=16)
-PLAN = Plan("tiny", "dense", CROPS, CROPS, 2, 3, model=ModelSpec(filters=2, depth=2))
+PLAN = Plan("tiny", "dense", CROPS, CROPS, batch=2, steps=3, model=ModelSpec(filters=2, depth=2))
 TESTS = {"sample-192px": (CROPS, 4)}
 
 
@@ -37,7 +40,7 @@ def _one_thread(monkeypatch):
 @pytest.mark.slow
 def test_a_training_leaves_tables_predictions_and_one_valid_record(tmp_path, quiet):
     folder, out = tmp_path / "tiny", tmp_path / "records.jsonl"
-    assert trainer.run(folder, PLAN, TESTS, out, quiet) == "ok"
+    assert run_training(folder, PLAN, TESTS, out, quiet) == "ok"
     (record,) = store.records([out])
     assert record["outcome"] == "ok"
     assert record["cell"]["size"] == 16
@@ -48,21 +51,21 @@ def test_a_training_leaves_tables_predictions_and_one_valid_record(tmp_path, qui
     assert record["versions"]["torch"]
     assert len(pd.read_csv(folder / "steps.csv")) == 3
     events = CROPS.open()[:4]
-    predicted = list(predictions.load(folder / "sample-192px.npz", events))
+    predicted = list(load_predictions(folder / "sample-192px.npz", events))
     assert [len(p.predicted) for p in predicted] == [len(event) for event in events]
 
     # Asked again, also after a move, nothing is done; asked for more steps, it goes on and
     # predicts anew.
-    assert trainer.run(folder, PLAN, TESTS, out, quiet) == "ok"
+    assert run_training(folder, PLAN, TESTS, out, quiet) == "ok"
     assert len(list(store.records([out]))) == 1
     folder = folder.rename(tmp_path / "moved")
     elsewhere = replace(CROPS, source="elsewhere/sample")
     moved = replace(PLAN, events=elsewhere, held_out=elsewhere)
-    assert trainer.run(folder, moved, {"sample-192px": (elsewhere, 4)}, out, quiet) == "ok"
+    assert run_training(folder, moved, {"sample-192px": (elsewhere, 4)}, out, quiet) == "ok"
     assert len(list(store.records([out]))) == 1
-    assert trainer.run(folder, replace(PLAN, steps=5), TESTS, out, quiet) == "ok"
+    assert run_training(folder, replace(PLAN, steps=5), TESTS, out, quiet) == "ok"
     assert len(pd.read_csv(folder / "steps.csv")) == 5
-    assert predictions.step_of(folder / "sample-192px.npz") == 5
+    assert step_of(folder / "sample-192px.npz") == 5
     assert [r["training"]["steps"] for r in store.records([out])] == [3, 5]
 
 
@@ -70,9 +73,9 @@ def test_a_child_that_dies_becomes_a_record(tmp_path, quiet, monkeypatch):
     killer = tmp_path / "python"
     killer.write_text("#!/bin/sh\nkill -9 $$\n")
     killer.chmod(0o755)
-    monkeypatch.setattr(trainer, "interpreter", lambda name: str(killer))
+    monkeypatch.setattr(training_process, "interpreter", lambda name: str(killer))
     out = tmp_path / "records.jsonl"
-    assert trainer.run(tmp_path / "tiny", PLAN, TESTS, out, quiet) == "crashed"
+    assert run_training(tmp_path / "tiny", PLAN, TESTS, out, quiet) == "crashed"
     (record,) = store.records([out])
     assert record["reason"] == "the training died of SIGKILL"
     assert record["training"]["name"] == "tiny"
@@ -80,7 +83,8 @@ def test_a_child_that_dies_becomes_a_record(tmp_path, quiet, monkeypatch):
 
 def test_a_child_ends_when_its_parent_is_gone():
     code = (
-        "from harness.study.trainer import end_with_parent as e; import time; e(); time.sleep(60)"
+        "import time; from harness.study.training_worker import end_with_parent; "
+        "end_with_parent(); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE) as child:
         assert child.stdin is not None
@@ -90,14 +94,14 @@ def test_a_child_ends_when_its_parent_is_gone():
 
 def test_a_plan_survives_being_written_down(tmp_path):
     plan = replace(PLAN, options={"kernels": "cpu"}, seconds=2.5)
-    trainer.write_plan(tmp_path, plan, TESTS)
-    assert trainer.read_plan(tmp_path) == (plan, TESTS)
+    write_plan(tmp_path, plan, TESTS)
+    assert read_plan(tmp_path) == (plan, TESTS)
     json.loads((tmp_path / "plan.json").read_text())
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then_with_the_time_left(quiet):
     now = iter([0.0, 1.0, 20.0, 20.0, 21.0, 22.0, 22.0])
-    with trainer.LiveTraining("tiny", quiet, now.__next__) as live:
+    with LiveTraining("tiny", quiet, now.__next__) as live:
         live(Progress(1, 0.1, 90.0, 6.5, 0.2))
         live(Progress(5, 0.5, 75.0, 5.5, 0.3))
         live(Progress(10, 1.0, 0.0, 4.5, 0.4))

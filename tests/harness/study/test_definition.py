@@ -1,4 +1,4 @@
-"""Plans of a study, and the command line's refusals."""
+"""Definitions and plans of a study, and bad input on the command line."""
 
 import subprocess
 import sys
@@ -12,25 +12,25 @@ from rich.console import Console
 from backends.capabilities import Capabilities
 from backends.registry import Availability
 from harness.errors import BadInput
-from harness.study import parts
+from harness.study import run
 from harness.study.cells import Engines, cost_jobs
-from harness.study.parts import Study, begin, read
+from harness.study.definition import Study, read_study, write_definition
 from harness.study.scales import AS_PUBLISHED, DENSE, SCALES, SMOKE
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
-def test_every_training_of_a_scale_has_a_plan_and_says_its_size_first(scale, tmp_path):
+def test_every_training_of_a_scale_has_a_plan_and_is_described(scale, tmp_path):
     study = Study(tmp_path, scale.name)
     sizes = {size for size, _ in scale.mixtures}
-    said = scale.describe()
-    assert scale.expected in said
+    text = scale.describe()
+    assert scale.expected in text
     for training in scale.trainings:
         plan = study.plan(training)
         assert plan.model.classes == training.classes
         assert training.size in sizes
-        (line,) = (line for line in said.splitlines() if f"trains {training.name}:" in line)
+        (line,) = (line for line in text.splitlines() if f"trains {training.name}:" in line)
         assert f"{training.steps:,} steps" in line
         assert (f"{training.seconds / 60:g} minutes" in line) == bool(training.seconds)
         assert line.lower().endswith(f"with {plan.optimiser}")
@@ -38,7 +38,7 @@ def test_every_training_of_a_scale_has_a_plan_and_says_its_size_first(scale, tmp
     assert len(set(names)) == len(names)
 
 
-def test_dense_and_sparse_learn_from_the_same_events_with_the_same_seed(tmp_path):
+def test_dense_and_sparse_train_on_the_same_events_with_the_same_seed(tmp_path):
     study = Study(tmp_path, "laptop")
     crops = [study.plan(t) for t in SCALES["laptop"].trainings if t.crop]
     assert [plan.backend for plan in crops] == ["sscn", DENSE, AS_PUBLISHED]
@@ -48,18 +48,18 @@ def test_dense_and_sparse_learn_from_the_same_events_with_the_same_seed(tmp_path
     assert len(alike) == 1
 
 
-def test_a_folder_keeps_to_its_study(tmp_path):
+def test_a_folder_is_for_one_study(tmp_path):
     study = Study(tmp_path / "new", "smoke", also=("spconv",))
-    begin(study)
-    begin(study)
-    assert read(study.out) == study
+    write_definition(study)
+    write_definition(study)
+    assert read_study(study.out) == study
     longer = replace(study, minutes=60.0)
-    begin(longer)
-    assert read(study.out).plan(longer.plan_of_work.trainings[0]).seconds == 3600
+    write_definition(longer)
+    assert read_study(study.out).plan(longer.resolved_scale.trainings[0]).seconds == 3600
     with pytest.raises(BadInput, match="other options"):
-        begin(replace(study, scale="laptop"))
+        write_definition(replace(study, scale="laptop"))
     with pytest.raises(BadInput, match="holds no study"):
-        read(tmp_path)
+        read_study(tmp_path)
 
 
 def test_the_cells_of_a_scale_are_distinct_and_share_their_questions(tmp_path):
@@ -78,16 +78,16 @@ def test_a_scale_for_a_gpu_is_refused_where_there_is_none(tmp_path, monkeypatch)
         name: Availability(name, Capabilities("1", ("cpu",), {"cpu": ("fp32",)}))
         for name in ("sscn", DENSE, AS_PUBLISHED)
     }
-    monkeypatch.setattr(parts, "probe_all", lambda names: [here[name] for name in names])
+    monkeypatch.setattr(run, "probe_all", lambda names: [here[name] for name in names])
     with pytest.raises(BadInput, match="the scale gpu needs cuda, where sscn does not run here"):
-        parts.conduct(Study(tmp_path / "x", "gpu"), Console(file=StringIO()))
+        run.run_study(Study(tmp_path / "x", "gpu"), Console(file=StringIO()))
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--scale", "smoke"], "say where the study goes: --out DIR"),
+        (["--scale", "smoke"], "name the folder of the study: --out DIR"),
         (["--out", "x", "--scale", "huge"], "there is no scale 'huge'"),
         (["--out", "x", "--scale", "smoke", "--backend", "none"], "no engine called 'none'"),
         (["page", "nowhere"], "holds no study"),

@@ -1,120 +1,34 @@
-"""The study's figures, each as PNG with its numbers as CSV beside, and as SVG for the page."""
+"""Plots of the page: learning curves, accuracies, costs and their growth."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from harness.report.style import INK, PALETTE, SETTINGS, Looks, svg
+from harness.report.style import INK, PALETTE, Looks
 from harness.spec.metrics import format_value
-from harness.study.results import Curve, Sweep
+from harness.study.results import Curve
+from harness.study.sweeps import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Draw = Callable[[Any], None]
+PHASES = {"forward": "inference", "step": "training"}
+"""Phases in words."""
 
-# On the page figures follow its theme; a PNG is for print.
-_PRINTED: dict[Any, Any] = SETTINGS | {
-    "text.color": "#1b1f24",
-    "axes.labelcolor": "#1b1f24",
-    "axes.edgecolor": "#b9c0c8",
-    "grid.color": "#e3e6ea",
-    "xtick.color": "#b9c0c8",
-    "ytick.color": "#b9c0c8",
-    "xtick.labelcolor": "#1b1f24",
-    "ytick.labelcolor": "#1b1f24",
-    "figure.facecolor": "white",
-}
-PIXELS = 105
-"""An inch of a figure on the page, in pixels."""
-
-DRAWN = 1000
-"""Points of a curve that are drawn at most; the CSV file holds all."""
-
-_PHASES = {"forward": "test", "step": "train"}
 _LINES = {"forward": "-", "step": "--"}
 
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure of the page.
-
-    Attributes
-    ----------
-    name : str
-        Stem of its PNG and CSV files.
-    title, sentence : str
-        Its heading, and what it shows on this machine.
-    image : str
-        SVG.
-    width : int
-        Pixels that it takes at most.
-    """
-
-    name: str
-    title: str
-    sentence: str
-    image: str
-    width: int
-
-
-def publish(
-    folder: Path,
-    name: str,
-    title: str,
-    sentence: str,
-    table: pd.DataFrame,
-    draw: Draw,
-    size: tuple[float, float] = (7.2, 3.4),
-    panels: int = 1,
-) -> Figure:
-    """Draw a figure twice, for print and for the page, and write its numbers.
-
-    Parameters
-    ----------
-    folder : Path
-        For ``NAME.png`` and ``NAME.csv``.
-    name, title, sentence
-        As for `Figure`.
-    table : DataFrame
-        Every number of the figure.
-    draw : callable
-        Given the axes, or a list of them where there are several panels.
-    size : tuple of float
-        Inches.
-    panels : int
-        Panels side by side.
-    """
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / f"{name}.csv", index=table.index.name is not None)
-
-    def drawn() -> Any:
-        figure, axes = plt.subplots(1, panels, figsize=size, layout="constrained")
-        draw(axes if panels == 1 else list(axes))
-        return figure
-
-    with plt.rc_context(_PRINTED):
-        figure = drawn()
-        figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
-        plt.close(figure)
-    with plt.rc_context(SETTINGS):
-        return Figure(name, title, sentence, svg(drawn(), title), round(PIXELS * size[0]))
+_WIDTHS = (5.0, 2.0, 1.4)
+_SIZES = (9.0, 5.0, 3.0)
+"""Widths of lines and sizes of points, decreasing: curves that coincide remain visible."""
 
 
 def curve_table(curves: Sequence[Curve]) -> pd.DataFrame:
-    """All steps of some trainings, with the moving means that the figures show."""
+    """Return all steps of some trainings, with the moving means of the figures."""
     parts = [
         curve.steps.assign(
             training=curve.training.name,
@@ -128,45 +42,54 @@ def curve_table(curves: Sequence[Curve]) -> pd.DataFrame:
 
 def draw_curves(axes: Axes, curves: Sequence[Curve], along: str, quantity: str) -> None:
     """Draw moving means of trainings as lines, and evaluations on held-out events as points."""
+    points = False
     for i, curve in enumerate(curves):
         color = PALETTE[i % len(PALETTE)]
+        rank = min(i, len(_WIDTHS) - 1)
         axes.plot(
-            curve.steps[along], curve.smooth[quantity], color=color, label=curve.training.name
+            curve.steps[along],
+            curve.smooth[quantity],
+            color=color,
+            lw=_WIDTHS[rank] if len(curves) > 1 else _WIDTHS[1],
+            label=curve.training.name,
         )
         if quantity == "accuracy" and len(curve.held_out) and along in curve.held_out:
+            points = True
             axes.plot(
                 curve.held_out[along],
                 curve.held_out["accuracy"],
                 "o",
                 color=color,
-                ms=4,
-                label=f"{curve.training.name}, held out",
+                ms=_SIZES[rank] if len(curves) > 1 else _SIZES[1],
+                zorder=3 + 0.1 * i,
             )
+    if points:
+        axes.plot([], [], "o", color=INK, mfc="none", ms=5, label="held-out events")
     words = {"step": "iterations", "seconds": "training time [s]", "joules": "energy [J]"}
     axes.set_xlabel(words[along])
     axes.set_ylabel("nonzero accuracy" if quantity == "accuracy" else "loss of a batch")
     if quantity == "accuracy":
         axes.set_ylim(top=1.0)
-    axes.legend(frameon=False, fontsize=8)
+    _legend_above(axes, 2)
 
 
 def draw_sweep(axes: Sequence[Axes], sweep: Sweep, looks: Looks) -> None:
-    """Draw time (left) and memory (right) with their fitted power laws."""
+    """Draw time (left) and memory (right) with the fitted power laws."""
     for panel, (quantity, unit) in zip(axes, (("seconds", "s"), ("bytes", "bytes")), strict=True):
         _draw_quantity(panel, sweep, looks, quantity)
         panel.set_xscale("log")
         panel.set_yscale("log")
         _plain_ticks(panel, sweep.table["x"])
         panel.set_xlabel(sweep.along)
-        panel.set_title("time a call" if quantity == "seconds" else "peak memory")
+        panel.set_title("time per call" if quantity == "seconds" else "peak memory")
         _units(panel, unit)
-        panel.legend(frameon=False, fontsize=7.5)
+        panel.legend(frameon=False, fontsize=8)
 
 
 def draw_times(axes: Axes, sweep: Sweep, looks: Looks) -> None:
-    """Draw times alone, without fits: curves that may cross."""
+    """Draw the times of curves that may cross, without fits."""
     for engine in sweep.engines:
-        for phase in _PHASES:
+        for phase in PHASES:
             own = sweep.table[
                 (sweep.table["engine"] == engine) & (sweep.table["phase"] == phase)
             ].dropna(subset=["seconds"])
@@ -178,26 +101,26 @@ def draw_times(axes: Axes, sweep: Sweep, looks: Looks) -> None:
                 _LINES[phase],
                 marker=looks.marker(engine),
                 color=looks.color(engine),
-                label=f"{engine}, {_PHASES[phase]}",
+                label=f"{engine}, {PHASES[phase]}",
             )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(sweep.along)
-    axes.set_ylabel("time a call")
+    axes.set_ylabel("time per call")
     _units(axes, "s")
     axes.legend(frameon=False, fontsize=8)
 
 
 def _draw_quantity(axes: Axes, sweep: Sweep, looks: Looks, quantity: str) -> None:
     for engine in sweep.engines:
-        for phase in _PHASES:
+        for phase in PHASES:
             own = sweep.table[
                 (sweep.table["engine"] == engine) & (sweep.table["phase"] == phase)
             ].dropna(subset=[quantity])
             if own.empty:
                 continue
             law = sweep.fit(engine, phase, quantity)
-            label = f"{engine}, {_PHASES[phase]}" + (f": {law}" if law else "")
+            label = f"{engine}, {PHASES[phase]}" + (f": {law}" if law else "")
             color = looks.color(engine)
             axes.plot(own["x"], own[quantity], looks.marker(engine), color=color, ms=5)
             x = np.array(own["x"], float)
@@ -206,14 +129,14 @@ def _draw_quantity(axes: Axes, sweep: Sweep, looks: Looks, quantity: str) -> Non
 
 
 def _plain_ticks(axes: Axes, values: pd.Series) -> None:
-    """Mark the measured values themselves: powers of ten leave an axis nearly bare."""
+    """Set ticks at the measured values; an axis with powers of ten would have very few."""
     places = sorted(set(values))
     axes.set_xticks(places, [f"{v / 1000:.3g}k" if v >= 1000 else f"{v:g}" for v in places])
     axes.xaxis.set_minor_formatter(lambda *_: "")
 
 
 def _units(axes: Axes, unit: str) -> None:
-    """Write the ticks of a logarithmic axis with their unit; even steps where it is short."""
+    """Set ticks with a unit on a logarithmic axis; equidistant ones if the range is small."""
     from matplotlib.ticker import AutoLocator, LogLocator
 
     low, high = axes.get_ylim()
@@ -225,7 +148,7 @@ def _units(axes: Axes, unit: str) -> None:
 
 
 def draw_confusion(axes: Axes, shares: pd.DataFrame) -> None:
-    """Draw the confusion matrix with its numbers."""
+    """Draw a confusion matrix with its values."""
     values = shares.to_numpy()
     axes.imshow(np.nan_to_num(values), cmap="Blues", vmin=0, vmax=1)
     for i, row in enumerate(values):
@@ -256,7 +179,7 @@ def draw_classes(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def _legend_above(axes: Axes, columns: int) -> None:
-    """Put the legend where no point can be."""
+    """Place the legend above the axes, where it hides no data."""
     axes.legend(
         frameon=False,
         fontsize=8,
@@ -268,7 +191,7 @@ def _legend_above(axes: Axes, columns: int) -> None:
 
 
 def draw_accuracies(axes: Axes, table: pd.DataFrame) -> None:
-    """Draw the mean nonzero accuracy of several tests with its spread over events."""
+    """Draw the mean nonzero accuracy of several tests with its standard deviation over events."""
     place = np.arange(len(table))
     axes.errorbar(
         place,
@@ -280,8 +203,10 @@ def draw_accuracies(axes: Axes, table: pd.DataFrame) -> None:
         capsize=4,
         label="this machine",
     )
-    known = table.dropna(subset=["published"])
-    axes.plot(known.index, known["published"], "_", ms=22, color=PALETTE[1], label="2018 study")
+    published = table.dropna(subset=["published"])
+    axes.plot(
+        published.index, published["published"], "_", ms=22, color=PALETTE[1], label="2018 study"
+    )
     axes.set_xticks(place, table["label"], fontsize=8)
     axes.set_ylabel("nonzero accuracy")
     axes.set_ylim(top=1.05)
@@ -289,11 +214,11 @@ def draw_accuracies(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def draw_dilation(axes: Axes, table: pd.DataFrame) -> None:
-    """Draw how many sites are active after some convolutions, ordinary and submanifold."""
+    """Draw the number of active sites after ordinary and submanifold convolutions."""
     for i, name in enumerate(c for c in table.columns if c != "convolutions"):
         axes.plot(table["convolutions"], table[name], "o-", color=PALETTE[i], label=name)
     axes.set_yscale("log")
-    axes.set_xlabel("3×3×3 convolutions in a row")
+    axes.set_xlabel("number of 3×3×3 convolutions")
     axes.set_ylabel("active sites")
     axes.set_xticks(table["convolutions"])
     axes.legend(frameon=False, fontsize=8)
