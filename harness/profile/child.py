@@ -1,6 +1,6 @@
 """Profiles one cell in a process of its own: a job in, a profile out, as lines of JSON.
 
-Passes are apart: times, trace, memory and counters never disturb each other.
+Passes are apart: times, trace, and memory never disturb each other.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import torch
 
 from harness.instruments import machine
 from harness.instruments.clock import Clock, CudaClock, HostClock
-from harness.profile import counters, memory, trace
+from harness.profile import memory, trace
 from harness.profile.device import DeviceTicks, Nvtx, Recorded
 from harness.profile.instrument import watching
 from harness.profile.need import Needs, pyramid
-from harness.profile.profile import Layer, Memory, Profile
+from harness.profile.profile import Layer, MemoryProfile, Profile
 from harness.profile.ranges import HOST, Key, Pass, Ranges, Spent, spans, spent
 from harness.run import sampling
 from harness.run.child_process import die_with_parent, private_output
@@ -49,18 +49,15 @@ class Settings:
     Attributes
     ----------
     out : str
-        Folder for the trace and the memory snapshot.
+        Folder for the trace.
     seconds : float
         Time for calls with and without ranges, in turns.
-    cpu_counters : bool
-        Whether to count events of the processor.
     code : mapping
         ``commit`` and ``dirty`` of what is profiled.
     """
 
     out: str
     seconds: float
-    cpu_counters: bool
     code: Mapping[str, Any]
 
 
@@ -69,7 +66,6 @@ class Session:
 
     def __init__(self, job: Job, settings: Settings) -> None:
         self._job, self._settings = job, settings
-        self._notes: list[str] = []
         threads = job.threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(threads)
         self._on_gpu = job.cell.device == "cuda"
@@ -100,12 +96,12 @@ class Session:
         self._warm_up()
         plain, passes = self._time()
         layers = self._layers(merged([spent(noted) for noted in passes], plain))
-        ceilings, counted = self._ceilings(), self._count()
+        ceilings = self._ceilings()
         held, resident = None, None
         if self._on_gpu:
-            held = memory.on_device(self._subject, self._call, Path(self._settings.out))
+            held = memory.profile_cuda_memory(self._subject, self._call)
         else:
-            resident = memory.ordinary(self._subject, self._call)
+            resident = memory.resident_peak(self._subject, self._call)
         self._trace(passes[_middle(passes)])
         profile = Profile(
             cell=cell,
@@ -118,17 +114,15 @@ class Session:
             layers=tuple(layers),
             ceilings=ceilings,
             memory=held,
-            counters=counted,
-            notes=tuple(self._notes),
         )
         return profile, resident
 
-    def memory(self, known: tuple[int, int]) -> tuple[Memory, list[str]]:
-        """Make the passes over the memory of the CPU; ``return_freed`` has to come before."""
+    def memory(self, known: tuple[int, int]) -> MemoryProfile:
+        """Profile the memory on the CPU; ``return_freed_memory`` has to come before."""
         for _ in range(REPEATS):
-            memory.return_freed()  # an engine that is imported late may want it otherwise
+            memory.return_freed_memory()  # an engine that is imported late may want it otherwise
             self._call()
-        return memory.measure(self._subject, self._call, known)
+        return memory.profile_resident_memory(self._subject, self._call, *known)
 
     def _machine(self) -> dict[str, Any]:
         found = machine.facts() | {
@@ -220,15 +214,6 @@ class Session:
         cell = self._job.cell
         return ceilings.measure(cell.precision, cell.device, torch.get_num_threads()).to_json()
 
-    def _count(self) -> dict[str, int] | None:
-        if not self._settings.cpu_counters:
-            return None
-        try:
-            return counters.count(self._call)
-        except counters.NoCounters as error:
-            self._notes.append(f"no CPU counters: {error}")
-            return None
-
 
 def note(subject: Workload, call: Callable[[], Any], ranges: Ranges) -> Pass:
     """Make a call with ranges on it, and return what they noted."""
@@ -301,11 +286,10 @@ def answer(order: Mapping[str, Any]) -> dict[str, Any]:
         settings = Settings(**order["settings"])
         known = order.get("resident")
         if known is not None:
-            memory.return_freed()
+            memory.return_freed_memory()
         session = Session(Job.from_json(order["job"]), settings)
         if known is not None:
-            held, notes = session.memory(tuple(known))
-            return {"outcome": "ok", "memory": asdict(held), "notes": notes}
+            return {"outcome": "ok", "memory": asdict(session.memory(tuple(known)))}
         profile, resident = session.times()
         return {"outcome": "ok", "profile": profile.to_json(), "resident": resident}
     except (Exception, SystemExit) as error:

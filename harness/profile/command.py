@@ -33,9 +33,6 @@ def profile(
     seconds: Annotated[
         float, typer.Option(help="Time for calls, with and without ranges in turns.", min=0.01)
     ] = 20.0,
-    cpu_counters: Annotated[
-        bool, typer.Option("--cpu-counters", help="Count instructions, cycles, cache misses.")
-    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the profile; a new one under results/profiles.")
     ] = None,
@@ -69,7 +66,7 @@ def profile(
     if reason:
         raise BadInput(f"cannot profile {cell.engine}: {reason}")
     folder = out or default_out(cell)
-    found = measured(Job(cell, events, threads=threads), folder, seconds, cpu_counters, timeout)
+    found = measured(Job(cell, events, threads=threads), folder, seconds, timeout)
     write(found, folder)
     show(found, folder, table_console())
 
@@ -80,7 +77,7 @@ def default_out(cell: Cell, results: Path = store.RESULTS) -> Path:
     return results / "profiles" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{'-'.join(words)}"
 
 
-def measured(job: Job, folder: Path, seconds: float, cpu_counters: bool, timeout: float) -> Profile:
+def measured(job: Job, folder: Path, seconds: float, timeout: float) -> Profile:
     """Profile a cell in a process of its own, alone on its device.
 
     Raises
@@ -107,7 +104,6 @@ def measured(job: Job, folder: Path, seconds: float, cpu_counters: bool, timeout
         "settings": {
             "out": str(folder.resolve()),
             "seconds": seconds,
-            "cpu_counters": cpu_counters,
             "code": {"commit": code.commit, "dirty": code.dirty},
         },
     }
@@ -134,7 +130,6 @@ def measured(job: Job, folder: Path, seconds: float, cpu_counters: bool, timeout
     return replace(
         found,
         memory=memory_from_json(memory["memory"]),
-        notes=(*found.notes, *memory["notes"]),
     )
 
 
@@ -148,10 +143,7 @@ def show(found: Profile, folder: Path, console: Console) -> None:
     lines = [
         f"layers and gaps sum to {found.closure:.1%} of the cell's own time",
         *memory_lines(found),
-        *found.notes,
     ]
-    if found.counters:
-        lines.append(", ".join(f"{name} {value:,}" for name, value in found.counters.items()))
     lines.append(f"page: {write_page(folder, [found])}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.profile.explain import comparable, explain, names_of, signed, waterfall
-from harness.profile.profile import Layer, Memory, Profile
+from harness.profile.profile import Layer, MemoryProfile, Profile
 from harness.profile.roofline import (
     RULE,
     Limit,
@@ -46,7 +46,6 @@ KIND_COLORS = {
 MEMORY_COLORS = {
     "activation": PALETTE[0],
     "gradient": PALETTE[1],
-    "weight": PALETTE[2],
     "optimiser": PALETTE[3],
     "map": PALETTE[4],
     "workspace": PALETTE[5],
@@ -223,7 +222,7 @@ def claim(profiles: Sequence[Profile], names: Sequence[str]) -> str:
     return f"{names[0]} takes {whole}, {100 * share:.0f} % of it for {words}"
 
 
-def memory_figure(memory: Memory) -> str:
+def memory_figure(memory: MemoryProfile) -> str:
     """Draw the bytes over the baseline during a call, with the peak marked."""
     import matplotlib.pyplot as plt
 

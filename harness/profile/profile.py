@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -15,6 +15,9 @@ from harness.spec.cell import Cell
 SCHEMA = 1
 Part = TypeVar("Part")
 FILE = "profile.json"
+
+DROPPED = ("counters", "notes")
+"""Fields that earlier versions wrote; they are ignored."""
 
 KINDS = (
     "map",
@@ -39,7 +42,6 @@ DIRECTIONS = ("forward", "backward", "step")
 MEMORY_KINDS = (
     "activation",
     "gradient",
-    "weight",
     "optimiser",
     "map",
     "workspace",
@@ -102,7 +104,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldMemory:
     """Bytes that a layer held when the memory peaked.
 
     Attributes
@@ -126,7 +128,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryProfile:
     """Where the memory of one call went.
 
     Attributes
@@ -138,7 +140,7 @@ class Memory:
     explained : int
         Bytes over the baseline that the ledger assigns to layers at its peak; compare with
         ``peak - baseline``.
-    at_peak : tuple of Held
+    at_peak : tuple of HeldMemory
         Largest first.
     timeline : tuple of (float, int)
         Seconds since the call began, and bytes over the baseline.
@@ -147,7 +149,7 @@ class Memory:
     baseline: int
     peak: int
     explained: int
-    at_peak: tuple[Held, ...] = ()
+    at_peak: tuple[HeldMemory, ...] = ()
     timeline: tuple[tuple[float, int], ...] = ()
 
     def __post_init__(self) -> None:
@@ -185,12 +187,8 @@ class Profile:
         In the order in which they first ran.
     ceilings : mapping or None
         What the machine can do, as ``harness.profile.ceilings`` writes it.
-    memory : Memory or None
+    memory : MemoryProfile or None
         Where the memory went.
-    counters : mapping of str to int, or None
-        Events of the processor in one call: ``instructions``, ``cycles``, ``cache_misses``.
-    notes : tuple of str
-        What could not be measured, and why.
     """
 
     cell: Cell
@@ -201,9 +199,7 @@ class Profile:
     instrumented_seconds: float
     layers: tuple[Layer, ...]
     ceilings: Mapping[str, Any] | None = None
-    memory: Memory | None = None
-    counters: Mapping[str, int] | None = None
-    notes: tuple[str, ...] = field(default=())
+    memory: MemoryProfile | None = None
 
     def __post_init__(self) -> None:
         _seconds("seconds", self.seconds)
@@ -241,8 +237,6 @@ class Profile:
             "layers": [asdict(layer) for layer in self.layers],
             "ceilings": None if self.ceilings is None else dict(self.ceilings),
             "memory": memory,
-            "counters": None if self.counters is None else dict(self.counters),
-            "notes": list(self.notes),
         }
 
     @classmethod
@@ -261,17 +255,17 @@ class Profile:
         schema = kept.pop("schema", None)
         if schema != SCHEMA:
             raise BadInput(f"schema {schema!r} is not known; this version reads schema {SCHEMA}")
+        for name in DROPPED:
+            kept.pop(name, None)
         _fields("a profile", kept, cls)
         kept["cell"] = Cell.from_json(kept["cell"])
         for name in ("code", "machine", "versions"):
             _object(name, kept[name])
-        for name in ("ceilings", "counters"):
-            if kept.get(name) is not None:
-                _object(name, kept[name])
+        if kept.get("ceilings") is not None:
+            _object("ceilings", kept["ceilings"])
         kept["layers"] = _parts("layers", kept["layers"], Layer)
         if kept.get("memory") is not None:
             kept["memory"] = memory_from_json(kept["memory"])
-        kept["notes"] = tuple(_list("notes", kept.get("notes", [])))
         return cls(**kept)
 
 
@@ -314,16 +308,16 @@ def write(profile: Profile, folder: Path) -> Path:
     return file
 
 
-def memory_from_json(values: Any) -> Memory:
+def memory_from_json(values: Any) -> MemoryProfile:
     """Rebuild the memory of a profile; raise ``BadInput`` if it is none."""
     kept = dict(_object("memory", values))
-    _fields("memory", kept, Memory)
-    kept["at_peak"] = _parts("memory.at_peak", kept.get("at_peak", []), Held)
+    _fields("memory", kept, MemoryProfile)
+    kept["at_peak"] = _parts("memory.at_peak", kept.get("at_peak", []), HeldMemory)
     points = _list("memory.timeline", kept.get("timeline", []))
     if any(not isinstance(point, list) or len(point) != 2 for point in points):
         raise BadInput("memory.timeline must be a list of [seconds, bytes]")
     kept["timeline"] = tuple((point[0], point[1]) for point in points)
-    return Memory(**kept)
+    return MemoryProfile(**kept)
 
 
 def _parts(name: str, values: Any, kind: Callable[..., Part]) -> tuple[Part, ...]:

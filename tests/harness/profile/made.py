@@ -1,6 +1,6 @@
 """Profiles made up, with known answers."""
 
-from harness.profile.profile import Held, Layer, Memory, Profile
+from harness.profile.profile import HeldMemory, Layer, MemoryProfile, Profile
 from harness.spec.cell import Cell
 
 CEILINGS = {
@@ -24,14 +24,14 @@ def cell(backend="sscn", **changes):
 
 
 def memory():
-    return Memory(
+    return MemoryProfile(
         baseline=3 * 10**8,
         peak=3 * 10**8 + 10**7,
         explained=98 * 10**5,
         at_peak=(
-            Held("stem", "activation", 6 * 10**6),
-            Held("unet.down", "activation", 3 * 10**6),
-            Held("optimiser", "optimiser", 8 * 10**5),
+            HeldMemory("stem", "activation", 6 * 10**6),
+            HeldMemory("unet.down", "activation", 3 * 10**6),
+            HeldMemory("optimiser", "optimiser", 8 * 10**5),
         ),
         timeline=((0.0, 0), (0.002, 6 * 10**6), (0.006, 98 * 10**5), (0.015, 10**6)),
     )
@@ -50,6 +50,5 @@ def profile(backend="sscn", layers=(STEM, DOWN, NORM, HOST, BACK), commit="a" * 
         "layers": layers,
         "ceilings": CEILINGS,
         "memory": memory(),
-        "notes": ("no counters: the kernel offers none",),
     }
     return Profile(**(values | changes))

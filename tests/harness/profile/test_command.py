@@ -82,14 +82,13 @@ def test_layers_sum_to_the_cell_and_the_peak_is_explained(name, phase, size, tmp
     out = tmp_path / "out"
     cell = ("--backend", name, "--size", size, "--batch", 4, "--phase", phase)
     seconds = 60 if (name, phase) == ("minkowski", "step") else 24  # a second each, and uneven
-    done = command(*cell, "--cpu-counters", "--seconds", seconds, "--out", out, home=tmp_path)
+    done = command(*cell, "--seconds", seconds, "--out", out, home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "FLOP" in done.stdout
     profile = read(out)
     assert profile.closure == pytest.approx(1, abs=0.05)
     assert profile.memory is not None
     assert profile.memory.share_explained == pytest.approx(1, abs=0.05)
-    assert profile.counters is not None or profile.notes
     events = json.loads((out / "trace.json").read_text())["traceEvents"]
     names = {event.get("name") for event in events if event["ph"] == "X"}
     assert {"stem", "stem (map)", "linear"} <= names

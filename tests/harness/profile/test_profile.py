@@ -5,7 +5,7 @@ import json
 import pytest
 
 from harness.errors import BadInput
-from harness.profile.profile import Held, Layer, Memory, Profile, read, write
+from harness.profile.profile import HeldMemory, Layer, MemoryProfile, Profile, read, write
 from harness.spec.cell import Cell
 
 CELL = Cell("profile", "sscn", 192, 4, "step", "cold")
@@ -24,9 +24,9 @@ def made(**changes):
             Layer("host", None, "host", "forward", 1, 0.4),
         ),
         "ceilings": {"copy": 1e9},
-        "memory": Memory(100, 300, 190, (Held("stem", "map", 190),), ((0.0, 0), (1.0, 200))),
-        "counters": {"cycles": 5},
-        "notes": ("a note",),
+        "memory": MemoryProfile(
+            100, 300, 190, (HeldMemory("stem", "map", 190),), ((0.0, 0), (1.0, 200))
+        ),
     }
     return Profile(**values | changes)
 
@@ -35,6 +35,11 @@ def test_a_profile_survives_its_file(tmp_path):
     write(made(), tmp_path)
     assert read(tmp_path) == made()
     assert read(tmp_path / "profile.json") == made()
+
+
+def test_a_stored_profile_with_fields_of_earlier_versions_loads():
+    values = made().to_json() | {"counters": {"cycles": 5}, "notes": ["a note"]}
+    assert Profile.from_json(values) == made()
 
 
 def test_closure_and_share_explained():
