@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -214,16 +214,12 @@ def nvml_baselines(nvml: Any, pid: int) -> dict[str, dict[str, int | None]]:
     return found
 
 
-def measure_memory(call: Callable[[], Any], instruments: list[MemoryInstrument]) -> dict[str, Any]:
-    """Run a call once per instrument and join their entries.
+def outside_torch(entries: Mapping[str, Any]) -> dict[str, int]:
+    """Return the device memory outside torch's allocator, where torch and NVML both reported.
 
-    Where both torch and NVML report, ``outside_torch_bytes`` is the device memory outside torch's
-    allocator: the CUDA context, the engine's own allocations and its libraries.
+    It is the memory of the CUDA context, the engine's own allocations and its libraries.
     """
-    found: dict[str, Any] = {}
-    for instrument in instruments:
-        found |= instrument.measure(call)
-    peak, reserved = found.get("nvml_peak_bytes"), found.get("torch_reserved_bytes")
-    if peak is not None and reserved is not None:
-        found["outside_torch_bytes"] = max(peak - (found["nvml_baseline_bytes"] or 0) - reserved, 0)
-    return found
+    peak, reserved = entries.get("nvml_peak_bytes"), entries.get("torch_reserved_bytes")
+    if peak is None or reserved is None:
+        return {}
+    return {"outside_torch_bytes": max(peak - (entries["nvml_baseline_bytes"] or 0) - reserved, 0)}

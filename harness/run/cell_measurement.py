@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.instruments import machine
 from harness.instruments.clock import Clock, CudaClock, HostClock
@@ -25,15 +27,29 @@ from harness.instruments.memory import (
     NvmlMemory,
     ResidentMemory,
     TorchMemory,
-    measure_memory,
     nvml_baselines,
+    outside_torch,
 )
 from harness.run import sampling
 from harness.run.failures import Failed
 from harness.run.job import Job
 
+if TYPE_CHECKING:
+    from backends.contract import SparseBatch
+    from harness.run.images import BatchImages
+    from harness.run.references import Variant
+
 NVML_INTERVAL = 0.002
 """Seconds between two readings of a GPU's memory."""
+
+QUEUE_BYTES = 64_000_000
+"""Memory for images that are prepared ahead of the calls; one is prepared in any case."""
+
+WARM_UP_IMAGES = 8
+"""Images that are prepared before the warm-up."""
+
+ENERGY_IMAGES = 300
+"""Images that take turns in the calls whose energy is measured."""
 
 
 class CellMeasurement:
@@ -52,6 +68,8 @@ class CellMeasurement:
         self._device: list[float] = []
         self._warm_up: list[float] = []
         self._throttled: list[int] = []
+        self._images: BatchImages | None = None
+        self._queue: deque[SparseBatch] = deque()
 
     def load(self) -> None:
         """Set up the instruments and read the events."""
@@ -89,7 +107,11 @@ class CellMeasurement:
         self._first_call()
         seconds = time.perf_counter() - start
         if job.check:
-            self._check()
+            self._check_first_call()
+        if cell.map == "cold":
+            from harness.run.images import BatchImages, coarsest_stride
+
+            self._images = BatchImages(self._batch, coarsest_stride(cell), cell.events.seed)
         if cell.map != "first":
             self._measure_memory()
             self._warm(seconds)
@@ -110,19 +132,30 @@ class CellMeasurement:
         if self.job.cell.map == "first":  # the first call has been timed, and happens once
             return list(self._host), list(self._device)
         before = len(self._host)
+        durations = self._host or self._warm_up
+        if durations:
+            self._prepare_images(math.ceil(seconds / max(durations[-1], 1e-6)) + 2)
         if before and self._host[-1] < seconds / 10:
             # Other workers have used the caches since this worker's last turn.
+            self._present_image()
             self._warm_up.append(self._clock.time(self._call).host)
         start = time.perf_counter()
         throttled = self._is_throttled()
         while len(self._host) == before or time.perf_counter() - start < seconds:
+            self._present_image()
             self._take_sample()
         if throttled or self._is_throttled():
             self._throttled += range(before, len(self._host))
         return self._host[before:], self._device[before:]
 
     def finish(self) -> dict[str, Any]:
-        """Measure the energy where there is a counter, and return the entries of the record."""
+        """Check the results again, measure the energy, and return the entries of the record.
+
+        Raises
+        ------
+        Failed
+            If the results are wrong.
+        """
         stolen = self._stolen.share()
         self.record["conditions"] |= {
             "after": self._conditions(),
@@ -130,9 +163,9 @@ class CellMeasurement:
         }
         self.record["energy_joules"] = None
         if self._energy is not None and self.job.cell.map != "first":
-            self.record["energy_joules"] = joules_per_event(
-                self._synchronized_call, self._energy, self.job.cell.batch
-            )
+            self.record["energy_joules"] = self._measure_energy(self._energy)
+        if self.job.check and self.job.cell.map != "first":
+            self._check_last_call()
         self.record |= {
             "host_seconds": [round(value, 9) for value in self._host],
             "device_seconds": [round(value, 9) for value in self._device] or None,
@@ -235,34 +268,93 @@ class CellMeasurement:
 
     def _measure_memory(self) -> None:
         """Make one more call for each instrument of the device's memory."""
-        self.record["memory"] |= measure_memory(self._synchronized_call, self._device_memory)
+        for instrument in self._device_memory:
+            self._present_image()
+            self.record["memory"] |= instrument.measure(self._synchronized_call)
+        self.record["memory"] |= outside_torch(self.record["memory"])
         self._workload.reset()
 
-    def _check(self) -> None:
-        """Compare the results of the first call with the reference."""
-        from harness.run.references import load_reference
+    def _measure_energy(self, counter: EnergyCounter) -> float | None:
+        """Repeat the call, on images in turns if the cell is cold; return joules per event."""
+        self._prepare_images(ENERGY_IMAGES)
 
-        reference = load_reference(self.job) if self._workload.has_reference else None
-        agreement, loss_error = self._workload.check(reference)
-        errors = asdict(agreement)
-        reason = errors.pop("reason")
-        errors |= {"loss_rel": loss_error, "statistics_rel_rmse": agreement.statistics_rel_rmse}
-        self.record["error"] = {
-            name: value if value is None or value < float("inf") else None
-            for name, value in errors.items()
-        }
-        allowed = self._workload.loss_tolerance()
-        if not reason and loss_error is not None and not loss_error <= allowed:
-            reason = f"relative error of the loss is {loss_error:.1e}, {allowed:.0e} is allowed"
+        def call() -> None:
+            if self._queue:
+                self._workload.present(self._queue[0])
+                self._queue.rotate(-1)
+            self._synchronized_call()
+
+        return joules_per_event(call, counter, self.job.cell.batch)
+
+    def _prepare_images(self, number: int) -> None:
+        """Prepare images for the next calls, as far as their memory allows."""
+        if self._images is not None:
+            most = max(1, QUEUE_BYTES // max(1, self._images.image_bytes))
+            self._queue.extend(self._images.take(min(number, most) - len(self._queue)))
+
+    def _present_image(self) -> None:
+        """Replace the sites of a cold cell by those of an image; other cells keep theirs."""
+        if not self._queue:
+            self._prepare_images(1)
+        if self._queue:
+            self._workload.present(self._queue.popleft())
+
+    def _check_first_call(self) -> None:
+        """Compare the results of the first call with the reference."""
+        reason = self._compare("")
         self.record |= self._workload.results()
         self._workload.reset()
         if reason:
             raise Failed("wrong", reason)
 
+    def _check_last_call(self) -> None:
+        """Compare the results of one more call, on an input that was not checked before.
+
+        A cold cell gets new sites, a warm one new features. An engine that returns what belongs to
+        an earlier call fails here.
+        """
+        from harness.run.references import last_variant, variant_batch
+
+        cell = self.job.cell
+        variant = last_variant(cell)
+        batch = self._images.check if self._images else variant_batch(cell, self._batch, variant)
+        self._workload.reset()
+        self._workload.present(batch)
+        self._call = self._workload.call()
+        self._synchronized_call()
+        reason = self._compare(variant)
+        if reason:
+            what = "sites" if variant == "image" else "features"
+            raise Failed(
+                "wrong",
+                f"the first check passed, the last one, with other {what}, failed: {reason}",
+            )
+
+    def _compare(self, variant: Variant) -> str:
+        """Compare the results of the last call with a reference; return why they are wrong."""
+        from harness.run.references import load_reference
+
+        reference = load_reference(self.job, variant) if self._workload.has_reference else None
+        agreement, loss_error = self._workload.check(reference)
+        errors = asdict(agreement)
+        reason = errors.pop("reason")
+        errors |= {"loss_rel": loss_error, "statistics_rel_rmse": agreement.statistics_rel_rmse}
+        allowed = self._workload.loss_tolerance()
+        if not reason and loss_error is not None and not loss_error <= allowed:
+            reason = f"relative error of the loss is {loss_error:.1e}, {allowed:.0e} is allowed"
+        if reason or not variant:  # the record has the errors of the first check, if both pass
+            self.record["error"] = {
+                name: value if value is None or value < float("inf") else None
+                for name, value in errors.items()
+            }
+        return reason
+
     def _warm(self, first_seconds: float) -> None:
         """Repeat the call until it gets no faster; slow calls are warm after the first."""
         start = time.perf_counter() - first_seconds
+        self._prepare_images(WARM_UP_IMAGES)
         while time.perf_counter() - start < self.job.warm_up:
+            self._present_image()
             self._warm_up.append(self._clock.time(self._call).host)
             if sampling.has_settled(self._warm_up):
                 break

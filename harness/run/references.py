@@ -10,36 +10,55 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from harness.instruments.machine import ROOT
+from harness.run.child_process import die_with_parent
 from harness.run.job import Job
-from harness.spec.cell import canonical, digest
+from harness.spec.cell import Cell, canonical, digest
 
 if TYPE_CHECKING:
+    from backends.contract import SparseBatch
     from backends.truth import Truth
 
+Variant = Literal["", "image", "features"]
+"""An input of a cell: its batch, the image of the last check, or its sites with new features."""
 
-def load_reference(job: Job) -> Truth:
-    """Return the reference of a job's cell, from the job's folder if it has been computed.
+TOGETHER_SECONDS = 20.0
+"""Longest computation of one reference after which the next is computed in the same process."""
+
+
+def load_reference(job: Job, variant: Variant = "") -> Truth:
+    """Return a reference of a job's cell, from the job's folder if it has been computed.
+
+    The process that computes the reference of the first check goes on with that of the last one
+    if it was quick.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    variant : str
+        Which input of the cell.
 
     Raises
     ------
     RuntimeError
         If the process that computes it fails.
     """
-    from harness.run.workload import reference_key
-
     if not job.references:
-        return _compute(job)
-    path = Path(job.references) / f"{digest(canonical([reference_key(job.cell), job.events]))}.pt"
+        return _compute(job, variant)
+    path = _path(job, variant)
     if not path.exists():
-        command = [sys.executable, "-m", "harness.run.references", str(path)]
+        variants = [variant]
+        if not variant and job.cell.map != "first":
+            variants.append(last_variant(job.cell))
         search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         child = subprocess.run(
-            command,
-            input=json.dumps(job.to_json()),
+            [sys.executable, "-m", "harness.run.references"],
+            input=json.dumps({"job": job.to_json(), "variants": variants}),
             text=True,
             capture_output=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(search)},
@@ -50,14 +69,35 @@ def load_reference(job: Job) -> Truth:
     return _read(path)
 
 
-def _compute(job: Job) -> Truth:
+def last_variant(cell: Cell) -> Variant:
+    """Return the input of the last check: new sites for cold cells, new features for warm ones."""
+    return "image" if cell.map == "cold" else "features"
+
+
+def variant_batch(cell: Cell, batch: SparseBatch, variant: Variant) -> SparseBatch:
+    """Return the batch of a variant."""
+    from harness.run.images import BatchImages, coarsest_stride, with_other_features
+
+    if variant == "image":
+        return BatchImages(batch, coarsest_stride(cell), cell.events.seed).check
+    return with_other_features(batch) if variant == "features" else batch
+
+
+def _path(job: Job, variant: Variant) -> Path:
+    from harness.run.workload import reference_key
+
+    key = [reference_key(job.cell), job.events, *filter(None, [variant])]
+    return Path(job.references) / f"{digest(canonical(key))}.pt"
+
+
+def _compute(job: Job, variant: Variant = "") -> Truth:
     from backends import stack, weights
     from backends.truth import truth
     from harness.run.workload import load_batch, operation_config, stack_config, uresnet_config
     from harness.spec.cell import STACKS
 
     cell = job.cell
-    batch, _ = load_batch(cell, job.events)
+    batch = variant_batch(cell, load_batch(cell, job.events)[0], variant)
     if cell.layer:
         from backends import operation
 
@@ -96,5 +136,18 @@ def _read(path: Path) -> Truth:
     return Truth(**torch.load(path, weights_only=True))
 
 
+def main() -> None:
+    """Compute the references that the standard input names, and write them to the job's folder."""
+    die_with_parent()
+    values = json.load(sys.stdin)
+    job = Job.from_json(values["job"])
+    start = time.monotonic()
+    for variant in values["variants"]:
+        if time.monotonic() - start > TOGETHER_SECONDS:
+            break
+        if not _path(job, variant).exists():
+            _write(_compute(job, variant), _path(job, variant))
+
+
 if __name__ == "__main__":
-    _write(_compute(Job.from_json(json.load(sys.stdin))), Path(sys.argv[1]))
+    main()

@@ -136,6 +136,16 @@ class Workload:
             self.reset()  # a pass in training mode moved the running statistics
         return self._step if self.cell.phase == "step" else self._forward
 
+    def present(self, batch: SparseBatch) -> None:
+        """Replace the sites, features and labels by those of another batch of the same size.
+
+        The tensors are overwritten in place: nothing that an engine finds by their addresses
+        belongs to the new batch.
+        """
+        overwrite(self.batch, batch)
+        if self.features is not self.batch.features:
+            self.features.copy_(self.batch.features)
+
     @property
     def has_reference(self) -> bool:
         """Whether the network computes the function that the reference is known of."""
@@ -261,6 +271,19 @@ class LayerWorkload:
             )
         return self._trial
 
+    def present(self, batch: SparseBatch) -> None:
+        """Replace the sites and features by those of another batch of the same size, in place.
+
+        The next `call` prepares the phase anew where the timed function reads a map.
+        """
+        overwrite(self.batch, batch)
+        if self.cell.phase == "map":
+            assert self._trial is not None
+            if self._trial.features is not self.batch.features:
+                self._trial.features.copy_(self.batch.features)
+        else:
+            self._trial = None
+
     def check(self, reference: Truth | None) -> tuple[Agreement, float | None]:
         """Compare the result of the last call with the reference; there is no loss."""
         assert self._trial is not None and reference is not None
@@ -276,6 +299,14 @@ class LayerWorkload:
     def loss_tolerance(self) -> float:
         """Return the largest relative error of a loss that passes."""
         return TOLERANCE[self.cell.precision].forward
+
+
+def overwrite(batch: SparseBatch, other: SparseBatch) -> None:
+    """Copy the tensors of one batch into those of another, which has as many sites."""
+    batch.sites.copy_(other.sites)
+    batch.features.copy_(other.features)
+    if batch.labels is not None and other.labels is not None:
+        batch.labels.copy_(other.labels)
 
 
 def build_workload(cell: Cell, batch: SparseBatch) -> Workload | LayerWorkload:

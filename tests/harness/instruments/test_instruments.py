@@ -175,24 +175,13 @@ def test_the_sampler_ends_even_if_the_call_fails():
 
 
 def test_memory_outside_torch_is_what_torch_did_not_reserve():
-    class Says:
-        def __init__(self, **values):
-            self.values = values
-
-        def watch(self, call):
-            call()
-            return self.values
-
-    calls = []
-    found = memory.measure_memory(
-        lambda: calls.append(1),
-        [
-            Says(torch_reserved_bytes=3 * GIB),
-            Says(nvml_peak_bytes=9 * GIB, nvml_baseline_bytes=2 * GIB),
-        ],
-    )
-    assert found["outside_torch_bytes"] == 4 * GIB
-    assert len(calls) == 2  # each instrument has a call of its own
+    entries = {
+        "torch_reserved_bytes": 3 * GIB,
+        "nvml_peak_bytes": 9 * GIB,
+        "nvml_baseline_bytes": 2 * GIB,
+    }
+    assert memory.outside_torch(entries) == {"outside_torch_bytes": 4 * GIB}
+    assert memory.outside_torch(entries | {"nvml_peak_bytes": None}) == {}
 
 
 def test_baselines_are_read_of_every_device():

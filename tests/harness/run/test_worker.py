@@ -37,8 +37,8 @@ def make_job(*arguments, references="", **changes):
 
 
 @pytest.fixture(scope="module")
-def truths(tmp_path_factory):
-    return tmp_path_factory.mktemp("truths")
+def references(tmp_path_factory):
+    return tmp_path_factory.mktemp("references")
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +50,8 @@ def _keep_threads():
 
 @pytest.mark.parametrize("phase", ["forward", "step"])
 @pytest.mark.parametrize("state", ["first", "cold", "warm"])
-def test_a_cell_is_checked_and_timed(phase, state, truths):
-    found = measure_cell(make_job("sscn", phase, state, references=truths))
+def test_a_cell_is_checked_and_timed(phase, state, references):
+    found = measure_cell(make_job("sscn", phase, state, references=references))
     assert (found["outcome"], found["reason"]) == ("ok", "")
     assert found["sites"] == sum(found["event_sites"]) > 100
     assert all(seconds > 0 for seconds in found["host_seconds"])
@@ -104,8 +104,8 @@ def broken(monkeypatch, change):
         ("step", lambda out: torch.cat([out[:, :1].detach(), out[:, 1:]], 1), "gradient"),
     ],
 )
-def test_a_wrong_engine_gets_no_times(phase, change, reason, truths, monkeypatch):
-    job = make_job("sscn", phase, references=truths)
+def test_a_wrong_engine_gets_no_times(phase, change, reason, references, monkeypatch):
+    job = make_job("sscn", phase, references=references)
     load_reference(job)  # computed before our engine breaks
     broken(monkeypatch, change)
     found = measure_cell(job)
@@ -115,10 +115,10 @@ def test_a_wrong_engine_gets_no_times(phase, change, reason, truths, monkeypatch
     assert found["error"]["argmax_agreement"] is not None
 
 
-def test_zero_gradients_are_wrong(truths, monkeypatch):
+def test_zero_gradients_are_wrong(references, monkeypatch):
     from backends.sscn import adapter
 
-    job = make_job("sscn", "step", references=truths)
+    job = make_job("sscn", "step", references=references)
     load_reference(job)
     whole = adapter.Backend.features
 
@@ -132,18 +132,22 @@ def test_zero_gradients_are_wrong(truths, monkeypatch):
     assert "gradient" in found["reason"]
 
 
-def test_the_truth_is_computed_once_for_all_engines(tmp_path):
+def test_references_are_computed_once_for_all_engines(tmp_path):
     job = make_job("sscn", references=tmp_path)
-    first = load_reference(job)
-    (file,) = tmp_path.iterdir()
-    stamp = file.stat().st_mtime_ns
-    other = make_job("dense", "forward", "warm", references=tmp_path)
+    first, image = load_reference(job), load_reference(job, "image")
+    assert not torch.equal(first.logits, image.logits)
+    stamps = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert len(stamps) == 2  # of the first and of the last check
+    other = make_job("dense", references=tmp_path)
     assert torch.equal(load_reference(other).logits, first.logits)
-    assert file.stat().st_mtime_ns == stamp
-    assert len(list(tmp_path.iterdir())) == 1
+    assert torch.equal(load_reference(other, "image").logits, image.logits)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == stamps
+    warm = make_job("dense", "forward", "warm", references=tmp_path)
+    assert torch.equal(load_reference(warm).logits, first.logits)
+    assert not torch.equal(load_reference(warm, "features").logits, first.logits)
 
 
-def test_a_truth_that_cannot_be_computed_is_said(tmp_path):
+def test_a_reference_that_cannot_be_computed_is_an_error(tmp_path):
     job = make_job("sscn", references=tmp_path)
     job = Job.from_json(job.to_json() | {"events": "missing.root"})
     with pytest.raises(RuntimeError, match=r"reference could not be computed: .*missing\.root"):
@@ -185,8 +189,8 @@ class Silent:
         pass
 
 
-def test_the_launched_worker_is_the_same_as_the_one_in_one_go(truths):
-    job = make_job("sscn", references=truths)
+def test_the_launched_worker_is_the_same_as_the_one_in_one_go(references):
+    job = make_job("sscn", references=references)
     task = Task(job, 0, EngineSource(ROOT, "", True))
     ((_, found),) = measure_in_turns([task], 0, Silent())
     assert found["outcome"] == "ok"
@@ -250,8 +254,8 @@ def test_throttled_samples_are_flagged(monkeypatch):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("phase", ["forward", "step"])
-def test_a_real_gpu_is_measured_with_all_instruments(phase, truths):
-    job = make_job("dense", phase, references=truths, device="cuda")
+def test_a_real_gpu_is_measured_with_all_instruments(phase, references):
+    job = make_job("dense", phase, references=references, device="cuda")
     task = Task(job, 0, EngineSource(ROOT, "", True))
     ((_, found),) = measure_in_turns([task], 0, Silent())
     assert (found["outcome"], found["reason"]) == ("ok", "")
