@@ -178,6 +178,7 @@ def _occupancy_figure(w: PageWriter, sweep: Sweep) -> Figure:
         "of the voxels are active.",
         sweep.table,
         partial(plots.draw_times, sweep=sweep, looks=w.looks),
+        size=FULL,
     )
 
 

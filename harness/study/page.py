@@ -17,13 +17,12 @@ from harness.study.accuracy_sections import (
 from harness.study.cost_sections import cost_section, planes_section, scaling_section
 from harness.study.definition import Study
 from harness.study.document import PageWriter
-from harness.study.event_sections import dilation_section, events_section
+from harness.study.event_section import events_section
 from harness.study.learning_section import learning_section
 from harness.study.results import Results, read_results
 
 SECTIONS = (
     events_section,
-    dilation_section,
     learning_section,
     cost_section,
     scaling_section,

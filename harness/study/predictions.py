@@ -68,7 +68,7 @@ def step_of(path: Path) -> int:
         -1 if there is no file or it is damaged.
     """
     try:
-        with np.load(path) as file:
+        with path.open("rb") as stream, np.load(stream) as file:
             # All arrays are read: the entry of the step may be intact in a truncated file.
             return int({name: file[name] for name in ("counts", "classes", "step")}["step"])
     except _DAMAGE:
@@ -84,7 +84,7 @@ def load_predictions(path: Path, events: EventSet) -> Iterator[Predicted]:
         If the file is damaged or holds predictions for other events.
     """
     try:
-        with np.load(path) as file:
+        with path.open("rb") as stream, np.load(stream) as file:
             counts, classes, sha256 = file["counts"], file["classes"], str(file["sha256"])
     except _DAMAGE:
         raise BadInput(

@@ -7,11 +7,14 @@ import pytest
 from harness.events import Event, Label
 from harness.results import store
 from harness.study import displays, document, michel
-from harness.study.definition import Study
+from harness.study.definition import Study, read_study, write_definition
 from harness.study.learning_section import learning_section
+from harness.study.page import write_study_page
 from harness.study.predictions import Predicted
 from harness.study.results import Curve, Results
-from harness.study.scales import DENSE, SPARSE, Training
+from harness.study.scales import DENSE, SMOKE, SPARSE, Training
+from harness.study.training_tables import HELD_OUT_COLUMNS
+from harness.study.views import CLASS_NAMES
 
 
 def curve(role, joules):
@@ -73,6 +76,32 @@ def test_a_missing_energy_counter_is_stated(tmp_path):
     made = section(tmp_path, [curve(SPARSE, False)])
     assert not any("joules" in item.name for item in made.items)
     assert any("no readable energy counter" in paragraph for paragraph in made.paragraphs)
+
+
+def test_the_page_of_a_killed_study_has_what_is_complete_and_names_what_is_damaged(tmp_path):
+    study = Study(tmp_path, "smoke")
+    write_definition(study)
+    written = curve(SPARSE, True)
+    for training in SMOKE.trainings[:2]:
+        folder = study.training_folder(training)
+        folder.mkdir(parents=True)
+        text = written.steps.to_csv(index=False)
+        (folder / "steps.csv").write_text(text + "41,16")  # killed while it wrote a row
+        columns = [*HELD_OUT_COLUMNS, *CLASS_NAMES[5]]
+        (folder / "held_out.csv").write_text(",".join(columns) + "\n")
+        (folder / "sample-192px.npz").write_bytes(b"PK\x03\x04 and no more")
+    damaged = study.training_folder(SMOKE.trainings[2])
+    damaged.mkdir()
+    (damaged / "steps.csv").write_text("step,events\n1,x\n")
+    (tmp_path / "records.jsonl").write_text('{"schema": 1, "run": "r')
+    with pytest.warns(store.BadRecord, match="not a whole JSON record"):
+        page = write_study_page(read_study(tmp_path)).read_text()
+    assert "This study contains no test of a trained network yet" in page
+    assert page.count('<td data-name="steps" class="n">40</td>') == 2
+    assert "training/sparse-192-px/sample-192px.npz is damaged" in page
+    assert "training/dense-16-px/steps.csv is damaged" in page
+    assert "The training sparse 2 classes: there are no steps of sscn." in page
+    assert str(tmp_path) not in page
 
 
 def event(truth, predicted):

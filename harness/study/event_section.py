@@ -1,4 +1,4 @@
-"""The sections of the page on the events and on the dilation problem."""
+"""The section of the page on the events: their occupancy, and the dilation problem."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from harness.events import open_events
+from harness.events import Event, open_events
 from harness.events.statistics import summarise
 from harness.study import displays, plots
 from harness.study.dilation import dilation_table
-from harness.study.document import SIZES, PageWriter, RotatableEvent, Section
+from harness.study.document import SIZES, Figure, PageWriter, RotatableEvent, Section
 from harness.study.predictions import Predicted
 
 DILATIONS = 5
@@ -19,7 +19,7 @@ _STATISTICS_EVENTS = 48
 
 
 def events_section(w: PageWriter) -> Section:
-    """Return the section on the sample events."""
+    """Return the section on the sample events and the growth of their sites under convolutions."""
     section = Section("Events: sparse, but locally dense")
     event = open_events("sample", size=192)[0]
     truth = Predicted(event, event.labels.astype(np.int64))
@@ -52,22 +52,21 @@ def events_section(w: PageWriter) -> Section:
             frame,
         )
     )
+    section.items.append(_dilation_figure(w, event))
     return section
 
 
-def dilation_section(w: PageWriter) -> Section:
-    """Return the section on the growth of active sites under ordinary convolutions."""
-    event = open_events("sample", size=192)[0]
+def _dilation_figure(w: PageWriter, event: Event) -> Figure:
+    """Return the figure of the growth of active sites under ordinary convolutions."""
     frame = dilation_table(event.voxels, event.size, DILATIONS)
     last = frame.iloc[-1]
     growth = last["ordinary"] / last["submanifold"]
-    drawn = w.figure(
+    return w.figure(
         "dilation",
-        "Active sites after ordinary convolutions",
+        "The dilation problem",
         f"After {DILATIONS} ordinary convolutions, {int(last['submanifold']):,} active sites have "
         f"become {int(last['ordinary']):,}, {growth:.0f} times as many. Submanifold convolutions "
         "keep the active sites.",
         frame,
         partial(plots.draw_dilation, table=frame),
     )
-    return Section("The dilation problem", items=[drawn])
