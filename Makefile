@@ -34,6 +34,12 @@ docs: $(VENV)/.docs  ## build the documentation, in build/docs
 setup: $(VENV)/.test  ## everything that a developer needs
 
 $(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "sscn-bench needs Python 3.11 or newer, and $(PYTHON) is not: make $(MAKECMDGOALS) PYTHON=python3.11"; \
+	    exit 2; }
+	@command -v $${CXX:-c++} >/dev/null || { \
+	    echo "sscn-bench compiles its engine and finds no C++ compiler: install g++, or name one: CXX=… make $(MAKECMDGOALS)"; \
+	    exit 2; }
 	@echo "creating $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 	@$(PIP) --upgrade pip
@@ -42,7 +48,7 @@ $(VENV)/.python:
 # torch first and pinned: an unpinned request could bring another build of several gigabytes.
 $(VENV)/.torch: $(VENV)/.python constraints.txt
 	@echo "installing torch"
-	@$(PIP) torch
+	@$(PIP) torch || { echo "torch cannot be installed: see the message above; without a network, set PIP_FIND_LINKS to a folder of wheels"; exit 2; }
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt $(NATIVE)
