@@ -8,24 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.events.batches import benchmark_batch
+from harness.events.classes import CLASS_LOOKS
 from harness.events.event import CLASSES, Label
 from harness.events.open import SAMPLE, open_events
 from harness.results.summary import Measured
-
-NAMES = {
-    Label.HIP: "proton (heavily ionising)",
-    Label.MIP: "muon or pion (minimum ionising)",
-    Label.SHOWER: "electromagnetic shower",
-    Label.DELTA: "delta ray",
-    Label.MICHEL: "Michel electron",
-}
-COLORS = {
-    Label.HIP: "#D55E00",
-    Label.MIP: "#0072B2",
-    Label.SHOWER: "#009E73",
-    Label.DELTA: "#E69F00",
-    Label.MICHEL: "#CC79A7",
-}
 
 
 def event_of(measured: Measured) -> tuple[str, str] | None:
@@ -79,9 +65,11 @@ def by_class(voxels: NDArray, labels: NDArray) -> Any:
                     y=own[:, 1],
                     z=own[:, 2],
                     mode="markers",
-                    name=f"{NAMES[label]}, {len(own)}",
-                    marker={"size": 1.8, "color": COLORS[label]},
-                    hovertemplate="%{x}, %{y}, %{z}<extra>" + NAMES[label] + "</extra>",
+                    name=f"{CLASS_LOOKS[label].legend}, {len(own)}",
+                    marker={"size": 1.8, "color": CLASS_LOOKS[label].color},
+                    hovertemplate="%{x}, %{y}, %{z}<extra>"
+                    + CLASS_LOOKS[label].legend
+                    + "</extra>",
                 )
             )
     return figure

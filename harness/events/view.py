@@ -6,32 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from harness.errors import BadInput
+from harness.events.classes import CLASS_LOOKS
 from harness.events.event import Event, Label
-
-COLOURS = {
-    Label.HIP: "#d55e00",
-    Label.MIP: "#0072b2",
-    Label.SHOWER: "#e69f00",
-    Label.DELTA: "#009e73",
-    Label.MICHEL: "#cc79a7",
-    Label.LOW_ENERGY: "#999999",
-    Label.TRACK: "#56b4e9",
-    Label.GHOST: "#cccccc",
-    Label.UNKNOWN: "#666666",
-}
-"""Of Okabe and Ito, distinguishable by colour-blind readers."""
-
-NAMES = {
-    Label.HIP: "HIP (proton)",
-    Label.MIP: "MIP (muon, pion)",
-    Label.SHOWER: "shower",
-    Label.DELTA: "delta ray",
-    Label.MICHEL: "Michel electron",
-    Label.LOW_ENERGY: "low-energy scatter",
-    Label.TRACK: "track",
-    Label.GHOST: "ghost",
-    Label.UNKNOWN: "unknown",
-}
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -89,8 +65,8 @@ def event_figure(event: Event):
     traces = [
         trace(
             event.labels == label,
-            f"{NAMES[label]}: {int((event.labels == label).sum()):,}",
-            {"color": COLOURS[label]},
+            f"{CLASS_LOOKS[label].legend}: {int((event.labels == label).sum()):,}",
+            {"color": CLASS_LOOKS[label].color},
         )
         for label in present
     ]
@@ -252,8 +228,8 @@ def write_picture(event: Event, path: Path) -> None:
                 marker=".",
                 markersize=1.5,
                 markeredgewidth=0.5,
-                color=COLOURS[label],
-                label=f"{NAMES[label]}: {int(chosen.sum()):,}",
+                color=CLASS_LOOKS[label].color,
+                label=f"{CLASS_LOOKS[label].legend}: {int(chosen.sum()):,}",
             )
     left.legend(loc="upper left", fontsize=8, markerscale=8, frameon=False)
     flat = project(event, "xy") if event.dim == 3 else event

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from harness.compare.event_display import COLORS, NAMES, by_class, to_element
+from harness.compare.event_display import by_class, to_element
 from harness.events import Label
+from harness.events.classes import CLASS_LOOKS
 from harness.study.dbscan import NOISE
 from harness.study.michel import EventMichels
 from harness.study.predictions import Predicted
@@ -71,7 +72,7 @@ def draw_truth_and_prediction(axes: Sequence[Axes], event: Predicted) -> None:
                 voxels[own, 0],
                 voxels[own, 1],
                 s=2.2,
-                c=COLORS[label],
+                c=CLASS_LOOKS[label].color,
                 label=label.name,
                 lw=0,
                 rasterized=True,
@@ -122,7 +123,7 @@ def rotatable(event: Predicted, identifier: str) -> str:
             mode="markers",
             name="truth differs",
             marker={"size": 3, "symbol": "x", "color": "#7a7a7a", "opacity": 0.6},
-            text=[NAMES.get(label, "?") for label in event.truth[differs]],
+            text=[CLASS_LOOKS[Label(label)].legend for label in event.truth[differs]],
             hovertemplate="%{x}, %{y}, %{z}<extra>truth: %{text}</extra>",
         )
     return to_element(figure, identifier)

@@ -10,12 +10,14 @@ import numpy as np
 
 from harness.errors import BadInput
 from harness.events import Event, EventSet, Label, open_events
+from harness.events.classes import CLASS_LOOKS
+from harness.events.event import CLASSES
 from harness.events.event_set import JoinedSets
 from harness.events.projection import ProjectedSet
 
 CLASS_NAMES = {
-    5: ("HIP", "MIP", "shower", "delta", "Michel"),
-    2: ("track", "shower"),
+    5: tuple(CLASS_LOOKS[Label(label)].name for label in range(CLASSES)),
+    2: (CLASS_LOOKS[Label.TRACK].name, CLASS_LOOKS[Label.SHOWER].name),
 }
 """Names of the classes by the number of classes: all five, or track and shower."""
 

@@ -4,13 +4,17 @@ import pytest
 
 from harness.errors import BadInput
 from harness.events import open_sample
+from harness.events.classes import CLASS_LOOKS
 from harness.events.projection import project
-from harness.events.view import COLOURS, NAMES, event_figure, write_page, write_picture
+from harness.events.view import event_figure, write_page, write_picture
+from harness.report.style import PALETTE
 from tests.harness.events.conftest import make_event
 
 
 def test_every_label_has_a_name_and_a_colour_of_its_own():
-    assert len(set(COLOURS.values())) == len(set(NAMES.values())) == len(COLOURS) == len(NAMES)
+    looks = CLASS_LOOKS.values()
+    assert len({look.color for look in looks}) == len({look.name for look in looks}) == len(looks)
+    assert not {look.color.lower() for look in looks} & {color.lower() for color in PALETTE}
 
 
 def test_every_voxel_is_drawn_once_by_class_and_once_by_energy():
