@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import signal
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from harness.errors import BadInput
+from harness.instruments.machine import ROOT
 from harness.results import store
 
 app = typer.Typer(
@@ -65,6 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = _one_line
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the workers first, too
     try:
+        _refuse_shadows()
         _mount(given)
         app(given, prog_name="python -m harness")
     except ValueError as error:
@@ -77,12 +81,32 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
+def _refuse_shadows() -> None:
+    """Refuse a file of the current folder that hides a package of this project.
+
+    Raises
+    ------
+    BadInput
+        If ``backends`` or ``suites`` would be imported from elsewhere than the harness.
+    """
+    for name in ("backends", "suites"):
+        found = importlib.util.find_spec(name)
+        place = Path(found.origin) if found is not None and found.origin else None
+        if place is None or place.resolve().parents[1] != ROOT:
+            raise BadInput(
+                f"{place or f'a folder called {name}'} hides the package {name} of sscn-bench: "
+                "rename it, or start from another folder"
+            )
+
+
 def _is_bad_input(error: ValueError) -> bool:
-    """Errors of users: ours, and those that engines raise on purpose."""
+    """Tell errors of users from defects: ours, and those that engines raise on purpose."""
+    if isinstance(error, BadInput):
+        return True
     from backends.capabilities import Unsupported
     from backends.registry import UnknownBackend
 
-    return isinstance(error, (BadInput, Unsupported, UnknownBackend))
+    return isinstance(error, (Unsupported, UnknownBackend))
 
 
 def _one_line(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:

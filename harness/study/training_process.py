@@ -100,7 +100,7 @@ def _failure(code: int) -> dict[str, Any]:
 
 def _run_child(folder: Path, python: str) -> int:
     path = os.pathsep.join([str(machine.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [python, "-m", "harness", "study", "train", str(folder)]
+    command = [python, "-P", "-m", "harness", "study", "train", str(folder)]
     environment = os.environ | {"PYTHONPATH": path}
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as child:
         try:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,28 @@ def test_a_truncated_root_file_is_one_sentence(tmp_path, larcv2_file):
     path.write_bytes(larcv2_file.read_bytes()[:40_000])
     done = harness("run", "inference", "--backend", "sscn", "--events", path)
     assert "truncated.root" in one_sentence(done)
+
+
+@pytest.mark.parametrize("name", ["suites.py", "backends.py", "suites/__init__.py", "suites"])
+def test_a_file_that_hides_a_package_is_named(tmp_path, name):
+    path = tmp_path / name
+    if path.suffix:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    else:
+        path.mkdir()
+    # As in an installation: the current folder is searched before the packages.
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "suites"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    if path.is_dir():  # a folder without Python files hides nothing
+        assert done.returncode == 0, done.stderr
+    else:
+        assert name.partition(".")[0].partition("/")[0] in one_sentence(done)
 
 
 def test_the_suites_are_listed():
