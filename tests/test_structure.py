@@ -12,6 +12,7 @@ ORDER = (
     "errors",
     "files",
     "terminal",
+    "child_process",
     "spec",
     "instruments",
     "events",

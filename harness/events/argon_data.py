@@ -1,7 +1,7 @@
-"""The data folder from which Geant4 11.4 simulates pure liquid argon.
+"""The data folder for the simulation of pure liquid argon with Geant4 11.4.
 
-Geant4's own data files are large and served by CERN alone. For one element they can be written
-from reference tables:
+Geant4's own data files are large and only available from CERN. For a single element they can be
+written from reference tables:
 
 - bremsstrahlung: the scaled cross sections of Seltzer and Berger for Z = 18, in the package;
 - photoelectric absorption and Rayleigh scattering: Elam's tables in `xraydb`;
@@ -9,7 +9,7 @@ from reference tables:
   formulae, a 1/v law for capture and the giant dipole resonance for photons. They are rough; the
   events are made of electromagnetic energy loss and of hadrons above 20 MeV.
 
-Everything else Geant4 looks for is an empty folder. File names belong to Geant4 11.4.
+All other folders that Geant4 expects are empty. The file names are those of Geant4 11.4.
 """
 
 import math
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from harness.events.cache import cache_directory
 
 REVISION = 1
-"""Raised whenever the content of the folder changes, so that no stale cache is used."""
+"""Increased when the content of the folder changes, so that no stale cache is used."""
 
 _FOLDERS = (
     "G4NDL4.7.1",
@@ -82,7 +82,7 @@ def write_argon_data(folder: Path) -> None:
     (folder / "G4ENSDFSTATE3.0" / "ENSDFSTATE.dat").write_text("18 40 0 - -1 0 0\n")
 
 
-def seltzer_berger() -> tuple[NDArray, NDArray, NDArray]:
+def seltzer_berger() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Read the bremsstrahlung table of argon.
 
     Returns
@@ -182,7 +182,9 @@ _PROJECTILES = {
 """Charge and number of nucleons."""
 
 
-def _neutron_cross_sections(energies: NDArray, nucleons: int) -> tuple[NDArray, NDArray, NDArray]:
+def _neutron_cross_sections(
+    energies: NDArray[np.float64], nucleons: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Inelastic, elastic and capture cross sections of neutrons; energies in MeV."""
     geometric = 0.72 * math.pi * (1.2 * nucleons ** (1 / 3) + 1.0) ** 2 * _FEMTOMETRE2_IN_MM2
     # The first excited state of argon-40 is at 1.46 MeV; hydrogen has none.
@@ -196,17 +198,18 @@ def _neutron_cross_sections(energies: NDArray, nucleons: int) -> tuple[NDArray, 
 
 
 def _charged_cross_section(
-    energies: NDArray, projectile: tuple[int, int], target: tuple[int, int]
-) -> NDArray:
+    energies: NDArray[np.float64], projectile: tuple[int, int], target: tuple[int, int]
+) -> NDArray[np.float64]:
     """Inelastic cross section of touching discs behind the Coulomb barrier."""
     reach = projectile[1] ** (1 / 3) + target[1] ** (1 / 3)
     barrier = 1.44 * projectile[0] * target[0] / (1.3 * reach)
     overlap = 1.15 * reach - (0.3 if projectile[1] > 1 else 0.0)
     disc = 0.75 * math.pi * overlap**2 * _FEMTOMETRE2_IN_MM2
-    return disc * np.clip(1 - barrier / energies, 0, None)
+    sigma: NDArray[np.float64] = disc * np.clip(1 - barrier / energies, 0, None)
+    return sigma
 
 
-def _giant_dipole(energies: NDArray, z: int, nucleons: int) -> NDArray:
+def _giant_dipole(energies: NDArray[np.float64], z: int, nucleons: int) -> NDArray[np.float64]:
     """Photonuclear cross section.
 
     The area is 1.2 times the Thomas-Reiche-Kuhn sum rule, 60 NZ/A MeV mb.
@@ -219,7 +222,7 @@ def _giant_dipole(energies: NDArray, z: int, nucleons: int) -> NDArray:
     return np.where(energies > 8, peak * shape, 0.0)
 
 
-def _write_vector(path: Path, energies: NDArray, values: NDArray) -> None:
+def _write_vector(path: Path, energies: NDArray[np.float64], values: NDArray[np.float64]) -> None:
     """Write Geant4's text form of a table: first and last energy, length twice, then the pairs."""
     path.parent.mkdir(exist_ok=True)
     head = f"{energies[0]:.9g} {energies[-1]:.9g} {len(energies)}\n{len(energies)}\n"
@@ -227,7 +230,9 @@ def _write_vector(path: Path, energies: NDArray, values: NDArray) -> None:
     path.write_text(head + "".join(f"{x:.12g} {y:.7g}\n" for x, y in pairs))
 
 
-def _fit_inverse_powers(energies: NDArray, sigmas: NDArray, terms: int) -> list[float]:
+def _fit_inverse_powers(
+    energies: NDArray[np.float64], sigmas: NDArray[np.float64], terms: int
+) -> list[float]:
     """Fit ``sigma = sum a_i / E^i`` with equal relative weights.
 
     The normal equations are solved in rational numbers: they are ill-conditioned, and the result

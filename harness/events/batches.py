@@ -1,11 +1,11 @@
-"""Batches of events as plain arrays: a fixed one to measure, an endless stream to train on.
+"""Batches of events as plain arrays: a fixed batch for measurements, a stream for training.
 
 Every batch is a dictionary:
 
 - ``sites``: int32, (N, 1 + dim), the number of the event in the batch first;
 - ``features``: float32, (N, 1);
 - ``labels``: int64, (N,), `IGNORED` where the label is none of the five classes;
-- ``spatial_size``: int, voxels a side;
+- ``spatial_size``: int, voxels per side;
 - ``batch_size``: int, number of events.
 """
 
@@ -66,11 +66,11 @@ def collate(events: Sequence[Event], *, features: str = "energy") -> Batch:
 def benchmark_batch(
     event_set: EventSet, batch: int, seed: int, *, features: str = "energy"
 ) -> tuple[Batch, int]:
-    """Choose the same events for every engine: one fixed batch.
+    """Return one fixed batch, the same for every engine.
 
     Events are drawn in a seeded random order; empty ones are skipped. When the set has fewer
     events than the batch, they repeat in the same order, each time in another orientation of the
-    cube (drawn without repetition), so that no event is in the batch twice as it is.
+    cube (drawn without repetition), so that no event is in the batch twice in one orientation.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def benchmark_batch(
     -------
     batch : Batch
     skipped : int
-        Empty events that were passed over.
+        Number of empty events that were left out.
 
     Raises
     ------
@@ -129,11 +129,11 @@ class TrainingLoader:
 
     In every epoch each event with a voxel is used once, in a new order and a random orientation
     of the cube; events that do not fill the last batch of an epoch are left out of that epoch,
-    empty ones are passed over. Order and orientations depend on the seed and the epoch alone, so
-    a loader that is given a saved state goes on with exactly the batches that would have come.
+    empty ones are left out. Order and orientations depend on the seed and the epoch alone, so
+    a loader with a saved state continues with the same batches as an uninterrupted one.
 
     Events stay in memory once they have been read: reading and checking them takes several times
-    as long as turning them, on processors that the training wants for itself.
+    as long as turning them, on processors that the training uses as well.
 
     Use it as a context manager, or call `close`, to end the thread.
 
@@ -141,14 +141,14 @@ class TrainingLoader:
     ----------
     event_set : EventSet
     batch : int
-        Events a batch.
+        Events per batch.
     seed : int
     augment : bool
         Whether to turn events.
     features : str
         As for `collate`.
     ahead : int
-        Batches kept ready.
+        Batches prepared in advance.
     keep : int
         Bytes of events that may stay in memory; those beyond are read in every epoch.
 
@@ -182,11 +182,11 @@ class TrainingLoader:
         self._thread: threading.Thread | None = None
 
     def state(self) -> dict[str, int]:
-        """Return where the loader stands, after the batches delivered so far."""
+        """Return the position of the loader after the batches delivered so far."""
         return {"seed": self._seed, "batch": self._batch, "epoch": self._epoch, "used": self._used}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Go on from a saved `state`.
+        """Continue from a saved `state`.
 
         Raises
         ------
@@ -208,6 +208,7 @@ class TrainingLoader:
         if isinstance(item, BaseException):
             self.close()
             raise item
+        batch: Batch
         batch, self._epoch, self._used = item
         return batch
 
@@ -218,7 +219,7 @@ class TrainingLoader:
         self.close()
 
     def close(self) -> None:
-        """End the background thread; the next batch starts it anew."""
+        """End the background thread; the next batch starts another one."""
         if self._thread is None:
             return
         self._stop.set()
@@ -259,7 +260,7 @@ class TrainingLoader:
                         f"{self._set.name}: too few events have voxels for a batch of {self._batch}"
                     )
                 epoch, used = epoch + 1, 0
-        except BaseException as error:  # handed to the consumer, which raises it
+        except BaseException as error:  # delivered to the consumer, which raises it
             deliver(error)
 
     def _epoch_batches(self, epoch: int, used: int) -> Iterator[tuple[Batch, int]]:

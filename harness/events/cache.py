@@ -1,4 +1,4 @@
-"""Where downloads and built tables are kept between runs."""
+"""The folder of downloads and built tables, which are kept between runs."""
 
 import os
 from pathlib import Path

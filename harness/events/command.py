@@ -7,6 +7,7 @@ from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -19,17 +20,19 @@ from rich.progress import (
 
 from harness.errors import BadInput
 from harness.events.cache import cache_directory
+from harness.events.child_reader import open_in_child
 from harness.events.event_set import EventSet
-from harness.events.open import SAMPLE, open_events
+from harness.events.open import SAMPLE
+from harness.files import check_target
 
 app = typer.Typer(
-    no_args_is_help=True, help="Event sets: look at them, simulate, download and convert them."
+    no_args_is_help=True, help="Event sets: inspect, simulate, download and convert them."
 )
 
 Source = Annotated[
-    str, typer.Argument(help="'sample', or a larcv2, larcv3, PILArNet-M or own file")
+    str, typer.Argument(help="'sample', or a larcv2, larcv3, PILArNet-M or sscn-bench file")
 ]
-Size = Annotated[int | None, typer.Option(help="Voxels a side")]
+Size = Annotated[int | None, typer.Option(help="Voxels per side")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Default: all processors")]
 Item = TypeVar("Item")
 
@@ -42,19 +45,19 @@ def info(
     first: Annotated[int, typer.Option(min=0, help="The first of them")] = 0,
     plane: Annotated[str | None, typer.Option(help="Project on xy, yz or zx")] = None,
 ) -> None:
-    """Print the statistics that decide the work, beside a real event's and the talk's."""
+    """Print the statistics that determine the work, beside those of a real event and the talk."""
     from harness.events.info import statistics_table
+    from harness.events.sample import COUNTS
     from harness.events.statistics import summarise
 
     console = Console()
-    with _opened(source, size, plane) as events:
-        sizes = events.sizes if size is None and source == SAMPLE else (None,)
-        for each in sizes:
-            with _opened(source, each or size, plane) as chosen:
-                part = _part(chosen, first, count)
-                title = f"{chosen.name}: {len(chosen):,} events"
-                measured = summarise(_tracked(part, len(part), "reading"))
-                console.print(statistics_table(measured, title))
+    sizes = tuple(COUNTS) if size is None and source == SAMPLE else (size,)
+    for each in sizes:
+        with _opened(source, each, plane) as chosen:
+            part = _part(chosen, first, count)
+            title = escape(f"{chosen.name}: {len(chosen):,} events")
+            measured = summarise(_tracked(part, len(part), "reading"))
+            console.print(statistics_table(measured, title))
 
 
 @app.command()
@@ -62,29 +65,32 @@ def view(
     source: Source = SAMPLE,
     size: Size = None,
     event: Annotated[int, typer.Option(help="Number of the event; negative from the end")] = 0,
-    out: Annotated[Path, typer.Option(help="The page; the picture is beside it")] = Path(
-        "event.html"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="The page; the picture has the same name with .png")
+    ] = Path("event.html"),
     plane: Annotated[str | None, typer.Option(help="Project on xy, yz or zx")] = None,
 ) -> None:
     """Write an interactive 3D page of an event, and a PNG beside it."""
-    from harness.events.view import write_page, write_picture
+    from harness.events.view import write_event_page, write_event_picture
 
-    _check_folder(out)
+    picture = out.with_suffix(".png")
+    if picture == out:
+        raise BadInput(f"{out} is the name of the picture; give the page's, such as event.html")
+    check_target(out, "--out")
+    check_target(picture, "--out")
     with _opened(source, size, plane) as events:
         if not -len(events) <= event < len(events):
             raise BadInput(f"{events.name} has {len(events)} events; there is no event {event}")
         chosen = events[event]
-    picture = out.with_suffix(".png")
-    write_page(chosen, out)
-    write_picture(chosen, picture)
+    write_event_page(chosen, out)
+    write_event_picture(chosen, picture)
     typer.echo(f"{out}\n{picture}")
 
 
 @app.command()
 def simulate(
     out: Annotated[Path, typer.Option(help="The HDF5 file to write")],
-    size: Annotated[int, typer.Option(help="Voxels a side")] = 192,
+    size: Annotated[int, typer.Option(help="Voxels per side")] = 192,
     count: Annotated[int, typer.Option(min=1, help="Number of events")] = 100,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes")] = 0,
     preset: Annotated[
@@ -97,6 +103,7 @@ def simulate(
     from harness.events.simulate import Recipe
     from harness.events.simulate import simulate as simulated
 
+    check_target(out, "--out")
     recipe = Recipe(size, seed, preset)
     events = simulated(recipe, count, processes=processes)
     with EventWriter(out, size, 3, f"Geant4 11.4 simulation, {recipe}") as writer:
@@ -107,9 +114,9 @@ def simulate(
 
 @app.command()
 def fetch(
-    size: Annotated[int, typer.Option(help="Voxels a side: 192, 512 or 768")],
+    size: Annotated[int, typer.Option(help="Voxels per side: 192, 512 or 768")],
     files: Annotated[str, typer.Option(help="File numbers, such as 0-1 or 0,3")] = "0",
-    cache: Annotated[Path | None, typer.Option(help="Where to keep them")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for the files")] = None,
     api: Annotated[str | None, typer.Option(help="Address of a mirror of OSF's interface")] = None,
 ) -> None:
     """Download files of the public data set from OSF."""
@@ -136,6 +143,7 @@ def convert(
     """Write the events of any source to the project's own format."""
     from harness.events.native import EventWriter
 
+    check_target(out)
     with _opened(source, size, plane) as events:
         if out.exists() and Path(source).exists() and out.samefile(source):
             raise BadInput(f"{out} is the source itself; choose another name")
@@ -165,7 +173,7 @@ def sample(
 def _opened(source: str, size: int | None, plane: str | None) -> EventSet:
     from harness.events.projection import ProjectedSet
 
-    events = open_events(source, size=size)
+    events = open_in_child(source, size=size)
     return events if plane is None else ProjectedSet(events, plane)
 
 
@@ -173,11 +181,6 @@ def _part(events: EventSet, first: int, count: int) -> EventSet:
     if first >= len(events):
         raise BadInput(f"{events.name} has {len(events)} events; there is no event {first}")
     return events[first : first + count]
-
-
-def _check_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise BadInput(f"{path}: the folder {path.parent} does not exist; make it first")
 
 
 def _tracked(items: Iterable[Item], total: int, doing: str) -> Iterator[Item]:
@@ -196,7 +199,7 @@ def _tracked(items: Iterable[Item], total: int, doing: str) -> Iterator[Item]:
 
 
 class _DownloadBar:
-    """Shows a download; the form that pooch asks for."""
+    """Progress bar of a download, in the form that pooch uses."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -1,9 +1,9 @@
-"""From simulated deposits along particle steps to the voxels of an image.
+"""Conversion of simulated deposits along particle steps to the voxels of an image.
 
 The recipe reproduces the statistics of the public data set: each step's energy is shared among
 the voxels it crosses in proportion to the length in each, blurred over the 3x3x3 neighbourhood
-with weights proportional to exp(-1.5 d^2) (d in voxels), and cut at 10 keV. Without the blur the
-images would be far too empty, and so would every neighbourhood that a convolution visits.
+with weights proportional to exp(-1.5 d^2) (d in voxels), and cut at 10 keV. Without the blur,
+the images and all neighbourhoods that a convolution visits would have far too few voxels.
 
 Only additions, multiplications, divisions and comparisons are used, in a fixed order, so that the
 result does not depend on the processor.
@@ -56,7 +56,7 @@ def digitise(deposits: Deposits, size: int, names: list[str], cut: float = CUT_M
     deposits : Deposits
         Energy outside the image is lost.
     size : int
-        Voxels a side.
+        Voxels per side.
     names : list of str
         Name of every event; event `i` of the deposits becomes ``names[i]``.
     cut : float
@@ -65,8 +65,8 @@ def digitise(deposits: Deposits, size: int, names: list[str], cut: float = CUT_M
     Returns
     -------
     list of Event
-        In order; voxels sorted with the last axis fastest. Where classes meet in a voxel, the one
-        with the most energy takes it, the first in the order of `Label` if they are equal.
+        In order; voxels sorted with the last axis fastest. A voxel has the class with the
+        most energy in it; among equals, the first in the order of `Label`.
     """
     step, fraction, voxel = split_at_voxel_faces(deposits.start, deposits.end)
     inside = ((voxel >= 0) & (voxel < size)).all(axis=1)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +11,10 @@ from harness.errors import BadInput
 
 
 class Label(IntEnum):
-    """What deposited the energy of a voxel.
+    """The kind of particle that deposited the energy of a voxel.
 
     The first five are the classes of the study, in the order of the public data set's
-    ``fivetypes``. The others are known to other formats only and belong to no class.
+    ``fivetypes``. The others occur in other formats only and belong to no class.
 
     ===========  =====  =========  ==========================  =================================
     member       value  fivetypes  larcv2 and PILArNet-M       meaning
@@ -24,7 +25,7 @@ class Label(IntEnum):
     DELTA            3          3  3 (delta)                   delta ray
     MICHEL           4          4  2 (Michel)                  Michel electron
     LOW_ENERGY       5             4 (low-energy scatter)      isolated small deposit
-    TRACK            6             1 (track)                   HIP or MIP, the format cannot say
+    TRACK            6             1 (track)                   HIP or MIP without distinction
     GHOST            7             5 (ghost)                   artefact of the reconstruction
     UNKNOWN          8             6 (unknown)                 not labelled
     ===========  =====  =========  ==========================  =================================
@@ -40,6 +41,9 @@ class Label(IntEnum):
     GHOST = 7
     UNKNOWN = 8
 
+
+LARGEST_SIZE = 1 << 16
+"""Most voxels per side of an image, so that voxel numbers and statistics fit into 64 bits."""
 
 CLASSES = 5
 """Number of classes of the study: the labels below this value."""
@@ -59,9 +63,9 @@ class Event:
     labels : ndarray of uint8, shape (N,)
         `Label` of every voxel.
     size : int
-        Voxels a side of the image.
+        Voxels per side of the image.
     name : str
-        Where the event comes from: file and entry.
+        Origin of the event: file and entry.
     """
 
     voxels: NDArray[np.int32]
@@ -85,9 +89,9 @@ class Event:
 
 
 def checked_event(
-    voxels: NDArray, energies: NDArray, labels: NDArray, size: int, name: str
+    voxels: NDArray[Any], energies: NDArray[Any], labels: NDArray[Any], size: int, name: str
 ) -> Event:
-    """Build an event from arrays of any numeric type, or say what is wrong with them.
+    """Build an event from arrays of any numeric type after a check of their content.
 
     Parameters
     ----------
@@ -97,7 +101,7 @@ def checked_event(
     labels : ndarray, shape (N,)
         `Label` values.
     size : int
-        Voxels a side.
+        Voxels per side.
     name : str
         File and entry, for the messages.
 
@@ -124,15 +128,19 @@ def checked_event(
             f"{name}: {len(labels)} labels do not match {len(voxels)} voxels; "
             "choose the label product that belongs to these voxels"
         )
-    # So that what is no number counts as outside.
+    if not 1 <= size <= LARGEST_SIZE:
+        raise BadInput(f"{name}: {size} voxels per side are not within 1 to {LARGEST_SIZE}")
+    # Written so that NaN counts as outside.
     outside = ~((voxels >= 0) & (voxels < size)).all(axis=1)
     if outside.any():
         first = tuple(voxels[np.argmax(outside)].tolist())
         raise BadInput(
             f"{name}: {int(outside.sum())} voxels, first {first}, lie outside the image "
-            f"of {size} voxels a side"
+            f"of {size} voxels per side"
         )
     voxels = voxels.astype(np.int32, copy=False)
+    with np.errstate(over="ignore"):  # an overflow gives infinity, which is refused below
+        energies = energies.astype(np.float32, copy=False)
     if not np.isfinite(energies).all():
         raise BadInput(
             f"{name}: voxel {int(np.argmin(np.isfinite(energies)))} has no finite energy"
@@ -158,7 +166,7 @@ def checked_event(
     )
 
 
-def voxel_keys(voxels: NDArray, size: int) -> NDArray[np.int64]:
+def voxel_keys(voxels: NDArray[np.integer[Any]], size: int) -> NDArray[np.int64]:
     """Number every voxel uniquely, last axis fastest.
 
     Parameters
@@ -166,7 +174,7 @@ def voxel_keys(voxels: NDArray, size: int) -> NDArray[np.int64]:
     voxels : ndarray of int, shape (N, dim)
         Coordinates within ``[0, size)``.
     size : int
-        Voxels a side.
+        Voxels per side.
 
     Returns
     -------
@@ -179,7 +187,7 @@ def voxel_keys(voxels: NDArray, size: int) -> NDArray[np.int64]:
     return keys
 
 
-def voxels_of_keys(keys: NDArray, size: int, dim: int = 3) -> NDArray[np.int32]:
+def voxels_of_keys(keys: NDArray[np.int64], size: int, dim: int = 3) -> NDArray[np.int32]:
     """Invert `voxel_keys`: coordinates of shape (N, dim) from keys of shape (N,)."""
     voxels = np.empty((len(keys), dim), np.int32)
     rest = keys

@@ -1,4 +1,4 @@
-"""What every source of events offers: a sequence that reads an event when it is asked for."""
+"""The interface of all sources of events: sequences that read each event on access."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -19,14 +19,14 @@ class EventSet(Sequence[Event], ABC):
     """A lazy sequence of events.
 
     ``set[i]`` reads one event, ``set[a:b]`` is another lazy sequence, iteration reads neighbouring
-    events together. A set is a context manager that closes its file; so does collecting it.
+    events together. A set is a context manager that closes its file.
 
     Attributes
     ----------
     name : str
         The path, or ``sample``.
     sizes : tuple of int
-        Voxels a side of the images, ascending.
+        Voxels per side of the images, ascending.
     """
 
     name: str
@@ -39,7 +39,7 @@ class EventSet(Sequence[Event], ABC):
 
     @property
     def size(self) -> int:
-        """Voxels a side, where all events have the same.
+        """Voxels per side, where all events have the same.
 
         Raises
         ------
@@ -56,7 +56,7 @@ class EventSet(Sequence[Event], ABC):
         """Read events ``start`` to ``stop - 1``, where ``0 <= start <= stop <= len(self)``."""
 
     def close(self) -> None:
-        """Release the file, where one is held open."""
+        """Release the file, if one is open."""
 
     def __enter__(self) -> "EventSet":
         return self
@@ -83,7 +83,7 @@ class EventSet(Sequence[Event], ABC):
 
 
 class FileSet(EventSet):
-    """Events of one file, which a derived class opens as ``_file`` when it is made.
+    """Events of one file, which a derived class opens as ``_file`` on construction.
 
     Parameters
     ----------
@@ -173,14 +173,14 @@ class JoinedSets(EventSet):
 
 @contextmanager
 def explained(path: Path, doing: str) -> Iterator[None]:
-    """Turn whatever a format's library raises on a damaged file into one sentence.
+    """Replace the exceptions of a format's library on a damaged file by one sentence.
 
     Parameters
     ----------
     path : Path
         The file.
     doing : str
-        What is being read, for the message.
+        The part that is read, for the message.
 
     Raises
     ------
@@ -201,10 +201,10 @@ def explained(path: Path, doing: str) -> Iterator[None]:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash a file's content, cheaply where it is large.
+    """Hash a file's content, only in part if it is large.
 
-    Up to 64 MiB the hash is that of the whole content. Beyond, it is the hash of the length in
-    decimal digits followed by the first and the last MiB: formats with an index keep it there.
+    Up to 64 MiB the hash is that of the whole content. For larger files it is the hash of the
+    length in decimal digits followed by the first and the last MiB, where formats keep their index.
     """
     length = path.stat().st_size
     with path.open("rb") as file:

@@ -1,4 +1,6 @@
-"""The table of event statistics, beside those of a real event and of the talk."""
+"""The table of event statistics beside those of a real event and of the study's talk."""
+
+from math import isnan
 
 from rich.table import Table
 
@@ -22,11 +24,11 @@ REAL_EVENT = Statistics(
 """Event 48 of dlprod_192px_00 of the public data set, OSF project vruzp."""
 
 TALK_OCCUPANCY = {192: 5e-4, 512: 1e-4}
-"""Occupancy that the study's talk gives for its data, by size in voxels a side."""
+"""Occupancy in the study's talk, by size in voxels per side."""
 
 
 def statistics_table(measured: Statistics, title: str) -> Table:
-    """Lay out statistics, one a row.
+    """Return a table with one statistic per row.
 
     Parameters
     ----------
@@ -61,7 +63,13 @@ def statistics_table(measured: Statistics, title: str) -> Table:
         f"neighbours of {block}",
         [f"{each.neighbours:.1f}" for each in compared],
     )
-    row("voxels per MeV", [f"{each.voxels_per_mev:.1f}" for each in compared])
+    row(
+        "voxels per MeV",
+        [
+            "n/a" if isnan(each.voxels_per_mev) else f"{each.voxels_per_mev:.1f}"
+            for each in compared
+        ],
+    )
     row("energy [MeV]", [f"{each.energy:,.0f}" for each in compared])
     table.add_section()
     for i, stride in enumerate(STRIDES):

@@ -1,17 +1,26 @@
-"""The project's own event file, HDF5: what simulation and conversion write, quick to read.
+"""The project's own event file, HDF5: what simulation and conversion write.
 
-Attributes of the file: ``format`` (``sscn-bench events``), ``version`` (1), ``size`` (voxels a
-side), ``dim`` (2 or 3), ``source`` (where the events come from, text).
+Attributes of the file: ``format`` (``sscn-bench events``), ``version`` (2), ``size`` (voxels per
+side), ``dim`` (2 or 3), ``source`` (origin of the events, text), ``checksum`` (SHA-256 of all other
+attributes, the offsets and the checksums of the events, see `head_checksum`).
 
 Data sets, with E events and N voxels in all:
 
 - ``offsets``: uint64, (E + 1,); event `i` has the rows ``offsets[i]`` to ``offsets[i + 1] - 1``;
 - ``voxels``: uint16, (N, dim), sorted within an event with the last axis fastest;
 - ``energies``: float32, (N,), MeV;
-- ``labels``: uint8, (N,), values of `harness.events.event.Label`.
+- ``labels``: uint8, (N,), values of `harness.events.event.Label`;
+- ``crc32``: uint32, (E,), checksum of the voxels, energies and labels of each event.
+
+Files of version 1 have no checksums; they are read as well.
 """
 
-import os
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,51 +29,108 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import BadInput
-from harness.events.event import Event, checked_event
+from harness.events.event import LARGEST_SIZE, Event, checked_event
 from harness.events.event_set import FileSet, explained
+from harness.events.hdf5 import MOST_ROWS, checked_dataset, whole_number
+from harness.files import Replacement, refuse
 
 FORMAT = "sscn-bench events"
-_VERSION = 1
-_LARGEST_SIZE = 1 << 16
-# Small enough that one event of a random-access read unpacks little more than itself.
+_VERSION = 2
+# Small enough that reading one event decompresses little more than that event.
 _CHUNK_ROWS = 1 << 13
 _BUFFERED_VOXELS = 1 << 18
 
 
 def is_native(file: h5py.File) -> bool:
-    """Tell whether an HDF5 file is of this format."""
-    return file.attrs.get("format") == FORMAT
+    """Return whether an HDF5 file is of this format."""
+    name = file.attrs.get("format")
+    return isinstance(name, str) and name == FORMAT
+
+
+def event_checksum(
+    voxels: NDArray[np.integer[Any]],
+    energies: NDArray[np.float32],
+    labels: NDArray[np.integer[Any]],
+) -> int:
+    """Return the CRC-32 of an event's bytes as they are stored, little-endian."""
+    crc = zlib.crc32(np.ascontiguousarray(voxels, "<u2").tobytes())
+    crc = zlib.crc32(np.ascontiguousarray(energies, "<f4").tobytes(), crc)
+    return zlib.crc32(np.ascontiguousarray(labels, "u1").tobytes(), crc)
+
+
+def head_checksum(
+    size: int,
+    dim: int,
+    source: str,
+    offsets: NDArray[np.integer[Any]],
+    checksums: NDArray[np.integer[Any]],
+) -> str:
+    """Return the SHA-256 of everything but the events themselves, in hexadecimal."""
+    head = json.dumps([FORMAT, _VERSION, size, dim, source]).encode()
+    digest = hashlib.sha256(head)
+    digest.update(np.ascontiguousarray(offsets, "<u8").tobytes())
+    digest.update(np.ascontiguousarray(checksums, "<u4").tobytes())
+    return digest.hexdigest()
+
+
+class _TargetFile(io.FileIO):
+    """A file for the HDF5 library, which cannot cope with a failing write: the error is kept.
+
+    From the first error on, writing does nothing.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all bytes, or keep the error."""
+        rest = memoryview(data).cast("B")
+        length = len(rest)
+        while len(rest) and self.error is None:
+            try:
+                rest = rest[super().write(rest) or 0 :]
+            except OSError as error:
+                self.error = error
+        return length
+
+    def truncate(self, size: int | None = None) -> int:
+        """Change the length, or keep the error."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
 
 
 class EventWriter:
     """Writes events one after the other, in bounded memory.
 
-    The file appears under its name when the writer is closed without an error; until then it is
-    ``NAME.part``. Equal events give equal bytes.
+    The file appears under its name when the writer is closed without an error. Equal events give
+    equal bytes.
 
     Parameters
     ----------
     path : Path
-        Replaced if it exists.
+        A regular file there is replaced.
     size, dim : int
         Of all events.
     source : str
-        Where the events come from.
+        Origin of the events.
 
     Raises
     ------
     BadInput
-        If the folder does not exist or the size is beyond the format.
+        If the file cannot be written or the size is beyond the format.
     """
 
     def __init__(self, path: Path, size: int, dim: int, source: str) -> None:
-        if size > _LARGEST_SIZE:
-            raise BadInput(f"{path}: {size} voxels a side are more than the format's 65536")
-        if not path.parent.is_dir():
-            raise BadInput(f"{path}: the folder {path.parent} does not exist; make it first")
-        self._path, self._size, self._dim = path, size, dim
-        self._part = path.with_name(path.name + ".part")
-        self._file = h5py.File(self._part, "w")
+        if size > LARGEST_SIZE:
+            raise BadInput(
+                f"{path}: {size} voxels per side are more than the format's {LARGEST_SIZE}"
+            )
+        self._path, self._size, self._dim, self._source = path, size, dim, source
+        self._replacement = Replacement(path)
+        self._target = _TargetFile(self._replacement.part, "r+")
+        self._file = h5py.File(self._target, "w")
         self._file.attrs.update(
             {"format": FORMAT, "version": _VERSION, "size": size, "dim": dim, "source": source}
         )
@@ -73,10 +139,10 @@ class EventWriter:
             "energies": self._column("energies", np.float32),
             "labels": self._column("labels", np.uint8),
         }
-        self._offsets = self._column("offsets", np.uint64)
         self._buffer: list[Event] = []
-        self._buffered = self._total = 0
+        self._buffered = 0
         self._ends = [0]
+        self._checksums: list[int] = []
 
     def append(self, event: Event) -> None:
         """Add an event.
@@ -84,7 +150,7 @@ class EventWriter:
         Raises
         ------
         BadInput
-            If its size or dimension differs from the file's.
+            If its size or dimension differs from the file's, or the disk is full.
         """
         if (event.size, event.dim) != (self._size, self._dim):
             raise BadInput(
@@ -93,22 +159,35 @@ class EventWriter:
             )
         self._buffer.append(event)
         self._buffered += len(event)
-        self._total += len(event)
-        self._ends.append(self._total)
+        self._ends.append(self._ends[-1] + len(event))
+        self._checksums.append(event_checksum(event.voxels, event.energies, event.labels))
         if self._buffered >= _BUFFERED_VOXELS:
             self._flush()
 
-    def __enter__(self) -> "EventWriter":
+    def __enter__(self) -> EventWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._flush()
+        try:
+            if kind is None:
+                self._flush()
+                self._write_head()
             self._file.close()
-            os.replace(self._part, self._path)
-        else:
-            self._file.close()
-            self._part.unlink()
+            self._target.close()
+            if kind is None:
+                self._check()
+                self._replacement.commit()
+        finally:
+            self._replacement.discard()
+
+    def _write_head(self) -> None:
+        offsets = np.array(self._ends, np.uint64)
+        checksums = np.array(self._checksums, np.uint32)
+        _extend(self._column("offsets", np.uint64), offsets)
+        _extend(self._column("crc32", np.uint32), checksums)
+        self._file.attrs["checksum"] = head_checksum(
+            self._size, self._dim, self._source, offsets, checksums
+        )
 
     def _column(self, name: str, dtype: Any, shape: tuple[int, ...] = ()) -> h5py.Dataset:
         return self._file.create_dataset(
@@ -126,11 +205,15 @@ class EventWriter:
         for name, column in self._columns.items():
             if self._buffer:
                 _extend(column, np.concatenate([getattr(event, name) for event in self._buffer]))
-        _extend(self._offsets, np.array(self._ends, np.uint64))
-        self._buffer, self._buffered, self._ends = [], 0, []
+        self._buffer, self._buffered = [], 0
+        self._check()
+
+    def _check(self) -> None:
+        if self._target.error is not None:
+            refuse(self._path, self._target.error)
 
 
-def _extend(column: h5py.Dataset, rows: NDArray) -> None:
+def _extend(column: h5py.Dataset, rows: NDArray[Any]) -> None:
     column.resize(len(column) + len(rows), axis=0)
     column[len(column) - len(rows) :] = rows
 
@@ -152,20 +235,45 @@ class NativeSet(FileSet):
         super().__init__(path)
         with explained(path, "the head"):
             self._file = h5py.File(path, "r")
-            version = int(self._file.attrs["version"])
-            if version != _VERSION:
-                raise BadInput(f"{path} has version {version}; this program reads {_VERSION}")
-            self.sizes = (int(self._file.attrs["size"]),)
-            self._offsets = self._file["offsets"][:].astype(np.int64)
-            self._columns = [self._file[name] for name in ("voxels", "energies", "labels")]
+            attributes = self._file.attrs
+            version = whole_number(attributes["version"], f"{path}: the version", 1, _VERSION)
+            size = whole_number(attributes["size"], f"{path}: the size", 1, LARGEST_SIZE)
+            dim = whole_number(attributes["dim"], f"{path}: the number of axes", 2, 3)
+            source = attributes["source"]
+            if not isinstance(source, str):
+                raise BadInput(f"{path}: the source is no text; make the file again")
+            self.source = source
+            """Origin of the events, as written."""
+            self.sizes = (size,)
+            name = str(path)
+            offsets = checked_dataset(self._file, "offsets", name, kinds="u")
+            self._columns = [
+                checked_dataset(self._file, "voxels", name, kinds="u", columns=dim),
+                checked_dataset(self._file, "energies", name, kinds="f"),
+                checked_dataset(self._file, "labels", name, kinds="u"),
+            ]
+            # Compression reaches a factor of about 1000: a longer claim has no data behind it.
+            if len(offsets) > 1000 * path.stat().st_size:
+                raise BadInput(f"{path}: {len(offsets)} offsets do not fit into the file")
+            self._offsets = _offsets(offsets[:], dim, size, path)
             lengths = {len(column) for column in self._columns}
-        if lengths != {int(self._offsets[-1])} or (np.diff(self._offsets) < 0).any():
-            raise BadInput(f"{path}: the offsets do not match the voxels; make the file again")
+            if lengths != {int(self._offsets[-1])}:
+                raise BadInput(f"{path}: the offsets do not match the voxels; make the file again")
+            self._checksums: NDArray[np.uint32] | None = None
+            if version > 1:
+                self._checksums = self._read_checksums(dim, source)
 
-    @property
-    def source(self) -> str:
-        """Where the events come from, as written."""
-        return str(self._file.attrs["source"])
+    def _read_checksums(self, dim: int, source: str) -> NDArray[np.uint32]:
+        """Read the events' checksums, and verify that of the head."""
+        stored = checked_dataset(self._file, "crc32", self.name, kinds="u")
+        if len(stored) != len(self):
+            raise BadInput(f"{self.name}: the checksums do not match the events; make it again")
+        found: NDArray[np.uint32] = stored[:]
+        if self._file.attrs["checksum"] != head_checksum(
+            self.size, dim, source, self._offsets, found
+        ):
+            raise BadInput(f"{self.name}: the head is damaged; make the file again")
+        return found
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -176,13 +284,30 @@ class NativeSet(FileSet):
         with explained(self._path, f"events {start} to {stop - 1}"):
             voxels, energies, labels = (column[begin:end] for column in self._columns)
         edges = (self._offsets[start : stop + 1] - begin).tolist()
-        return [
-            checked_event(
-                voxels[a:b].astype(np.int32),
-                energies[a:b],
-                labels[a:b],
-                self.size,
-                f"{self._path}, event {i}",
+        events = []
+        for i, a, b in zip(range(start, stop), edges, edges[1:], strict=False):
+            name = f"{self._path}, event {i}"
+            if self._checksums is not None and self._checksums[i] != event_checksum(
+                voxels[a:b], energies[a:b], labels[a:b]
+            ):
+                raise BadInput(f"{name} is damaged: its checksum is wrong; make the file again")
+            events.append(
+                checked_event(
+                    voxels[a:b].astype(np.int32), energies[a:b], labels[a:b], self.size, name
+                )
             )
-            for i, a, b in zip(range(start, stop), edges, edges[1:], strict=False)
-        ]
+        return events
+
+
+def _offsets(
+    stored: NDArray[np.unsignedinteger[Any]], dim: int, size: int, path: Path
+) -> NDArray[np.int64]:
+    """Check that the offsets start at 0 and ascend by a possible number of voxels."""
+    damaged = BadInput(f"{path}: the offsets are damaged; make the file again")
+    if not len(stored) or stored[0] != 0 or stored.max() > np.iinfo(np.int64).max:
+        raise damaged
+    offsets = stored.astype(np.int64)
+    counts = np.diff(offsets)
+    if len(counts) and (counts.min() < 0 or counts.max() > min(size**dim, MOST_ROWS)):
+        raise damaged
+    return offsets

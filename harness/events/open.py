@@ -1,5 +1,6 @@
-"""Opens any source of events, recognised by its content."""
+"""Opening of any source of events, recognised by its content."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from harness.errors import BadInput
@@ -18,7 +19,7 @@ def open_events(source: str | Path, *, size: int | None = None) -> EventSet:
     source : str or Path
         ``"sample"`` for the packed sample, otherwise a file.
     size : int, optional
-        Voxels a side. It chooses among the sizes of the packed sample; a file must have it.
+        Voxels per side. It chooses among the sizes of the packed sample; a file must have it.
 
     Returns
     -------
@@ -64,11 +65,12 @@ def _open_hdf5(path: Path) -> EventSet:
     from harness.events import larcv3, native, pilarnet_m
 
     with explained(path, "the file"), h5py.File(path, "r") as file:
-        for is_format, event_set in (
+        kinds: tuple[tuple[Callable[[h5py.File], bool], Callable[[Path], EventSet]], ...] = (
             (native.is_native, native.NativeSet),
             (larcv3.is_larcv3, larcv3.Larcv3Set),
             (pilarnet_m.is_pilarnet_m, pilarnet_m.PilarnetMSet),
-        ):
+        )
+        for is_format, event_set in kinds:
             if is_format(file):
                 return event_set(path)
         found = ", ".join(file) or "nothing"

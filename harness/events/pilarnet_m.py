@@ -1,6 +1,7 @@
-"""Reads PILArNet-M HDF5 files, both revisions."""
+"""Reader of PILArNet-M HDF5 files, both revisions."""
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -9,29 +10,30 @@ from numpy.typing import NDArray
 from harness.errors import BadInput
 from harness.events.event import Event, Label, checked_event
 from harness.events.event_set import FileSet, explained
+from harness.events.hdf5 import checked_dataset
 from harness.events.larcv_products import SHAPE_ORDER, translate_labels
 
 SIZE = 768
-"""Voxels a side of every image of the data set."""
+"""Voxels per side of every image of the data set."""
 
 _POINT_COLUMNS = 8
 _PROTON = 4
-# Events at the beginning that tell the revision where nothing else does.
+# Events at the beginning from which the revision follows where nothing else indicates it.
 _PROBED = 16
 _TRACKS = {2: Label.MIP, 3: Label.MIP, _PROTON: Label.HIP}
-"""What a track is by its particle: 2 muon, 3 pion, 4 proton."""
+"""Label of a track by its particle: 2 muon, 3 pion, 4 proton."""
 
 
 def is_pilarnet_m(file: h5py.File) -> bool:
-    """Tell whether an HDF5 file has PILArNet-M's layout."""
+    """Return whether an HDF5 file has PILArNet-M's layout."""
     return "point" in file and "cluster" in file
 
 
 class PilarnetMSet(FileSet):
     """Events of a PILArNet-M file.
 
-    ``point[i]`` is flat, eight numbers a point: x, y, z (voxel indices), energy in MeV, and four
-    that are not needed here. ``cluster[i]`` is flat, five numbers a cluster (six in the second
+    ``point[i]`` is flat, eight numbers per point: x, y, z (voxel indices), energy in MeV, and four
+    that are not used here. ``cluster[i]`` is flat, five numbers per cluster (six in the second
     revision): number of points, fragment, group, interaction, semantic class and, in the second
     revision, the particle. Points are ordered by cluster. With the particle, tracks become HIP or
     MIP; without it they are `Label.TRACK`.
@@ -51,7 +53,14 @@ class PilarnetMSet(FileSet):
         self.sizes = (SIZE,)
         with explained(path, "the list of data sets"):
             self._file = h5py.File(path, "r")
-            self._points, self._clusters = self._file["point"], self._file["cluster"]
+            self._points, self._clusters = (
+                checked_dataset(self._file, name, str(path), kinds="O")
+                for name in ("point", "cluster")
+            )
+            for column in (self._points, self._clusters):
+                base = h5py.check_vlen_dtype(column.dtype)
+                if base is None or np.dtype(base).kind not in "uif":
+                    raise BadInput(f"{path}: {column.name} holds no lists of numbers")
             lengths = len(self._points), len(self._clusters)
         if lengths[0] != lengths[1]:
             raise BadInput(
@@ -72,7 +81,7 @@ class PilarnetMSet(FileSet):
             for i, flat, rows in zip(range(start, stop), points, clusters, strict=True)
         ]
 
-    def _event(self, name: str, flat: NDArray, cluster_numbers: NDArray) -> Event:
+    def _event(self, name: str, flat: NDArray[Any], cluster_numbers: NDArray[Any]) -> Event:
         if flat.size % _POINT_COLUMNS:
             raise BadInput(f"{name}: {flat.size} numbers are no whole points of eight; fetch again")
         points = flat.reshape(-1, _POINT_COLUMNS)
@@ -94,7 +103,7 @@ class PilarnetMSet(FileSet):
         )
 
     def _cluster_columns(self) -> int:
-        """Tell the revision, for the whole file: a single event may fit both."""
+        """Find the revision of the whole file, since a single event may fit both."""
         if "cluster_extra" in self._file:
             return 6
         with explained(self._path, "the first events"):
@@ -109,9 +118,10 @@ class PilarnetMSet(FileSet):
         return 6 if fitting[6] > fitting[5] else 5
 
 
-def _fits(numbers: NDArray, columns: int, points: int) -> bool:
-    """Tell whether cluster numbers make rows of that many columns for that many points."""
+def _fits(numbers: NDArray[Any], columns: int, points: int) -> bool:
+    """Return whether cluster numbers form rows of that many columns for that many points."""
     if numbers.size % columns:
         return False
-    table = numbers.reshape(-1, columns)
-    return bool((table[:, 0] >= 0).all()) and int(table[:, 0].sum()) == points
+    counts = numbers.reshape(-1, columns)[:, 0]
+    # Each count is bounded first: a sum of huge ones would overflow.
+    return bool(((counts >= 0) & (counts <= points)).all()) and int(counts.sum()) == points

@@ -30,7 +30,7 @@ def project(event: Event, plane: str) -> Event:
     Raises
     ------
     BadInput
-        If the plane is unknown or the event has two dimensions already.
+        If the plane is unknown or the event has two dimensions.
     """
     if plane not in PLANES:
         raise BadInput(f"plane {plane!r} is unknown; choose one of {', '.join(PLANES)}")
@@ -41,7 +41,7 @@ def project(event: Event, plane: str) -> Event:
     )
     energies = np.bincount(pixel, event.energies, minlength=len(keys)).astype(np.float32)
     labels = np.full(len(keys), Label.UNKNOWN, np.uint8)
-    # Written from the smallest deposit to the largest: the last to write a pixel stays.
+    # Written from the smallest deposit to the largest, so that the largest is the last.
     order = np.argsort(-event.energies, kind="stable")[::-1]
     labels[pixel[order]] = event.labels[order]
     voxels = voxels_of_keys(keys, event.size, dim=2)
@@ -49,7 +49,7 @@ def project(event: Event, plane: str) -> Event:
 
 
 class ProjectedSet(EventSet):
-    """A set of 3D events, projected as they are read.
+    """A set of 3D events that are projected on reading.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The packed sample: simulated events that come with the package, one file a size.
+"""The packed sample: simulated events in the package, one file per size.
 
 ``python -m harness events sample --out DIR`` makes the same files again, byte for byte.
 """
@@ -13,20 +13,21 @@ from harness.events.event import Event
 from harness.events.event_set import EventSet, JoinedSets
 from harness.events.packed import PackedSet, write_packed
 from harness.events.simulate import Recipe, simulate
+from harness.files import check_target, make_folder
 
 COUNTS = {192: 256, 512: 96, 768: 96}
-"""Events at each size in voxels a side."""
+"""Number of events by size in voxels per side."""
 
 SHA256 = {
     192: "9680b1549d7dd58602523c378da24f8820db3d831d1075b97915cf1ddb5eb3f1",
     512: "e1806b69db29cfa152a0ae5ccc90629bfadaa3c1acc68c2f7a6ae1f4d24caa3b",
     768: "43a91028e56d5b405fb6a572eac8bdab38be99082bc669357fbe32e4ebd1abd2",
 }
-"""Of the files in the package."""
+"""Hashes of the files in the package, by size."""
 
 SEED = 2018
 LEAST_VOXELS = 500
-"""Emptier events, whose particles left the image at once, are not part of the sample."""
+"""Least number of voxels; in events with fewer, the particles left the image at once."""
 
 
 def sample_path(size: int) -> Path:
@@ -70,7 +71,9 @@ def make_sample(folder: Path, *, processes: int | None = None) -> Iterator[tuple
     size, path, sha256 : int, Path, str
         Of each file, as soon as it is complete.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--out")
+    for size in COUNTS:
+        check_target(folder / sample_file_name(size), "--out")
     for size, count in COUNTS.items():
         path = folder / sample_file_name(size)
         write_packed(path, _first_large(size, count, processes))
@@ -78,7 +81,7 @@ def make_sample(folder: Path, *, processes: int | None = None) -> Iterator[tuple
 
 
 def _first_large(size: int, count: int, processes: int | None) -> list[Event]:
-    # One event in ten is too empty; a quarter more is plenty.
+    # One event in ten has too few voxels; a quarter more is enough.
     events = simulate(Recipe(size, SEED), count + count // 4, processes=processes)
     large = [event for event in events if len(event) >= LEAST_VOXELS][:count]
     if len(large) < count:

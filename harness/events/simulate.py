@@ -1,31 +1,33 @@
-"""Events of liquid-argon detectors, simulated with Geant4.
+"""Simulation of events in liquid argon with Geant4.
 
 Each event has one vertex, uniform in the image, from which particles leave isotropically; what
 they are and how fast is a `Preset`. Geant4 (the `calzone` package, extra ``simulate``) follows
 them through liquid argon, `digitise` makes the image.
 
 The events of a recipe are numbered and simulated in chunks of `CHUNK`; each chunk has random
-numbers of its own, drawn from the recipe's seed and the chunk's number. So an event is the same
-whatever the number of events asked for and the number of processes. Across machines it is the
-same as long as their mathematical libraries round alike.
+numbers of its own, drawn from the recipe's seed and the chunk's number. An event therefore does not
+depend on the number of events requested nor on the number of processes. It is the same on all
+machines whose mathematical libraries round alike.
 
-Geant4 ends the whole process when something is missing, so it never runs in the caller's.
+Geant4 ends the whole process if something is missing, and therefore runs in child processes.
 """
 
 import multiprocessing
 import os
+import signal
 import tempfile
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.util import find_spec
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.child_process import die_with_parent
 from harness.errors import BadInput
 from harness.events.argon_data import argon_data_folder
 from harness.events.digitise import Deposits, digitise
@@ -35,7 +37,7 @@ CHUNK = 16
 """Events simulated from one stream of random numbers."""
 
 PITCH_CM = 0.3
-"""Side of a voxel."""
+"""Side of a voxel in cm."""
 
 # Liquid argon around the image, so that particles also enter it from outside.
 _MARGIN_CM = 30.0
@@ -64,7 +66,7 @@ class Category:
 
 @dataclass(frozen=True)
 class Preset:
-    """What leaves the vertex.
+    """The particles that leave the vertex.
 
     Attributes
     ----------
@@ -104,7 +106,7 @@ class Recipe:
     Attributes
     ----------
     size : int
-        Voxels a side.
+        Voxels per side.
     seed : int
         Non-negative.
     preset : str
@@ -166,52 +168,107 @@ def simulate(recipe: Recipe, count: int, *, processes: int | None = None) -> Ite
     data = argon_data_folder()
     chunks = -(-count // CHUNK)
     processes = max(1, min(processes or available_processors(), chunks))
-    with (
-        tempfile.TemporaryDirectory(prefix="sscn-bench-") as folder,
-        ProcessPoolExecutor(
-            processes,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_prepare_child,
-            initargs=(str(data), folder),
-        ) as pool,
-    ):
-        # Few chunks ahead of the consumer, so that memory stays bounded.
-        pending: deque[Future[list[Event]]] = deque()
-        submitted = delivered = 0
-        try:
-            while submitted < chunks or pending:
-                while submitted < chunks and len(pending) < 2 * processes:
-                    pending.append(pool.submit(_simulate_chunk, recipe, submitted))
-                    submitted += 1
-                for event in pending.popleft().result()[: count - delivered]:
-                    delivered += 1
-                    yield event
-        except BrokenProcessPool as death:
-            raise SimulationError(
-                "a simulation process died; its last words were: " + _last_words(folder)
-            ) from death
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with tempfile.TemporaryDirectory(prefix="sscn-bench-") as folder:
+        delivered = 0
+        for events in _simulated_chunks(recipe, chunks, processes, str(data), folder):
+            for event in events[: count - delivered]:
+                delivered += 1
+                yield event
 
 
 class SimulationError(RuntimeError):
-    """Geant4 ended its process; the message carries its last words."""
+    """Geant4 ended its process; the message holds the end of its output."""
+
+
+def _simulated_chunks(
+    recipe: Recipe, chunks: int, processes: int, data: str, folder: str
+) -> Iterator[list[Event]]:
+    """Yield the chunks of a recipe in order; the child processes end with this generator."""
+    context = multiprocessing.get_context("spawn")
+    children: list[tuple[BaseProcess, Connection]] = []
+    finished: dict[int, list[Event]] = {}
+    submitted = delivered = 0
+    try:
+        for _ in range(processes):
+            ours, theirs = context.Pipe()
+            process: BaseProcess = context.Process(
+                target=_work, args=(theirs, recipe, data, folder), daemon=True
+            )
+            process.start()
+            theirs.close()
+            children.append((process, ours))
+        idle = [connection for _, connection in children]
+        busy: set[Connection] = set()
+        while delivered < chunks:
+            # Few chunks ahead of the consumer, so that memory stays bounded.
+            while idle and submitted < min(chunks, delivered + 2 * processes):
+                connection = idle.pop()
+                connection.send(submitted)
+                busy.add(connection)
+                submitted += 1
+            if delivered in finished:
+                yield finished.pop(delivered)
+                delivered += 1
+                continue
+            for connection in [c for c in wait(list(busy)) if isinstance(c, Connection)]:
+                chunk, events = _result(connection, folder)
+                finished[chunk] = events
+                busy.remove(connection)
+                idle.append(connection)
+    finally:
+        for child, connection in children:
+            connection.close()
+            child.kill()
+        for child, _ in children:
+            child.join()
+
+
+def _result(connection: Connection, folder: str) -> tuple[int, list[Event]]:
+    """Receive a chunk from a child process.
+
+    Raises
+    ------
+    SimulationError
+        If the process died or the simulation failed.
+    """
+    try:
+        answer = connection.recv()
+    except (EOFError, OSError) as death:
+        raise SimulationError(
+            "a simulation process died; the end of its output: " + _end_of_output(folder)
+        ) from death
+    if isinstance(answer, BaseException):
+        raise answer
+    chunk, events = answer
+    return chunk, events
 
 
 def available_processors() -> int:
-    """Return the number of processors this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _prepare_child(data: str, folder: str) -> None:
+def _work(connection: Connection, recipe: Recipe, data: str, folder: str) -> None:
+    """Simulate the chunks that the parent process requests, in a child process."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     os.environ["GEANT4_DATA_DIR"] = data
-    # Geant4 prints what it has to say before it aborts: keep it for the parent.
+    # Geant4 prints the reason before it aborts: keep it for the parent.
     log = os.open(os.path.join(folder, f"{os.getpid()}.log"), os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    while True:
+        try:
+            chunk = connection.recv()
+            answer: Any = chunk, _simulate_chunk(recipe, chunk)
+        except EOFError:
+            return
+        except Exception as error:
+            answer = SimulationError(f"{type(error).__name__}: {error}")
+        connection.send(answer)
 
 
-def _last_words(folder: str) -> str:
+def _end_of_output(folder: str) -> str:
     logs = sorted(Path(folder).glob("*.log"), key=lambda path: path.stat().st_size)
     text = logs[-1].read_text(errors="replace") if logs else ""
     return " ".join(text.split())[-500:] or "none"
@@ -262,14 +319,14 @@ _PRIMARY = np.dtype(
 )
 
 
-def draw_primaries(preset: Preset, size: int, rng: np.random.Generator) -> NDArray:
+def draw_primaries(preset: Preset, size: int, rng: np.random.Generator) -> NDArray[np.void]:
     """Draw the particles that leave the vertices of one chunk.
 
     Parameters
     ----------
     preset : Preset
     size : int
-        Voxels a side.
+        Voxels per side.
     rng : numpy.random.Generator
 
     Returns
@@ -302,10 +359,11 @@ def _isotropic(rng: np.random.Generator) -> NDArray[np.float64]:
         x, y, z = rng.uniform(-1, 1, 3).tolist()
         squared = x * x + y * y + z * z
         if 1e-6 < squared <= 1:
-            return np.array([x, y, z]) / np.sqrt(squared)
+            vector: NDArray[np.float64] = np.array([x, y, z]) / np.sqrt(squared)
+            return vector
 
 
-def _deposits(result, event_of_primary: NDArray[np.int64], size: int) -> Deposits:
+def _deposits(result: Any, event_of_primary: NDArray[np.int64], size: int) -> Deposits:
     """Gather calzone's line and point deposits, each with the class of its track."""
     tracks = result.tracks
     recorded = result.deposits
@@ -333,20 +391,27 @@ def _deposits(result, event_of_primary: NDArray[np.int64], size: int) -> Deposit
     )
 
 
-def _track_keys(event: NDArray, track: NDArray) -> NDArray[np.int64]:
-    return event.astype(np.int64) << 32 | track
+def _track_keys(
+    event: NDArray[np.integer[Any]], track: NDArray[np.integer[Any]]
+) -> NDArray[np.int64]:
+    keys: NDArray[np.int64] = event.astype(np.int64) << 32 | track
+    return keys
 
 
 def label_tracks(
-    event: NDArray, track: NDArray, parent: NDArray, pid: NDArray, creator: NDArray
+    event: NDArray[np.integer[Any]],
+    track: NDArray[np.integer[Any]],
+    parent: NDArray[np.integer[Any]],
+    pid: NDArray[np.integer[Any]],
+    creator: NDArray[np.bytes_],
 ) -> NDArray[np.int64]:
     """Classify tracks by the rule of the public data set.
 
-    Protons are HIP; whatever is neither proton, electron nor photon is MIP. Electrons, positrons
-    and photons are what began their cascade: a delta ray where a heavier particle knocked out an
-    electron, a Michel electron where a muon's decay or capture made one, a shower otherwise. In
-    the data set too the photons that a Michel electron radiates are Michel: 33 of the 78 separate
-    pieces of event 48 of dlprod_192px_00.
+    Protons are HIP; particles other than protons, electrons and photons are MIP. Electrons,
+    positrons and photons have the class of the start of their cascade: a delta ray where a heavier
+    particle knocked out an electron, a Michel electron where it comes from the decay or capture of
+    a muon, a shower otherwise. The photons that a Michel electron radiates are Michel in the data
+    set, too: 33 of the 78 separate pieces of event 48 of dlprod_192px_00.
 
     Parameters
     ----------

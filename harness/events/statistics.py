@@ -1,5 +1,6 @@
-"""The statistics of events that decide how much work a sparse convolution has."""
+"""Statistics of events that determine the work of a sparse convolution."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
@@ -27,21 +28,21 @@ class Statistics:
     empty : int
         Number of events without.
     voxels : float
-        Active voxels an event.
+        Active voxels per event.
     occupancy : float
         Fraction of the image that is active.
     neighbours : float
         Active voxels in the 3x3x3 (2D: 3x3) neighbourhood of an active voxel, itself included.
     sites : tuple of float
-        Sites an event at each of `STRIDES`.
+        Sites per event at each of `STRIDES`.
     classes : tuple of float
         Share of all voxels that each `Label` has.
     quantiles : tuple of float
         Voxel energies in MeV at each of `QUANTILES`.
     energy : float
-        MeV an event.
+        MeV per event.
     voxels_per_mev : float
-        All voxels over all energy.
+        All voxels over all energy; NaN where the energies add up to nothing.
     """
 
     size: int
@@ -102,12 +103,12 @@ def summarise(events: Iterable[Event]) -> Statistics:
         classes=tuple((classes / voxels).tolist()),
         quantiles=tuple(np.quantile(energy, QUANTILES).tolist()),
         energy=total / len(counts),
-        voxels_per_mev=voxels / total,
+        voxels_per_mev=voxels / total if total > 0 else math.nan,
     )
 
 
 def count_neighbours(voxels: NDArray[np.int32], size: int) -> int:
-    """Count ordered pairs of active voxels at most one apart along every axis, selves included."""
+    """Count ordered pairs of active voxels at most one apart along every axis, and self-pairs."""
     bordered = size + 2
     keys = np.sort(voxel_keys(voxels + 1, bordered))
     dim = voxels.shape[1]

@@ -1,13 +1,16 @@
-"""One event to look at: an interactive page that needs no network, and a picture."""
+"""An interactive page of one event, which needs no network, and a picture of it."""
 
 import html
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from harness.errors import BadInput
 from harness.events.classes import CLASS_LOOKS
 from harness.events.event import Event, Label
+from harness.files import write_bytes, write_text
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -22,7 +25,7 @@ main > div { height: 100%; width: 100%; }
 """
 
 
-def event_figure(event: Event):
+def event_figure(event: Event) -> Any:
     """Draw the voxels in 3D (or 2D) with Plotly.
 
     Parameters
@@ -47,7 +50,7 @@ def event_figure(event: Event):
     axes = "xyz"[: event.dim]
     side = 2.5 if event.dim == 3 else 4
 
-    def trace(chosen, name, marker):
+    def trace(chosen: Any, name: str, marker: dict[str, Any]) -> Any:
         return scatter(
             **{axis: event.voxels[chosen, i] for i, axis in enumerate(axes)},
             mode="markers",
@@ -125,7 +128,7 @@ def event_figure(event: Event):
                 "yaxis": axis,
                 "zaxis": axis,
                 "aspectmode": "cube",
-                # Far enough for the whole cube to be in sight.
+                # Far enough to show the whole cube.
                 "camera": {"eye": {"x": 1.5, "y": 1.5, "z": 1.2}, "center": {"z": -0.1}},
             }
         )
@@ -138,7 +141,7 @@ def event_figure(event: Event):
     return figure
 
 
-def write_page(event: Event, path: Path) -> None:
+def write_event_page(event: Event, path: Path) -> None:
     """Write the interactive page, plotly.js included.
 
     Parameters
@@ -159,7 +162,8 @@ def write_page(event: Event, path: Path) -> None:
         default_height="100%",
     )
     title = html.escape(event.name)
-    path.write_text(
+    write_text(
+        path,
         f"""<!doctype html>
 <html lang="en">
 <head>
@@ -175,12 +179,11 @@ def write_page(event: Event, path: Path) -> None:
 </body>
 </html>
 """,
-        encoding="utf-8",
     )
 
 
 def describe(event: Event) -> str:
-    """Say in a line what an event holds."""
+    """Return a line with the size, occupancy and energy of an event."""
     shape = " x ".join([str(event.size)] * event.dim)
     return (
         f"{len(event):,} active voxels of {shape} (occupancy {event.occupancy:.1e}), "
@@ -188,7 +191,7 @@ def describe(event: Event) -> str:
     )
 
 
-def write_picture(event: Event, path: Path) -> None:
+def write_event_picture(event: Event, path: Path) -> None:
     """Write a PNG: the voxels by class, in 3D beside the XY projection by energy.
 
     Parameters
@@ -212,7 +215,7 @@ def write_picture(event: Event, path: Path) -> None:
         raise BadInput(f"{event.name} has no voxel; choose another event")
     figure = Figure(figsize=(13, 6), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{event.name}\n{describe(event)}", fontsize=11)
+    figure.suptitle(f"{event.name}\n{describe(event)}", fontsize=11, parse_math=False)
     if event.dim == 3:
         left = figure.add_subplot(1, 2, 1, projection="3d")
         left.set(zlim=(0, event.size), zlabel="z")
@@ -246,4 +249,6 @@ def write_picture(event: Event, path: Path) -> None:
         linewidths=0,
     )
     figure.colorbar(drawn, ax=right, label="MeV", shrink=0.8, extend="both")
-    figure.savefig(path, dpi=110)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format="png")
+    write_bytes(path, picture.getvalue())

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from harness.child_process import die_with_parent, private_output
 from harness.instruments import machine
 from harness.instruments.clock import Clock, CudaClock, HostClock
 from harness.profile import memory, trace
@@ -28,7 +29,6 @@ from harness.profile.need import Needs, pyramid
 from harness.profile.profile import Layer, MemoryProfile, Profile
 from harness.profile.ranges import HOST, Key, Pass, Ranges, Spent, spans, spent
 from harness.run import sampling
-from harness.run.child_process import die_with_parent, private_output
 from harness.run.failures import Failed, classify
 from harness.run.job import Job
 from harness.run.workload import Workload, load_batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.errors import BadInput
+from harness.files import make_folder, write_text
 from harness.report.rows import times
 from harness.results.verdict import percent
 from harness.spec.metrics import format_value
@@ -70,9 +70,6 @@ def save(text: str, path: Path, option: str) -> Path:
     BadInput
         If the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; give another {option}") from None
+    make_folder(path.parent, option)
+    write_text(path, text, option)
     return path

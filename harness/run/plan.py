@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from backends.capabilities import Kind
 from harness.errors import BadInput
 from harness.events import open_events
+from harness.events.child_reader import open_in_child
 from harness.spec.cell import STACKS, Cell, EventSpec
 
 EVENTS_APART = 16
@@ -56,13 +57,13 @@ def with_events(cells: Sequence[Cell], source: str) -> list[Cell]:
         return [
             replace(cell, events=replace(cell.events, sha256=hashes[cell.size])) for cell in cells
         ]
-    events = open_events(source)
-    if len(events.sizes) != 1 or events.size not in _sizes(cells):
-        has = ", ".join(map(str, events.sizes))
-        wanted = ", ".join(map(str, _sizes(cells)))
-        raise BadInput(f"{source} has events of {has} px, the suite measures {wanted} px")
+    with open_in_child(source) as events:
+        if len(events.sizes) != 1 or events.size not in _sizes(cells):
+            has = ", ".join(map(str, events.sizes))
+            wanted = ", ".join(map(str, _sizes(cells)))
+            raise BadInput(f"{source} has events of {has} px, the suite measures {wanted} px")
+        filled = [i for i in range(len(events)) if len(events[i])] if _few(events) else []
     name = Path(source).name
-    filled = [i for i in range(len(events)) if len(events[i])] if _few(events) else []
     found = []
     for cell in cells:
         if cell.size != events.size:

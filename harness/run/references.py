@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from harness.child_process import die_with_parent
 from harness.instruments.machine import ROOT
-from harness.run.child_process import die_with_parent
 from harness.run.job import Job
 from harness.spec.cell import Cell, canonical, digest
 

@@ -16,7 +16,7 @@ def worker(
     file: Annotated[Path, typer.Argument(help="A cell, or a job, as JSON; - for the input.")],
 ) -> None:
     """Measure one cell in this process, and print the entries of its record as JSON."""
-    from harness.run.child_process import private_output
+    from harness.child_process import private_output
     from harness.run.job import Job
     from harness.run.worker import measure_cell
 

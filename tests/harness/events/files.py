@@ -36,8 +36,13 @@ def larcv3_ids(event: Event) -> NDArray[np.uint64]:
     return (x * size + y) * size + z
 
 
-def write_larcv2(path: Path, events: Sequence[Event], **changes: Any) -> None:
-    """Write larcv2's trees; `changes` replaces columns, keyed like ``data__voxel_v._id``."""
+def write_larcv2(
+    path: Path, events: Sequence[Event], label_sizes: int | None = None, **changes: Any
+) -> None:
+    """Write larcv2's trees; `changes` replaces columns, keyed like ``data__voxel_v._id``.
+
+    With `label_sizes`, the labels have a description of their images, too.
+    """
     import awkward
     import uproot
 
@@ -60,13 +65,18 @@ def write_larcv2(path: Path, events: Sequence[Event], **changes: Any) -> None:
             "_voxel_v._value": sorted_by_id([e.labels.astype(np.float32) for e in events]),
         },
     }
+    label_branches = dict(LARCV2_LABEL_BRANCHES)
+    if label_sizes is not None:
+        for axis in "xyz":
+            label_branches[f"_meta._{axis}num"] = "uint64"
+            columns["fivetypes"][f"_meta._{axis}num"] = np.full(len(events), label_sizes, np.uint64)
     for key, value in changes.items():
         product, branch = key.split("__", 1)
         columns[product]["_" + branch.lstrip("_")] = value
     with uproot.recreate(path) as file:
         for product, branches in (
             ("data", LARCV2_ENERGY_BRANCHES),
-            ("fivetypes", LARCV2_LABEL_BRANCHES),
+            ("fivetypes", label_branches),
         ):
             tree = file.mktree(f"sparse3d_{product}_tree", branches)
             tree.extend(columns[product])

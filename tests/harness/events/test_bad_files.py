@@ -1,6 +1,8 @@
 """What is wrong with a file is said in one sentence that names it."""
 
 import contextlib
+import json
+import zlib
 
 import h5py
 import numpy as np
@@ -11,6 +13,7 @@ from harness.events import open_events
 from harness.events.event import Event
 from harness.events.native import EventWriter
 from harness.events.packed import write_packed
+from harness.events.statistics import summarise
 from tests.harness.events import files
 
 
@@ -194,7 +197,7 @@ def test_larcv2_with_two_sizes(tmp_path, some_events):
     sides = np.array([32, 32, 32, 64, 32], np.uint64)
     files.write_larcv2(path, some_events, **{f"data__meta._{axis}num": sides for axis in "xyz"})
     # The file's size is the largest among the first entries.
-    assert "one size a file" in refusal(path)
+    assert "one size per file" in refusal(path)
 
 
 def edit(path, change) -> None:
@@ -224,7 +227,7 @@ def shorten(name, length):
 BAD_LARCV3 = {
     "no label product": (remove("Data/sparse3d_fivetypes_group"), "no label"),
     "no data set": (remove(f"{DATA}/voxel_extents"), "no data set voxel_extents"),
-    "voxels missing": (shorten(f"{DATA}/voxels", 60), "10 of 20 voxels"),
+    "voxels missing": (shorten(f"{DATA}/voxels", 60), "not all in the file, which has 60"),
     "events missing": (shorten(f"{DATA}/extents", 2), "2 events"),
 }
 
@@ -292,16 +295,22 @@ def test_pilarnet_m_of_different_lengths(tmp_path):
     assert "3 events of points do not match 2 of clusters" in refusal(path)
 
 
+def without_checksums(file):
+    """Turn a file into one of version 1."""
+    del file["crc32"], file.attrs["checksum"]
+    file.attrs["version"] = 1
+
+
 BAD_OWN = {
     "missing column": (remove("labels"), "labels"),
     "short column": (shorten("labels", -1), "offsets do not match"),
     "offsets in disorder": (
         replace("offsets", np.array([0, 60, 50, 50, 140, 175], np.uint64)),
-        "offsets do not match",
+        "offsets are damaged",
     ),
     "unknown label": (replace("labels", np.full(175, 9, np.uint8)), "label 9"),
     "large voxel": (replace("voxels", np.full((175, 3), 32, np.uint16)), "outside"),
-    "later version": (lambda f: f.attrs.__setitem__("version", 2), "version 2"),
+    "later version": (lambda f: f.attrs.__setitem__("version", 3), "version is 3"),
 }
 
 
@@ -310,8 +319,80 @@ def test_wrong_content_of_own_format(tmp_path, case, some_events):
     change, words = BAD_OWN[case]
     path = tmp_path / "events.h5"
     write_own(path, some_events)
+    edit(path, without_checksums)
     edit(path, change)
     assert words in refusal(path)
+
+
+def test_files_without_checksums_are_read(tmp_path, some_events):
+    path = tmp_path / "events.h5"
+    write_own(path, some_events)
+    edit(path, without_checksums)
+    with open_events(path) as events:
+        assert [len(event) for event in events] == [len(event) for event in some_events]
+
+
+def change_at(name, index, value):
+    def change(file):
+        file[name][index] = value
+
+    return change
+
+
+SILENT_CHANGES = {
+    "energy": (change_at("energies", 3, 1.25), "event 0 is damaged: its checksum"),
+    "label": (lambda f: change_at("labels", 3, 4 - f["labels"][3])(f), "event 0 is damaged"),
+    "voxel": (lambda f: f["voxels"].__setitem__((0, 2), 0), "event 0 is damaged"),
+    "offsets": (change_at("offsets", 1, 49), "the head is damaged"),
+    "size": (lambda f: f.attrs.__setitem__("size", 33), "the head is damaged"),
+    "source": (lambda f: f.attrs.__setitem__("source", "elsewhere"), "the head is damaged"),
+    "checksum": (change_at("crc32", 0, 1), "the head is damaged"),
+}
+
+
+@pytest.mark.parametrize("case", SILENT_CHANGES)
+def test_changed_content_of_own_format_is_noticed(tmp_path, case, some_events):
+    change, words = SILENT_CHANGES[case]
+    path = tmp_path / "events.h5"
+    write_own(path, some_events)
+    edit(path, change)
+    assert words in refusal(path)
+
+
+def declare(name, shape, dtype):
+    """Replace a data set by one that declares a length without having any content."""
+
+    def change(file):
+        del file[name]
+        file.create_dataset(name, shape, dtype, chunks=True, compression="gzip")
+
+    return change
+
+
+HOSTILE_OWN = {
+    "offsets of a petabyte": declare("offsets", (1 << 47,), np.uint64),
+    "text as energies": replace("energies", np.full(175, b"x", "S1")),
+    "a table as labels": replace("labels", np.zeros(175, [("a", "u1")])),
+    "voxels of four axes": replace("voxels", np.zeros((175, 4), np.uint16)),
+    "size of 10^18": lambda f: f.attrs.__setitem__("size", 10**18),
+    "size as a list": lambda f: f.attrs.__setitem__("size", [32, 32]),
+    "size as text": lambda f: f.attrs.__setitem__("size", "32"),
+    "source as a number": lambda f: f.attrs.__setitem__("source", 7),
+    "negative dimension": lambda f: f.attrs.__setitem__("dim", -3),
+    "energies in another file": lambda f: (
+        f.__delitem__("energies"),
+        f.__setitem__("energies", h5py.ExternalLink("/etc/passwd", "energies")),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_OWN)
+def test_hostile_structure_of_own_format(tmp_path, case, some_events):
+    path = tmp_path / "events.h5"
+    write_own(path, some_events)
+    edit(path, without_checksums)
+    edit(path, HOSTILE_OWN[case])
+    refusal(path)
 
 
 def test_a_writer_refuses_another_size_and_leaves_nothing_behind(tmp_path, some_events):
@@ -355,3 +436,122 @@ def test_no_changed_byte_of_a_packed_file_goes_unnoticed(tmp_path, some_events):
         changed[position] ^= 0x41
         path.write_bytes(bytes(changed))
         refusal(path)
+
+
+def test_an_image_that_is_no_cube_is_refused(tmp_path, some_events):
+    """An image size that is wrong along one axis would move every voxel."""
+    path = tmp_path / "events.h5"
+    files.write_larcv3(path, some_events)
+    for product in ("data", "fivetypes"):
+        edit(path, larcv3_sizes(product, (32, 32, 31)))
+    assert "32 x 32 x 31 voxels; only cubes can be read" in refusal(path)
+    path = tmp_path / "events.root"
+    counts = np.full(5, 33, np.uint64)
+    files.write_larcv2(path, some_events, **{"data__meta._ynum": counts})
+    assert "32 x 33 x 32 voxels; only cubes can be read" in refusal(path)
+
+
+def larcv3_sizes(product, sizes):
+    def change(file):
+        name = f"Data/sparse3d_{product}_group/image_meta"
+        table = file[name][:]
+        table["number_of_voxels"] = sizes
+        file[name][:] = table
+
+    return change
+
+
+def test_products_with_other_image_sizes_are_refused(tmp_path, some_events):
+    path = tmp_path / "events.h5"
+    files.write_larcv3(path, some_events)
+    edit(path, larcv3_sizes("data", (64, 64, 64)))
+    assert "sparse3d_fivetypes has images of 32 x 32 x 32 voxels, the energies of 64" in (
+        refusal(path)
+    )
+    path = tmp_path / "events.root"
+    counts = np.full(5, 64, np.uint64)
+    files.write_larcv2(path, some_events, label_sizes=32, **larcv2_sizes(counts))
+    assert "sparse3d_fivetypes has images of 32 x 32 x 32 voxels, the energies of 64" in (
+        refusal(path)
+    )
+
+
+def larcv2_sizes(counts):
+    return {f"data__meta._{axis}num": counts for axis in "xyz"}
+
+
+def test_larcv2_lengths_that_do_not_fit_each_other(tmp_path, some_events):
+    path = tmp_path / "events.root"
+    values = jagged(*[np.ones(max(len(e) - 1, 0)) for e in some_events], dtype=np.float32)
+    files.write_larcv2(path, some_events, **{"data__voxel_v._value": values})
+    assert "49 values do not match 50 voxel ids" in refusal(path)
+
+
+def test_larcv2_with_impossible_image_sizes(tmp_path, some_events):
+    path = tmp_path / "events.root"
+    counts = np.full(5, 1 << 63, np.uint64)
+    files.write_larcv2(path, some_events, **larcv2_sizes(counts))
+    assert "an image size of 9223372036854775808 voxels is impossible" in refusal(path)
+
+
+HOSTILE_LARCV3 = {
+    "extents as numbers": (replace(f"{DATA}/extents", np.zeros(5, np.uint64)), "no field first"),
+    "voxels as text": (
+        replace(f"{DATA}/voxels", np.zeros(175, [("id", "S4"), ("value", "f4")])),
+        "in field id",
+    ),
+    "sizes of two axes": (
+        replace(f"{DATA}/image_meta", np.zeros(5, [("number_of_voxels", "u8", 2)])),
+        "in field number_of_voxels",
+    ),
+    "two axes": (
+        lambda f: replace(f"{DATA}/voxel_extents", f[f"{DATA}/voxel_extents"][:].reshape(1, 5))(f),
+        "has shape",
+    ),
+    "group as data set": (
+        lambda f: (f.__delitem__(f"{DATA}/voxels"), f.create_group(f"{DATA}/voxels")),
+        "is no data set",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_LARCV3)
+def test_hostile_structure_of_larcv3(tmp_path, case, some_events):
+    change, words = HOSTILE_LARCV3[case]
+    path = tmp_path / "events.h5"
+    files.write_larcv3(path, some_events)
+    edit(path, change)
+    assert words in refusal(path)
+
+
+def packed_head(path, change):
+    """Change fields of a packed file's header, with the right checksum."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[8:12], "little")
+    header = json.loads(content[16 : 16 + length])
+    header = change(header) or header
+    text = json.dumps(header).encode()
+    lead = len(text).to_bytes(4, "little") + zlib.crc32(text).to_bytes(4, "little")
+    path.write_bytes(content[:8] + lead + text + content[16 + length :])
+
+
+WRONG_FIELDS = (None, "32", -1, 1e300, [], {}, [[1]], [-1, 1, 1], 10**30, [10**12] * 5, True)
+
+
+@pytest.mark.parametrize("field", ["version", "size", "dim", "step", "voxels", "streams", "crc32"])
+def test_wrong_fields_of_a_packed_head(tmp_path, field, some_events):
+    path = tmp_path / "events"
+    write_packed(path, some_events)
+    content = path.read_bytes()
+    for wrong in WRONG_FIELDS:
+        path.write_bytes(content)
+        packed_head(path, lambda header, wrong=wrong: header.update({field: wrong}))
+        refusal(path)
+    for whole in ([], "text", 5, None):
+        packed_head(path, lambda header, whole=whole: whole)
+        refusal(path)
+
+
+def test_events_without_energy_have_statistics(tmp_path):
+    event = Event(np.zeros((1, 3), np.int32), np.zeros(1, np.float32), np.zeros(1, np.uint8), 4, "")
+    assert np.isnan(summarise([event]).voxels_per_mev)

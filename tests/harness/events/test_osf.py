@@ -3,13 +3,21 @@
 import hashlib
 import json
 import threading
+from collections import defaultdict
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from harness.errors import BadInput
-from harness.events.osf import RemoteFile, fetch, list_files, parse_numbers
+from harness.events.osf import (
+    API,
+    RemoteFile,
+    check_address,
+    fetch,
+    list_files,
+    parse_numbers,
+)
 
 CONTENT = {f"dlprod_512px_{i:02d}.root": bytes([i]) * (3 << 20) for i in range(3)}
 CONTENT["dlprod_192px_00.root"] = b"small"
@@ -22,6 +30,7 @@ class Osf:
         self.requests: list[str] = []
         self.broken: dict[str, int] = {}
         self.status: dict[str, int] = {}
+        self.redirect: dict[str, str] = {}
         self.checksums = {
             name: {"sha256": hashlib.sha256(data).hexdigest()} for name, data in CONTENT.items()
         }
@@ -67,6 +76,11 @@ def serving(osf):
         def do_GET(self):
             osf.requests.append(self.path)
             name = self.path.rsplit("/", 1)[1]
+            if target := osf.redirect.get(name):
+                self.send_response(302)
+                self.send_header("Location", target)
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
             if status := osf.status.get(name):
                 return self.send_error(status)
             if "/download/" not in self.path:
@@ -256,3 +270,94 @@ def test_file_numbers(text, numbers):
 def test_file_numbers_that_are_none(text):
     with pytest.raises(BadInput, match="write them like 0-1"):
         parse_numbers(text)
+
+
+def listing(osf, name, **changes):
+    entry = osf.entry(name)
+    entry["attributes"] |= changes.pop("attributes", {})
+    return json.dumps({"data": [entry | changes], "links": {}}).encode()
+
+
+def test_a_list_whose_next_page_is_itself_ends(osf):
+    root = f"{osf.address}/v2/nodes/vruzp/files/osfstorage/"
+    osf.listing = json.dumps({"data": [], "links": {"next": root}}).encode()
+    with pytest.raises(BadInput, match="leads in a circle or has no end"):
+        list_files(f"{osf.address}/v2")
+    assert len(osf.requests) == 1
+
+
+class Endless(Osf):
+    """A list in which each page or folder leads to another one."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def pages(self):
+        following = f"{self.address}/v2/{len(self.requests)}"
+        folder = {
+            "attributes": {"kind": "folder", "name": "deeper"},
+            "relationships": {"files": {"links": {"related": {"href": following}}}},
+        }
+        page = {"data": [folder]} if self.kind == "folders" else {"data": []}
+        page["links"] = {"next": following if self.kind == "pages" else None}
+        return defaultdict(lambda: page)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("pages", 500), ("folders", 10)])
+def test_endless_lists_end(kind, most):
+    osf = Endless(kind)
+    with (
+        serving(osf) as osf.address,
+        pytest.raises(BadInput, match="has no end"),
+    ):
+        list_files(f"{osf.address}/v2")
+    assert len(osf.requests) <= most
+
+
+def test_an_endless_page_ends(osf):
+    osf.listing = b'{"data": [' + b" " * (17 << 20)
+    with pytest.raises(BadInput, match="is longer than"):
+        list_files(f"{osf.address}/v2")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://files.osf.io/v1/file",
+        "https://files.osf.io.example.org/file",
+        "https://example.org/osf.io",
+        "file:///etc/passwd",
+        "https://[::1",
+    ],
+)
+def test_only_encrypted_addresses_of_osf_are_followed(address):
+    with pytest.raises(BadInput, match="no encrypted address of OSF"):
+        check_address(address, API)
+
+
+@pytest.mark.parametrize(
+    "address", ["https://files.osf.io/v1/file", "https://storage.googleapis.com/cos-osf/file"]
+)
+def test_osf_and_its_storage_are_followed(address):
+    assert check_address(address, API) == address
+
+
+def test_a_download_from_elsewhere_is_refused_before_it_begins(osf, get):
+    address = "http://example.org/dlprod_192px_00.root"
+    osf.listing = listing(osf, "dlprod_192px_00.root", links={"download": address})
+    with pytest.raises(BadInput, match=r"leads to http://example.org"):
+        get(192, [0])
+
+
+def test_a_redirection_to_elsewhere_is_not_followed(osf, get):
+    osf.redirect["dlprod_192px_00.root"] = "http://127.0.0.1:1/file"
+    with pytest.raises(BadInput, match=r"leads to http://127.0.0.1:1/file"):
+        get(192, [0])
+
+
+@pytest.mark.parametrize("attributes", [{"name": 5}, {"size": "long"}, {"size": -1}, {"size": 1.5}])
+def test_wrong_types_in_the_list_are_one_sentence(osf, get, attributes):
+    osf.listing = listing(osf, "dlprod_192px_00.root", attributes=attributes)
+    with pytest.raises(BadInput, match="unknown form"):
+        get(192, [0])

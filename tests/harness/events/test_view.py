@@ -6,7 +6,7 @@ from harness.errors import BadInput
 from harness.events import open_sample
 from harness.events.classes import CLASS_LOOKS
 from harness.events.projection import project
-from harness.events.view import event_figure, write_page, write_picture
+from harness.events.view import event_figure, write_event_page, write_event_picture
 from harness.report.style import PALETTE
 from tests.harness.events.conftest import make_event
 
@@ -25,7 +25,7 @@ def test_every_voxel_is_drawn_once_by_class_and_once_by_energy():
     assert traces[-1].visible is False
 
 
-@pytest.mark.parametrize("write", [write_page, write_picture])
+@pytest.mark.parametrize("write", [write_event_page, write_event_picture])
 def test_an_empty_event_has_nothing_to_show(tmp_path, write):
     with pytest.raises(BadInput, match="has no voxel"):
         write(make_event(0), tmp_path / "event")
@@ -33,7 +33,7 @@ def test_an_empty_event_has_nothing_to_show(tmp_path, write):
 
 
 def test_projections_have_a_picture_too(tmp_path):
-    write_picture(project(open_sample(192)[0], "xy"), tmp_path / "flat.png")
+    write_event_picture(project(open_sample(192)[0], "xy"), tmp_path / "flat.png")
     assert (tmp_path / "flat.png").stat().st_size > 10_000
 
 
@@ -66,7 +66,7 @@ def test_the_page_opens_without_network_or_error(tmp_path, browser, dim, width):
 
     page = tmp_path / "event.html"
     event = open_sample(192)[0]
-    write_page(event if dim == 3 else project(event, "xy"), page)
+    write_event_page(event if dim == 3 else project(event, "xy"), page)
     browser.set_window_size(width, 900)
     browser.get(page.as_uri())
     drawn = "return document.querySelectorAll('#event .legend .traces').length"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from harness.child_process import private_output
 from harness.run import worker
-from harness.run.child_process import private_output
 from harness.run.failures import Failed
 from harness.run.worker import serve
 

@@ -1,4 +1,4 @@
-"""What every child process of the harness does first: die with its parent, keep output apart."""
+"""The first steps of every child process: die with the parent, keep standard output for answers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Let the kernel kill this process when the thread that started it ends; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def private_output() -> IO[str]:
     """Return the standard output as a channel for answers.
 
-    From then on, whatever is printed to standard output goes to standard error.
+    From then on, text printed to standard output goes to standard error.
     """
     channel = os.dup(1)
     os.dup2(2, 1)
