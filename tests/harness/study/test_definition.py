@@ -12,6 +12,7 @@ from rich.console import Console
 from backends.capabilities import Capabilities
 from backends.registry import Availability
 from harness.errors import BadInput
+from harness.events import simulate
 from harness.study import run
 from harness.study.cells import Engines, cost_jobs
 from harness.study.definition import Study, read_study, write_definition
@@ -82,6 +83,29 @@ def test_a_scale_for_a_gpu_is_refused_where_there_is_none(tmp_path, monkeypatch)
     with pytest.raises(BadInput, match="the scale gpu needs cuda, where sscn does not run here"):
         run.run_study(Study(tmp_path / "x", "gpu"), Console(file=StringIO()))
     assert not (tmp_path / "x").exists()
+
+
+def test_missing_packages_of_the_simulation_are_named_before_the_description(tmp_path, monkeypatch):
+    here = [
+        Availability(name, Capabilities("1", ("cpu",), {"cpu": ("fp32",)}))
+        for name in ("sscn", DENSE, AS_PUBLISHED)
+    ]
+    monkeypatch.setattr(run, "probe_all", lambda names: here)
+    monkeypatch.setattr(simulate, "find_spec", lambda name: None)
+    text = StringIO()
+    with pytest.raises(BadInput, match="simulation needs calzone and xraydb"):
+        run.run_study(Study(tmp_path / "x", "smoke"), Console(file=text))
+    assert text.getvalue() == ""
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"scale": "smo', "[]", '{"scale": 1}', '{"scale": "smoke", "x": 1}']
+)
+def test_a_damaged_definition_is_one_sentence(text, tmp_path):
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises(BadInput, match="is damaged; remove it and repeat"):
+        read_study(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,10 @@ def test_a_missing_energy_counter_is_stated(tmp_path):
     assert any("no readable energy counter" in paragraph for paragraph in made.paragraphs)
 
 
-def test_the_page_of_a_killed_study_has_what_is_complete_and_names_what_is_damaged(tmp_path):
-    study = Study(tmp_path, "smoke")
+@pytest.fixture
+def killed(tmp_path):
+    """Return a study with two trainings, whose files end within a row, and one damaged training."""
+    study = Study(tmp_path / "study", "smoke")
     write_definition(study)
     written = curve(SPARSE, True)
     for training in SMOKE.trainings[:2]:
@@ -93,15 +95,34 @@ def test_the_page_of_a_killed_study_has_what_is_complete_and_names_what_is_damag
     damaged = study.training_folder(SMOKE.trainings[2])
     damaged.mkdir()
     (damaged / "steps.csv").write_text("step,events\n1,x\n")
-    (tmp_path / "records.jsonl").write_text('{"schema": 1, "run": "r')
+    return study
+
+
+def test_the_page_of_a_killed_study_has_what_is_complete_and_names_what_is_damaged(killed):
+    killed.records.write_text('{"schema": 1, "run": "r')
     with pytest.warns(store.BadRecord, match="not a whole JSON record"):
-        page = write_study_page(read_study(tmp_path)).read_text()
+        page = write_study_page(read_study(killed.out)).read_text()
     assert "This study contains no test of a trained network yet" in page
     assert page.count('<td data-name="steps" class="n">40</td>') == 2
     assert "training/sparse-192-px/sample-192px.npz is damaged" in page
     assert "training/dense-16-px/steps.csv is damaged" in page
     assert "The training sparse 2 classes: there are no steps of sscn." in page
-    assert str(tmp_path) not in page
+    assert str(killed.out) not in page
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 400])
+def test_tables_fit_and_figures_use_the_width_of_a_browser(killed, width, open_page):
+    browser = open_page(write_study_page(killed), width)
+    overflow = browser.execute_script(
+        "return [document.documentElement, ...document.querySelectorAll('.scroll')]"
+        ".map(e => e.scrollWidth - e.clientWidth)"
+    )
+    assert max(overflow) <= 0
+    lefts = browser.execute_script(
+        "return [...document.querySelectorAll('figure')].map(f => f.getBoundingClientRect().left)"
+    )
+    assert (max(lefts) > width / 2) == (width == 1280)  # two columns, or one
 
 
 def event(truth, predicted):

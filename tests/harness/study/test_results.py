@@ -231,6 +231,13 @@ def test_predictions_come_back_event_by_event(tmp_path):
     assert step_of(tmp_path / "p.npz") == 7
     back = list(load_predictions(tmp_path / "p.npz", events))
     assert [p.predicted.tolist() for p in back] == [[0, 1], [], [3]]
+    whole = (tmp_path / "p.npz").read_bytes()
+    for length in (0, 30, len(whole) // 2, len(whole) - 1):
+        cut = tmp_path / "cut.npz"
+        cut.write_bytes(whole[:length])
+        assert step_of(cut) == -1
+        with pytest.raises(ValueError, match="is damaged; repeat the study's command"):
+            list(load_predictions(cut, events))
     events.sha256 = "another set"
     with pytest.raises(ValueError, match="other events"):
         list(load_predictions(tmp_path / "p.npz", events))

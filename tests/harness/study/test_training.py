@@ -137,6 +137,22 @@ def test_a_training_goes_on_where_its_folder_was_moved_to(tmp_path):
     assert pd.read_csv(then / "training" / "steps.csv")["step"].tolist() == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("name", ["checkpoint.pt", "steps.csv", "held_out.csv"])
+def test_a_training_with_a_damaged_checkpoint_or_table_starts_again(name, tmp_path):
+    plan = replace(PLAN, steps=6)
+    first = run(plan, tmp_path)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    sentences = []
+    again = run(plan, tmp_path, say=sentences.append)
+    (sentence,) = sentences
+    assert sentence.endswith("; the training starts again")
+    assert all(torch.equal(first.network[key], again.network[key]) for key in first.network)
+    assert pd.read_csv(tmp_path / "steps.csv")["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert run(plan, tmp_path, say=sentences.append).step == 6
+    assert len(sentences) == 1
+
+
 def test_another_plan_may_not_continue_a_training(tmp_path):
     run(replace(PLAN, steps=1), tmp_path)
     with pytest.raises(BadInput, match="another batch"):

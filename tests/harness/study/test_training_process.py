@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from harness.errors import BadInput
 from harness.results import store
 from harness.spec.cell import ModelSpec
 from harness.study import training_process
@@ -19,6 +21,7 @@ from harness.study.plan import Plan, read_plan, write_plan
 from harness.study.predictions import load_predictions, step_of
 from harness.study.training import Progress
 from harness.study.training_process import run_training
+from harness.study.training_worker import read_entries, write_entries
 from harness.study.views import View
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -79,6 +82,57 @@ def test_a_child_that_dies_becomes_a_record(tmp_path, quiet, monkeypatch):
     (record,) = store.records([out])
     assert record["reason"] == "the training died of SIGKILL"
     assert record["training"]["name"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", '{"outcome": "o', "[]", '{"reason": ""}'],
+    ids=["empty", "cut", "list", "no outcome"],
+)
+def test_damaged_entries_count_as_missing(text, tmp_path):
+    (tmp_path / "entries.json").write_text(text)
+    assert read_entries(tmp_path) is None
+
+
+def test_a_training_with_damaged_entries_or_a_damaged_plan_runs_again(tmp_path, quiet, monkeypatch):
+    folder, out = tmp_path / "tiny", tmp_path / "records.jsonl"
+    started = []
+
+    def finish(folder, python):
+        started.append(python)
+        write_entries(folder, {"outcome": "wrong", "reason": "a stand-in"})
+        return 0
+
+    monkeypatch.setattr(training_process, "_run_child", finish)
+    for name in ("entries.json", "plan.json"):
+        run_training(folder, PLAN, TESTS, out, quiet)
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:-20])
+    run_training(folder, PLAN, TESTS, out, quiet)
+    assert len(started) == 3
+    run_training(folder, PLAN, TESTS, out, quiet)
+    assert len(started) == 3
+
+
+def test_a_training_waits_for_the_device(tmp_path, quiet, monkeypatch):
+    monkeypatch.setattr(training_process, "_run_child", lambda folder, python: 3)
+    held = []
+
+    @contextmanager
+    def lock(device, say):
+        held.append(device)
+        yield
+
+    monkeypatch.setattr(training_process, "device_lock", lock)
+    assert run_training(tmp_path / "tiny", PLAN, TESTS, tmp_path / "r.jsonl", quiet) == "crashed"
+    assert held == ["cpu"]
+
+
+@pytest.mark.parametrize("text", ["", '{"plan": {', "[]", '{"plan": {}, "tests": {}}'])
+def test_a_damaged_plan_is_one_sentence(text, tmp_path):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(BadInput, match="is damaged; remove it and repeat"):
+        read_plan(tmp_path)
 
 
 def test_a_child_ends_when_its_parent_is_gone():
