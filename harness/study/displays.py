@@ -64,7 +64,7 @@ def draw_truth_and_prediction(axes: Sequence[Axes], event: Predicted) -> None:
     voxels = event.event.voxels
     differs = event.truth != event.predicted
     for panel, labels, title in zip(
-        axes, (event.truth, event.predicted), ("truth", "prediction"), strict=True
+        axes, (event.truth, event.predicted), ("true classes", "predicted classes"), strict=True
     ):
         for label in _CLASSES:
             own = labels == label
@@ -122,7 +122,7 @@ def rotatable(event: Predicted, identifier: str) -> str:
             y=y,
             z=z,
             mode="markers",
-            name="truth differs",
+            name="wrong class",
             marker={"size": 3, "symbol": "x", "color": "#7a7a7a", "opacity": 0.6},
             text=[CLASS_LOOKS[Label(label)].legend for label in event.truth[differs]],
             hovertemplate="%{x}, %{y}, %{z}<extra>truth: %{text}</extra>",

@@ -64,8 +64,8 @@ class TrainingSettings:
 class Plan(TrainingSettings):
     """One training on one engine, with the files of its events.
 
-    A `harness.study.scales.Training` says what a scale trains, whatever the engine and the
-    folder; a plan is that training in one study, as the training process reads it.
+    A `harness.study.scales.Training` is independent of the engine and the folder; a plan is that
+    training in one study, in the form that the training process reads.
 
     Attributes
     ----------

@@ -260,7 +260,9 @@ def _saved(path: Path, tables: TrainingTables, say: Callable[[str], None]) -> Ch
     try:
         saved = load_checkpoint(path)
         if saved is not None and not tables.hold(saved.rows):
-            raise DamagedCheckpoint(f"the CSV files beside {path} are shorter than it says")
+            raise DamagedCheckpoint(
+                f"the CSV files beside {path} are shorter than at the checkpoint"
+            )
     except DamagedCheckpoint as damage:
         say(f"{damage}; the training starts again")
         return None

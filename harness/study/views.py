@@ -60,7 +60,7 @@ class View:
         if self.dim not in (2, 3):
             raise BadInput(f"{self.dim} dimensions are unknown; choose 2 or 3")
         if not 0 <= self.crop <= self.size:
-            raise BadInput(f"a crop of {self.crop} does not fit into {self.size} voxels a side")
+            raise BadInput(f"a crop of {self.crop} does not fit into {self.size} voxels per side")
 
     def without_folder(self) -> View:
         """Return the view without the folder of its source, which changes with a move."""

@@ -22,14 +22,14 @@ def test_the_measures_of_a_matrix():
     np.testing.assert_allclose(accuracy.intersection_over_union(matrix), [2 / 4, 2 / 4, 2 / 4])
 
 
-def test_a_class_that_never_occurs_has_no_accuracy_and_one_never_predicted_no_purity():
+def test_an_absent_class_has_no_accuracy_and_an_unpredicted_class_no_purity():
     matrix = accuracy.confusion_matrix(np.array([0, 0]), np.array([0, 1]), 3)
     assert np.isnan(accuracy.class_accuracy(matrix)[1:]).all()
     assert accuracy.class_purity(matrix)[1] == 0
     assert np.isnan(accuracy.class_purity(matrix)[2])
 
 
-def test_events_count_alike_whatever_their_number_of_voxels():
+def test_events_have_equal_weight_whatever_their_number_of_voxels():
     large = np.zeros(90, int)
     small = np.zeros(10, int)
     result = accuracy.measure_accuracy([large, small], [large, small + 1], 2)
@@ -46,7 +46,7 @@ def test_events_without_voxels_of_a_class_are_left_out_of_the_mean():
     assert result.events.tolist() == [1.0]
 
 
-def test_no_event_at_all_has_no_accuracy():
+def test_without_events_there_is_no_accuracy():
     result = accuracy.measure_accuracy([], [], 5)
     assert np.isnan(result.mean)
     assert result.confusion.shape == (5, 5)

@@ -22,7 +22,7 @@ def set_to(made, value):
         made[1].num_batches_tracked += 1
 
 
-def test_a_constant_network_is_its_own_average_and_the_start_is_forgotten():
+def test_the_average_of_constant_weights_is_constant_and_independent_of_the_start():
     made = network()
     average = WeightAverage(made, 0.9)
     for step in range(1, 200):
@@ -52,7 +52,7 @@ def test_without_decay_the_average_is_the_latest_weights():
     assert torch.equal(average.state()["0.weight"], made[0].weight)
 
 
-def test_the_network_gets_its_own_weights_back_even_after_an_error():
+def test_the_weights_of_the_network_are_restored_after_an_error():
     made = network()
     average = WeightAverage(made, 0.99)
     set_to(made, 7.0)

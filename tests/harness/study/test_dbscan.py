@@ -29,18 +29,18 @@ def by_definition(points, reach, least):
     return labels
 
 
-def test_two_groups_and_a_lonely_point():
+def test_two_clusters_and_an_isolated_point():
     points = np.array(
         [[0, 0, 0], [0, 0, 1], [0, 1, 0], [9, 9, 9], [20, 0, 0], [20, 0, 1], [20, 1, 1]]
     )
     assert dbscan(points, 1.5, 3).tolist() == [0, 0, 0, NOISE, 1, 1, 1]
 
 
-def test_too_few_neighbours_make_no_cluster():
+def test_points_with_too_few_neighbours_are_noise():
     assert dbscan(np.array([[0, 0], [0, 1]]), 1.0, 3).tolist() == [NOISE, NOISE]
 
 
-def test_nothing_has_no_cluster():
+def test_no_points_give_no_labels():
     assert len(dbscan(np.zeros((0, 3)), 1.0, 1)) == 0
 
 

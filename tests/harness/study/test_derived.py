@@ -15,7 +15,7 @@ def event(voxels, energies=None, size=8):
     voxels = np.array(voxels, np.int32)
     energies = np.ones(len(voxels)) if energies is None else np.array(energies)
     labels = np.arange(len(voxels)) % 5
-    return Event(voxels, energies.astype(np.float32), labels.astype(np.uint8), size, "by hand")
+    return Event(voxels, energies.astype(np.float32), labels.astype(np.uint8), size, "synthetic")
 
 
 def test_embedding_moves_an_event_and_keeps_its_neighbourhoods():
@@ -41,7 +41,7 @@ def test_overlaid_events_add_their_energies_and_keep_the_first_label():
 
 
 @pytest.mark.parametrize("occupancy", [0.001, 0.1, 0.7, 1.0])
-def test_a_cube_is_filled_to_exactly_the_fraction_asked_for(occupancy):
+def test_a_cube_is_filled_to_exactly_the_requested_fraction(occupancy):
     cubes = [crop(whole, 16, i) for i, whole in enumerate(open_events("sample", size=192)[:3])]
     filled = fill(cubes, occupancy)
     assert len(filled) == round(occupancy * 16**3)
@@ -50,7 +50,7 @@ def test_a_cube_is_filled_to_exactly_the_fraction_asked_for(occupancy):
 
 
 def test_a_file_is_written_once_and_read_back(tmp_path):
-    path = write_once(tmp_path / "new" / "events.h5", [event([(1, 2, 3)])], "by hand")
+    path = write_once(tmp_path / "new" / "events.h5", [event([(1, 2, 3)])], "synthetic")
     before = path.stat().st_mtime_ns
     write_once(path, iter(()), "not read")
     assert path.stat().st_mtime_ns == before

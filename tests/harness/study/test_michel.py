@@ -26,7 +26,7 @@ def reconstruct(voxels, truth, predicted):
     return michel.reconstruct(voxels, np.ones(len(voxels)), truth, predicted)
 
 
-def test_a_perfect_prediction_is_found_whole():
+def test_a_perfect_prediction_has_full_efficiency_and_purity():
     voxels, truth = track_with_michel()
     event = reconstruct(voxels, truth, truth)
     assert (event.true_clusters, event.found) == (1, 1)
@@ -52,7 +52,7 @@ def test_a_short_track_lies_within_the_cut_and_still_counts():
     assert reconstruct(voxels, truth, truth).found == 1
 
 
-def test_voxels_lost_to_another_class_lower_the_efficiency_and_stray_ones_the_purity():
+def test_missing_voxels_lower_the_efficiency_and_additional_ones_the_purity():
     voxels, truth = track_with_michel()
     predicted = truth.copy()
     predicted[-2:] = SHOWER  # the far end of the electron
@@ -65,7 +65,7 @@ def test_voxels_lost_to_another_class_lower_the_efficiency_and_stray_ones_the_pu
     assert summary.cluster_purity == 6 / 8
 
 
-def test_a_missed_and_an_invented_michel_lower_efficiency_and_purity():
+def test_a_missed_and_an_unmatched_michel_lower_efficiency_and_purity():
     voxels, truth = track_with_michel()
     missed = reconstruct(voxels, truth, np.where(truth == MICHEL, SHOWER, truth))
     invented = reconstruct(voxels, np.where(truth == MICHEL, SHOWER, truth), truth)

@@ -36,7 +36,7 @@ def quiet(done, total):
     assert done <= total
 
 
-def test_presets_take_turns_and_every_file_has_a_seed_of_its_own(tmp_path):
+def test_presets_alternate_and_every_file_has_a_seed_of_its_own(tmp_path):
     EventFolder(tmp_path, 32, 36, 7).simulate_missing(quiet)
     recipes = [recipe for recipe, _ in stand_in.calls]
     wanted = ["michel", "standard", "michel", "delta", "michel"]
@@ -51,14 +51,14 @@ def test_events_that_are_nearly_empty_are_left_out(tmp_path):
     assert [len(event) for event in events] == [500, 510, 520]
 
 
-def test_what_is_there_is_not_made_again(tmp_path):
+def test_existing_files_are_not_simulated_again(tmp_path):
     EventFolder(tmp_path, 32, 8, 7).simulate_missing(quiet)
     stand_in.calls.clear()
     EventFolder(tmp_path, 32, 16, 7).simulate_missing(quiet)
     assert [recipe.seed for recipe, _ in stand_in.calls] == [8]
 
 
-def test_an_interrupted_file_is_made_anew_and_the_others_are_kept(tmp_path):
+def test_an_interrupted_file_is_simulated_again_and_the_others_are_kept(tmp_path):
     seen = []
 
     def interrupt(done, total):

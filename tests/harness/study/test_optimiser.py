@@ -61,12 +61,12 @@ def test_singular_values_become_about_one_and_vectors_stay(rows, columns, size, 
     torch.testing.assert_close(turned, torch.diag(diagonal), rtol=0, atol=2e-3)
 
 
-def test_nothing_comes_of_a_gradient_of_zeros():
+def test_a_gradient_of_zeros_gives_an_update_of_zeros():
     assert not optimiser.orthogonal([torch.zeros(3, 5)])[0].any()
 
 
 @pytest.mark.parametrize("other", ["dense", "spconv", "minkowski"])
-def test_engines_step_alike_whatever_their_layouts(other):
+def test_updates_do_not_depend_on_the_layout_of_an_engine(other):
     if registry.probe(other).capabilities is None:
         pytest.skip(f"{other} cannot run here")
     gradients, moved = random_gradients(), {}
@@ -80,7 +80,7 @@ def test_engines_step_alike_whatever_their_layouts(other):
         torch.testing.assert_close(moved[other][path], value, rtol=1e-4, atol=1e-5)
 
 
-def test_steps_are_as_long_as_the_rate_says():
+def test_the_length_of_an_update_is_proportional_to_the_rate():
     gradients = random_gradients()
     before = weights.initial(CONFIG, 3)
     made = with_gradients("sscn", gradients)
@@ -99,7 +99,7 @@ def test_steps_are_as_long_as_the_rate_says():
         assert float((step * gradients[f"{name}.weight"]).sum()) < 0, name
 
 
-def test_frozen_layers_stay():
+def test_layers_without_gradients_are_unchanged():
     made = with_gradients("sscn", random_gradients())
     frozen = next(layer for name, layer in made.layers() if name == "stem").native.weight
     frozen.grad = None

@@ -129,7 +129,7 @@ def event(truth, predicted):
     voxels = np.argwhere(np.ones((len(truth), 1, 1))).astype(np.int32)
     ones = np.ones(len(truth), np.float32)
     return Predicted(
-        Event(voxels, ones, np.array(truth, np.uint8), 64, "by hand"), np.array(predicted)
+        Event(voxels, ones, np.array(truth, np.uint8), 64, "synthetic"), np.array(predicted)
     )
 
 
@@ -150,8 +150,8 @@ def test_mistakes_are_events_with_missed_or_unmatched_michels_in_descending_orde
 def test_a_rotatable_event_marks_wrong_voxels():
     element = displays.rotatable(event([0, 1, 2], [0, 1, 1]), "an-id")
     assert 'id="an-id"' in element
-    assert "truth differs" in element
-    assert "truth differs" not in displays.rotatable(event([0, 1], [0, 1]), "another")
+    assert "wrong class" in element
+    assert "wrong class" not in displays.rotatable(event([0, 1], [0, 1]), "another")
 
 
 @pytest.mark.parametrize(

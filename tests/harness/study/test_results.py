@@ -46,7 +46,7 @@ def records(tmp_path, *cells):
     return store.read(path)
 
 
-def test_table_2_sets_each_number_beside_the_published_one(tmp_path):
+def test_table_2_has_measured_and_published_numbers(tmp_path):
     frame = records(
         tmp_path,
         (TABLE, "sscn", 192, 4, "forward", 0.05, 145 * MB),  # and 50 MB before the call
@@ -99,7 +99,7 @@ def test_factors_compare_dense_and_sparse_on_the_same_configuration(tmp_path):
     assert "dense 150× memory, 60× time" in said
 
 
-def test_factors_for_the_same_configuration_are_called_that(tmp_path):
+def test_factors_for_the_published_configuration_are_preferred(tmp_path):
     cells = measured(
         tmp_path,
         (DENSE, "sscn", 192, 4, "forward", 0.5, 30 * MB),
@@ -191,7 +191,7 @@ def evaluated(pairs):
                 np.ones(len(truth), np.float32),
                 np.array(truth, np.uint8),
                 192,
-                "by hand",
+                "synthetic",
             ),
             np.array(predicted),
         )
@@ -221,7 +221,7 @@ def test_the_michel_table_starts_with_the_published_numbers():
     assert table.iloc[1]["true clusters"] == 0
 
 
-def test_predictions_come_back_event_by_event(tmp_path):
+def test_predictions_are_read_event_by_event_and_damaged_files_are_named(tmp_path):
     class Events(list):
         sha256 = "this set"
 

@@ -38,7 +38,7 @@ PLAN = Plan(
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Tiny layers wait longer for a second thread than they compute."""
+    """Use one thread: for tiny layers, a second one takes more time than it saves."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -47,7 +47,8 @@ def _one_thread():
 
 ROOT = Path(__file__).resolve().parents[3]
 
-# A clock that ticks at each look makes every step one second long: a checkpoint every five steps.
+# A clock that advances by one second per call makes every step one second long: a checkpoint is
+# saved every five steps.
 DYING = """
 import json, os, signal, sys
 import torch
@@ -82,7 +83,7 @@ def tensors_of(state):
 
 @pytest.mark.parametrize("optimiser", ["adam", "muon"])
 @pytest.mark.parametrize("backend", ["dense", "sscn"])
-def test_a_killed_training_goes_on_with_identical_bits(backend, optimiser, tmp_path):
+def test_a_killed_training_continues_with_identical_bits(backend, optimiser, tmp_path):
     plan = replace(PLAN, backend=backend, optimiser=optimiser)
     whole = run(plan, tmp_path / "whole")
     killed = tmp_path / "killed"
@@ -121,7 +122,7 @@ def test_more_steps_continue_a_finished_training(tmp_path):
     assert all(torch.equal(whole.network[name], parts.network[name]) for name in whole.network)
 
 
-def test_a_training_goes_on_where_its_folder_was_moved_to(tmp_path):
+def test_a_training_continues_in_a_moved_folder(tmp_path):
     first, then = tmp_path / "first", tmp_path / "then"
     first.mkdir()
     with EventWriter(first / "events.h5", 192, 3, "from the sample") as writer:
@@ -159,7 +160,7 @@ def test_another_plan_may_not_continue_a_training(tmp_path):
         run(replace(PLAN, batch=4), tmp_path)
 
 
-def test_two_engines_start_alike_and_see_the_same_batches(tmp_path):
+def test_two_engines_have_the_same_initial_weights_and_batches(tmp_path):
     plan = replace(PLAN, steps=3)
     for backend in ("dense", "sscn"):
         run(replace(plan, backend=backend), tmp_path / backend)
@@ -203,14 +204,14 @@ def test_without_an_energy_counter_the_column_is_empty(tmp_path):
     assert pd.read_csv(tmp_path / "steps.csv")["joules"].isna().all()
 
 
-def test_progress_tells_the_time_left(tmp_path):
+def test_progress_has_the_time_left(tmp_path):
     seen = []
     training.train(replace(PLAN, steps=4), tmp_path, seen.append, clock=count().__next__)
     assert [progress.left for progress in seen] == pytest.approx([3.0, 2.0, 1.0, 0.0])
     assert [progress.fraction for progress in seen] == [0.25, 0.5, 0.75, 1.0]
 
 
-def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path):
     with pytest.raises(training.Diverged, match="at step"):
         run(replace(PLAN, learning_rate=1e30, steps=12), tmp_path)
 
@@ -236,7 +237,7 @@ def test_the_rate_rises_to_its_highest_and_falls_with_the_root_of_the_step():
     assert replace(plan, warm_up=0).rate(7) == 4e-3
 
 
-def test_a_warm_up_is_what_the_optimiser_gets(tmp_path):
+def test_the_optimiser_uses_the_rate_of_the_warm_up(tmp_path):
     plan = replace(PLAN, steps=1, learning_rate=1e-2)
     start = dict(build_model(plan).network.named_parameters())
     moved = {}

@@ -1,4 +1,4 @@
-"""A training in a process of its own: its record, its predictions, and its deaths."""
+"""Training in a child process: its record, its predictions, and its failures."""
 
 import json
 import subprocess
@@ -30,6 +30,20 @@ PLAN = Plan("tiny", "dense", CROPS, CROPS, batch=2, steps=3, model=ModelSpec(fil
 TESTS = {"sample-192px": (CROPS, 4)}
 
 
+EARLIER_PLAN = """
+{"plan": {"name": "sparse 192 px", "backend": "sscn",
+  "events": {"source": "out/events/mixture-192px", "size": 192, "classes": 5, "dim": 3, "crop": 0},
+  "held_out": {"source": "sample", "size": 192, "classes": 5, "dim": 3, "crop": 0},
+  "batch": 16, "steps": 200000, "seconds": 1200.0, "evaluate_every": 150, "held_out_events": 128,
+  "device": "cpu", "precision": "fp32", "options": {},
+  "model": {"filters": 16, "depth": 5, "reps": 2, "classes": 5}, "optimiser": "muon",
+  "learning_rate": 0.006, "warm_up": 100, "average": 0.9975, "seed": 0},
+ "tests": {"sample-192px": {"events": 256,
+  "view": {"source": "sample", "size": 192, "classes": 5, "dim": 3, "crop": 0}}}}
+"""
+"""A plan as it was written before plans shared their settings with trainings."""
+
+
 @pytest.fixture
 def quiet():
     return Console(file=StringIO(), width=200)
@@ -57,8 +71,8 @@ def test_a_training_leaves_tables_predictions_and_one_valid_record(tmp_path, qui
     predicted = list(load_predictions(folder / "sample-192px.npz", events))
     assert [len(p.predicted) for p in predicted] == [len(event) for event in events]
 
-    # Asked again, also after a move, nothing is done; asked for more steps, it goes on and
-    # predicts anew.
+    # The same request, also after a move, does nothing. A request for more steps continues the
+    # training and repeats the predictions.
     assert run_training(folder, PLAN, TESTS, out, quiet) == "ok"
     assert len(list(store.records([out]))) == 1
     folder = folder.rename(tmp_path / "moved")
@@ -128,6 +142,15 @@ def test_a_training_waits_for_the_device(tmp_path, quiet, monkeypatch):
     assert held == ["cpu"]
 
 
+def test_a_plan_of_an_earlier_version_loads(tmp_path):
+    (tmp_path / "plan.json").write_text(EARLIER_PLAN)
+    plan, tests = read_plan(tmp_path)
+    assert (plan.batch, plan.steps, plan.seconds, plan.optimiser) == (16, 200000, 1200.0, "muon")
+    assert plan.events == View("out/events/mixture-192px", 192)
+    assert tests == {"sample-192px": (View("sample", 192), 256)}
+    assert set(plan.to_json()) == set(json.loads(EARLIER_PLAN)["plan"])
+
+
 @pytest.mark.parametrize("text", ["", '{"plan": {', "[]", '{"plan": {}, "tests": {}}'])
 def test_a_damaged_plan_is_one_sentence(text, tmp_path):
     (tmp_path / "plan.json").write_text(text)
@@ -146,14 +169,14 @@ def test_a_child_ends_when_its_parent_is_gone():
         assert child.wait(30) == 1
 
 
-def test_a_plan_survives_being_written_down(tmp_path):
+def test_a_plan_is_read_as_it_was_written(tmp_path):
     plan = replace(PLAN, options={"kernels": "cpu"}, seconds=2.5)
     write_plan(tmp_path, plan, TESTS)
     assert read_plan(tmp_path) == (plan, TESTS)
     json.loads((tmp_path / "plan.json").read_text())
 
 
-def test_progress_without_a_terminal_is_a_line_now_and_then_with_the_time_left(quiet):
+def test_progress_without_a_terminal_is_a_line_at_intervals_with_the_time_left(quiet):
     now = iter([0.0, 1.0, 20.0, 20.0, 21.0, 22.0, 22.0])
     with LiveTraining("tiny", quiet, now.__next__) as live:
         live(Progress(1, 0.1, 90.0, 6.5, 0.2))

@@ -13,7 +13,7 @@ from harness.study.views import View, crop, track_or_shower
 def event(voxels, labels, size=64):
     voxels = np.array(voxels, np.int32)
     return Event(
-        voxels, np.ones(len(voxels), np.float32), np.array(labels, np.uint8), size, "made by hand"
+        voxels, np.ones(len(voxels), np.float32), np.array(labels, np.uint8), size, "synthetic"
     )
 
 
@@ -44,7 +44,7 @@ def test_a_crop_holds_what_lies_in_one_cube_and_nothing_else(points, side, seed)
     )
 
 
-def test_the_same_event_is_always_cut_alike():
+def test_crops_are_reproducible():
     whole = event([(1, 2, 3), (60, 60, 60), (5, 5, 5)], [0, 1, 2])
     np.testing.assert_array_equal(crop(whole, 16, 3).voxels, crop(whole, 16, 3).voxels)
 
@@ -67,11 +67,11 @@ def test_a_view_of_the_sample_combines_plane_crop_and_classes():
 
 
 @pytest.mark.parametrize("wrong", [{"classes": 3}, {"dim": 4}, {"crop": 200}])
-def test_a_view_that_makes_no_sense_is_refused(wrong):
+def test_an_unsupported_view_is_refused(wrong):
     with pytest.raises(BadInput, match=r"choose|fit"):
         View("sample", 192, **wrong)
 
 
-def test_a_folder_without_events_says_so(tmp_path):
+def test_a_folder_without_events_is_refused(tmp_path):
     with pytest.raises(BadInput, match="holds no event files"):
         View(str(tmp_path), 192).open()
