@@ -146,8 +146,8 @@ def measure(
     """
     from rich.console import Console
 
-    from backends.registry import probe_all
     from harness.results import store
+    from harness.run.engine_interface import probe_all
     from harness.run.plan import with_events
     from harness.run.rounds import Settings, run
     from harness.run.sampling import StopRule

@@ -116,12 +116,12 @@ def measure(precision: str, device: str, threads: int = 0) -> Ceilings:
 
 def fma_peak(threads: int, precision: str = "fp32", now: Now = time.perf_counter) -> float:
     """Measure the operations a second that registers alone allow on a CPU, in fp32 or fp64."""
-    from backends.sscn import cpu
+    from harness.run.engine_interface import peak
 
     best = 0.0
     for _ in range(REPEATS):
         start = now()
-        operations = cpu.peak(ROUNDS, precision == "fp64", threads)
+        operations = peak(ROUNDS, precision == "fp64", threads)
         best = max(best, operations / (now() - start))
     return best
 

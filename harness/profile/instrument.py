@@ -9,11 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 import harness.run.workload
-from backends.contract import Kind
-from backends.profiling_hooks import replaced
-from backends.stack import Stack
-from backends.uresnet import Block, Layer, Level, UResNet
 from harness.profile.ranges import LEAVE, PAUSE, Key, Ranges
+from harness.run.engine_interface import Block, ConvolutionChain, Kind, Layer, Level, UResNet
 from harness.run.workload import Workload
 
 INPUT = Key("input", "input", "forward")
@@ -66,7 +63,7 @@ def watching(subject: Workload, ranges: Ranges) -> Iterator[None]:
                 give(module, add=Key(f"{name}.add", "add", "forward"))
             elif isinstance(module, Level):
                 give(module, cat=Key(f"{name}.join", "join", "forward"))
-        if isinstance(subject.network, (UResNet, Stack)):
+        if isinstance(subject.network, (UResNet, ConvolutionChain)):
             give(subject.network, features=OUTPUT)
         else:
             for name, kind, module in _parts(subject.network):
@@ -89,6 +86,22 @@ def watching(subject: Workload, ranges: Ranges) -> Iterator[None]:
             )
         )
         yield
+
+
+@contextlib.contextmanager
+def replaced(
+    owner: Any, name: str, decorate: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """Decorate an attribute of a module, class or object as long as the context lasts."""
+    own = vars(owner).get(name)
+    setattr(owner, name, decorate(getattr(owner, name)))
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
 
 
 @contextlib.contextmanager

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from backends.contract import Kind
-from backends.uresnet import Block, Layer, Level, UResNet
 from harness.profile.instrument import INPUT, LOSS, OPTIMISER, OUTPUT, kind_of
 from harness.profile.ranges import Key
+from harness.run.engine_interface import Block, Kind, Layer, Level, UResNet
 
 INDEX_BYTES = 4
 """Of a row's number in a kernel map, and of a coordinate."""

@@ -35,7 +35,7 @@ from harness.run.failures import Failed
 from harness.run.job import Job
 
 if TYPE_CHECKING:
-    from backends.contract import SparseBatch
+    from harness.run.engine_interface import SparseBatch
     from harness.run.images import BatchImages
     from harness.run.references import Variant
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from backends.contract import SparseBatch
 from harness.events.cube import symmetries
+from harness.run.engine_interface import SparseBatch
 from harness.spec.cell import STACKS, Cell
 
 CHECK_SEED = 1

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from backends.capabilities import Kind
 from harness.errors import BadInput
 from harness.events import open_events
 from harness.events.child_reader import open_in_child
+from harness.run.engine_interface import Kind
 from harness.spec.cell import STACKS, Cell, EventSpec
 
 EVENTS_APART = 16

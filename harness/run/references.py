@@ -20,8 +20,7 @@ from harness.run.job import Job
 from harness.spec.cell import Cell, canonical, digest
 
 if TYPE_CHECKING:
-    from backends.contract import SparseBatch
-    from backends.truth import Truth
+    from harness.run.engine_interface import Reference, SparseBatch
 
 Variant = Literal["", "image", "features"]
 """An input of a cell: its batch, the image of the last check, or its sites with new features."""
@@ -30,7 +29,7 @@ TOGETHER_SECONDS = 20.0
 """Longest computation of one reference after which the next is computed in the same process."""
 
 
-def load_reference(job: Job, variant: Variant = "") -> Truth:
+def load_reference(job: Job, variant: Variant = "") -> Reference:
     """Return a reference of a job's cell, from the job's folder if it has been computed.
 
     The process that computes the reference of the first check goes on with that of the last one
@@ -90,28 +89,33 @@ def _path(job: Job, variant: Variant) -> Path:
     return Path(job.references) / f"{digest(canonical(key))}.pt"
 
 
-def _compute(job: Job, variant: Variant = "") -> Truth:
-    from backends import stack, weights
-    from backends.truth import truth
+def _compute(job: Job, variant: Variant = "") -> Reference:
+    from harness.run.engine_interface import (
+        chain_reference,
+        initial_chain_weights,
+        initial_weights,
+        network_reference,
+    )
     from harness.run.workload import load_batch, operation_config, stack_config, uresnet_config
     from harness.spec.cell import STACKS
 
     cell = job.cell
     batch = variant_batch(cell, load_batch(cell, job.events)[0], variant)
     if cell.layer:
-        from backends import operation
+        from harness.run.engine_interface import initial_layer_weights, layer_reference
 
         alone = operation_config(cell)
-        values = operation.initial(alone, cell.dim)
-        return operation.truth(alone, values, batch, cell.phase)
+        values = initial_layer_weights(alone, cell.dim)
+        return layer_reference(alone, values, batch, cell.phase)
     if cell.phase in STACKS:
         small = stack_config(cell)
-        return stack.truth(small, stack.initial(small, cell.dim), batch)
+        return chain_reference(small, initial_chain_weights(small, cell.dim), batch)
     config = uresnet_config(cell)
-    return truth(config, weights.initial(config, cell.dim), batch, step=cell.phase == "step")
+    values = initial_weights(config, cell.dim)
+    return network_reference(config, values, batch, step=cell.phase == "step")
 
 
-def _write(found: Truth, path: Path) -> None:
+def _write(found: Reference, path: Path) -> None:
     import torch
 
     partial = path.with_suffix(f".{id(found)}.partial")
@@ -128,12 +132,12 @@ def _write(found: Truth, path: Path) -> None:
     partial.rename(path)
 
 
-def _read(path: Path) -> Truth:
+def _read(path: Path) -> Reference:
     import torch
 
-    from backends.truth import Truth
+    from harness.run.engine_interface import Reference
 
-    return Truth(**torch.load(path, weights_only=True))
+    return Reference(**torch.load(path, weights_only=True))
 
 
 def main() -> None:

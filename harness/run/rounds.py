@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from backends.registry import interpreter
 from harness.errors import BadInput
 from harness.results import store
 from harness.run import turns
+from harness.run.engine_interface import interpreter
 from harness.run.job import Job
 from harness.run.locks import device_lock
 from harness.run.plan import Availability, groups, unavailable_reason

@@ -11,19 +11,40 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from backends import network, registry, stack, weights
-from backends.agreement import TOLERANCE, Agreement, compare, finite, rel_rmse
-from backends.arithmetic import autocast
-from backends.contract import Backend, Kind, SparseBatch, master_dtype
-from backends.loss import event_cross_entropy
-from backends.truth import Truth, statistics
-from backends.uresnet import UResNetConfig
 from harness.errors import BadInput
 from harness.events import benchmark_batch, open_events
+from harness.run.engine_interface import (
+    TOLERANCE,
+    Agreement,
+    Backend,
+    ChainConfig,
+    ConvolutionChain,
+    Kind,
+    Reference,
+    SparseBatch,
+    UResNetConfig,
+    autocast,
+    build_network,
+    compare,
+    event_cross_entropy,
+    finite,
+    gradients,
+    has_reference,
+    initial_chain_weights,
+    initial_weights,
+    load_backend,
+    load_weights,
+    master_dtype,
+    module_name,
+    rel_rmse,
+    reset_network,
+    running_statistics,
+    sorted_columns,
+)
 from harness.spec.cell import STACKS, Cell
 
 if TYPE_CHECKING:
-    from backends import operation
+    from harness.run.engine_interface import LayerCall, SingleLayerConfig
 
 LEARNING_RATE = 1e-3
 """Learning rate of Adam, as in arXiv:1903.05663."""
@@ -75,10 +96,10 @@ def load_batch(cell: Cell, source: str) -> tuple[SparseBatch, int]:
         batch_size=arrays["batch_size"],
     )
     if cell.layer:
-        from backends import operation
+        from harness.run.engine_interface import coarsened
 
         channels = operation_config(cell).fine
-        batch = operation.coarsened(batch, cell.layer_level, cell.model.depth, channels)
+        batch = coarsened(batch, cell.layer_level, cell.model.depth, channels)
     return batch, empty + skipped
 
 
@@ -104,12 +125,12 @@ class Workload:
         self.backend, self.version = load_engine(cell)
         dtype = master_dtype(cell.precision)
         if cell.phase in STACKS:
-            self.weights = stack.initial(stack_config(cell), cell.dim)
-            built: Any = stack.Stack(self.backend, stack_config(cell))
+            self.weights = initial_chain_weights(stack_config(cell), cell.dim)
+            built: Any = ConvolutionChain(self.backend, stack_config(cell))
         else:
             config = uresnet_config(cell)
-            self.weights = weights.initial(config, cell.dim)
-            built = network.build(self.backend, config)
+            self.weights = initial_weights(config, cell.dim)
+            built = build_network(self.backend, config)
         self.network = built.to(cell.device, dtype)
         self.batch = batch.to(cell.device)
         self.features = self.batch.features.to(dtype)
@@ -119,7 +140,7 @@ class Workload:
 
     def reset(self) -> None:
         """Return to the canonical weights and a fresh optimiser."""
-        network.reset(self.network, self.weights)
+        reset_network(self.network, self.weights)
         self.network.train(self.cell.phase == "step")
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE, fused=True)
 
@@ -149,16 +170,16 @@ class Workload:
     @property
     def has_reference(self) -> bool:
         """Whether the network computes the function that the reference is known of."""
-        return network.has_truth(self.network)
+        return has_reference(self.network)
 
-    def check(self, reference: Truth | None) -> tuple[Agreement, float | None]:
+    def check(self, reference: Reference | None) -> tuple[Agreement, float | None]:
         """Compare the results of the last call with the reference.
 
         It must have been the only call since ``reset``: a step changes the weights.
 
         Parameters
         ----------
-        reference : Truth or None
+        reference : Reference or None
             None for a network of the engine's own, whose results must be finite.
 
         Returns
@@ -170,7 +191,7 @@ class Workload:
         """
         logits, loss = self._last
         if self.cell.phase in STACKS:
-            logits = stack.in_order(logits)
+            logits = sorted_columns(logits)
         if reference is None:
             found = [p.grad for p in self.network.parameters() if p.grad is not None]
             return finite(logits, found), None
@@ -180,8 +201,8 @@ class Workload:
             reference,
             self.cell.precision,
             logits,
-            gradients=weights.gradients(self.network),
-            statistics=statistics(self.network),
+            gradients=gradients(self.network),
+            statistics=running_statistics(self.network),
         )
         return agreement, rel_rmse(loss, reference.loss)
 
@@ -242,27 +263,27 @@ class LayerWorkload:
     has_reference = True
 
     def __init__(self, cell: Cell, batch: SparseBatch) -> None:
-        from backends import operation  # missing in the oldest commits that asv measures
+        from harness.run.engine_interface import SingleLayer, initial_layer_weights
 
         self.cell = cell
         self.backend, self.version = load_engine(cell)
         config = operation_config(cell)
         dtype = master_dtype(cell.precision)
-        self.operation = operation.Operation(self.backend, config).to(cell.device, dtype)
-        weights.load(self.operation, operation.initial(config, cell.dim))
+        self.operation = SingleLayer(self.backend, config).to(cell.device, dtype)
+        load_weights(self.operation, initial_layer_weights(config, cell.dim))
         self.batch = batch.to(cell.device)
-        self._trial: operation.Trial | None = None
+        self._trial: LayerCall | None = None
 
     def reset(self) -> None:
         """Do nothing: no call changes the state."""
 
     def call(self) -> Callable[[], Any]:
         """Return the timed function: one phase of the convolution, on the engine's own tensor."""
-        from backends import operation
+        from harness.run.engine_interface import LayerCall
 
         if self._trial is None:
             dtype = master_dtype(self.cell.precision)
-            self._trial = operation.Trial(
+            self._trial = LayerCall(
                 self.operation,
                 self.batch,
                 self.batch.features.to(dtype),
@@ -284,7 +305,7 @@ class LayerWorkload:
         else:
             self._trial = None
 
-    def check(self, reference: Truth | None) -> tuple[Agreement, float | None]:
+    def check(self, reference: Reference | None) -> tuple[Agreement, float | None]:
         """Compare the result of the last call with the reference; there is no loss."""
         assert self._trial is not None and reference is not None
         found = compare(reference, self.cell.precision, self._trial.result())
@@ -316,22 +337,22 @@ def build_workload(cell: Cell, batch: SparseBatch) -> Workload | LayerWorkload:
 
 def load_engine(cell: Cell) -> tuple[Backend, str]:
     """Set up the engine of a cell, and return it with its version."""
-    backend = registry.load(
+    backend = load_backend(
         cell.backend,
         dim=cell.dim,
         device=cell.device,
         precision=cell.precision,
         options=dict(cell.options),
     )
-    return backend, import_module(registry.module_name(cell.backend)).probe().version
+    return backend, import_module(module_name(cell.backend)).probe().version
 
 
-def operation_config(cell: Cell) -> operation.OperationConfig:
+def operation_config(cell: Cell) -> SingleLayerConfig:
     """Return the size of a cell's single convolution."""
-    from backends import operation
+    from harness.run.engine_interface import SingleLayerConfig
 
     kind = Kind(cell.layer_kind)
-    return operation.OperationConfig.of(uresnet_config(cell), kind, cell.layer_level, cell.phase)
+    return SingleLayerConfig.of(uresnet_config(cell), kind, cell.layer_level, cell.phase)
 
 
 def uresnet_config(cell: Cell) -> UResNetConfig:
@@ -340,9 +361,9 @@ def uresnet_config(cell: Cell) -> UResNetConfig:
     return UResNetConfig(model.filters, model.depth, model.reps, model.classes)
 
 
-def stack_config(cell: Cell) -> stack.StackConfig:
+def stack_config(cell: Cell) -> ChainConfig:
     """Return the size of a cell's stack of convolutions."""
-    return stack.StackConfig(Kind(cell.phase), cell.model.depth, cell.model.filters)
+    return ChainConfig(Kind(cell.phase), cell.model.depth, cell.model.filters)
 
 
 def sites_per_event(batch: SparseBatch) -> list[int]:
