@@ -11,6 +11,9 @@ import torch
 TILES = ((16384, 64), (0, 32))
 """Rows of a map from which on a tile has so many: many small tiles fill a GPU with few rows."""
 
+HAS_FP32_PRECISION = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+"""Whether torch has its newer interface to the precision of products, as from 2.9 on."""
+
 
 class Blocks(NamedTuple):
     """Block shape of a convolution.
@@ -54,10 +57,15 @@ def tile_rows(rows: int) -> int:
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """Return Triton's name of the arithmetic for rows of a type, by torch's own TF32 switch."""
-    if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
-        return "tf32"
-    return "ieee"
+    """Return Triton's name of the arithmetic for rows of a type, by torch's own TF32 setting.
+
+    ``allow_tf32`` raises in a process that has set ``fp32_precision``, torch's newer interface.
+    """
+    if dtype != torch.float32:
+        return "ieee"
+    matmul = torch.backends.cuda.matmul
+    allowed = matmul.fp32_precision == "tf32" if HAS_FP32_PRECISION else matmul.allow_tf32
+    return "tf32" if allowed else "ieee"
 
 
 @functools.cache

@@ -18,14 +18,12 @@ from torch import Tensor
 
 from backends.contract import Unsupported
 from backends.sscn.cuda.blocks import convolution_blocks, dot_precision, tile_rows
+from backends.sscn.cuda.launching import INTERPRETED, on_device_of_first
 from backends.sscn.kernels import KernelMap
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 STAGES = 3
 """Matrix products whose operands are in flight at a time."""
-
-INTERPRETED = triton.knobs.runtime.interpret
-"""Whether kernels run in Triton's interpreter, which multiplies bfloat16 as bit patterns."""
 
 
 @triton.jit
@@ -194,6 +192,7 @@ def input_gradient_tile(
         tl.store(to_skip + where_skip, total.to(to_x.dtype.element_ty), mask=in_skip)
 
 
+@on_device_of_first
 def convolve(
     x: Tensor,
     skip: Tensor | None,
@@ -233,6 +232,7 @@ def convolve(
     return out, sums.sum(0) if statistics else sums
 
 
+@on_device_of_first
 def input_gradient(
     grad: Tensor,
     weight: Tensor,

@@ -17,6 +17,7 @@ from backends.sscn.cuda.convolution import (
     map_tensors,
     multiply,
 )
+from backends.sscn.cuda.launching import on_device_of_first
 from backends.sscn.kernels import KernelMap
 
 RUN = 512
@@ -102,6 +103,7 @@ def add_statistics_gradient(
     tl.store(total + place, (direct + through).to(total.dtype.element_ty), mask=known)
 
 
+@on_device_of_first
 def weight_gradient(
     x: Tensor,
     skip: Tensor | None,
@@ -149,6 +151,7 @@ def weight_gradient(
     return partial.sum(0).to(x.dtype)
 
 
+@on_device_of_first
 def statistics_gradient(grad: Tensor, out: Tensor, grad_sums: Tensor) -> Tensor:
     """Return ``grad + grad_sums[0] + 2 * out * grad_sums[1]``."""
     check_rows(grad, len(out), out.shape[1], out.dtype, "gradient")

@@ -12,6 +12,8 @@ A map of this set has the tensors ``(table, order, taps, counts)`` and comes in 
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from backends.contract import InvalidBatch
 from backends.sscn.cuda.blocks import tile_rows
+from backends.sscn.cuda.launching import on_device_of_first
 from backends.sscn.kernels import Connection, KernelMap, axis_bits
 
 BLOCK = 256
@@ -28,7 +31,7 @@ BLOCK = 256
 ORDERED_FROM = 2048
 """Rows from which on a map is worth sorting by taps; smaller ones wait for launches anyway."""
 
-_rows_above: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_rows_above: MutableMapping[Tensor, list[int]] = WeakIdKeyDictionary()
 """Keys of a level -> numbers of sites of the coarser levels, known since the sites were sorted."""
 
 
@@ -196,6 +199,7 @@ def _tile(table, order, sorted_table, taps, counts, rows, TAPS: tl.constexpr, BL
     tl.store(counts + tile, count)
 
 
+@on_device_of_first
 def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
     """Sort sites by their Morton keys; the host waits once for the check and all levels' counts."""
     rows, dim = len(sites), sites.shape[1] - 1
@@ -220,6 +224,7 @@ def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
     return keys, order
 
 
+@on_device_of_first
 def submanifold_map(keys: Tensor, dim: int, kernel_size: int, spatial_size: int) -> Connection:
     """Connect the sites of a level with each other; half the taps are searched."""
     taps = kernel_size**dim
@@ -229,6 +234,7 @@ def submanifold_map(keys: Tensor, dim: int, kernel_size: int, spatial_size: int)
     return Connection(both, both, True)
 
 
+@on_device_of_first
 def strided_map(keys: Tensor, dim: int) -> tuple[Tensor, Connection]:
     """Connect sites with their parents for kernel 2 and stride 2."""
     rows = len(keys)
@@ -250,6 +256,7 @@ def strided_map(keys: Tensor, dim: int) -> tuple[Tensor, Connection]:
     return coarse, Connection(_in_tiles(down), _in_tiles(up), False)
 
 
+@on_device_of_first
 def ordinary_map(
     keys: Tensor, dim: int, kernel_size: int, spatial_size: int
 ) -> tuple[Tensor, Connection]:
@@ -263,7 +270,7 @@ def ordinary_map(
             bits, DIM=dim, SIZE=kernel_size, REACH_BITS=(kernel_size // 2).bit_length(),
             BLOCK=BLOCK,
         )  # fmt: skip
-    reached = candidates[candidates >= 0].unique()
+    reached = torch.unique(candidates[candidates >= 0])
     forward = _empty_table(taps, len(reached), keys)
     backward = _empty_table(taps, rows, keys)
     _fill_tables(keys, reached, backward, forward, 0, dim, kernel_size, spatial_size)

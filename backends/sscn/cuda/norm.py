@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backends.sscn.cuda.launching import on_device_of_first
+
 
 @triton.jit(do_not_specialize=["rows"])
 def fold_channels(
@@ -56,6 +58,7 @@ def fold_channels_gradient(
     tl.store(to_bias + channel, by_shift.to(tl.float32), mask=known)
 
 
+@on_device_of_first
 def fold(
     sums: Tensor,
     weight: Tensor,
@@ -78,6 +81,7 @@ def fold(
     return scale, shift, moments
 
 
+@on_device_of_first
 def fold_gradient(
     to_norm: Tensor, weight: Tensor, moments: Tensor, rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:

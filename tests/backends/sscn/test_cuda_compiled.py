@@ -1,5 +1,7 @@
 """The Triton kernels compile for real GPUs, which needs none: as they are launched, and lean."""
 
+import contextlib
+import inspect
 import os
 import re
 import subprocess
@@ -19,7 +21,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from backends.sscn import cuda  # noqa: E402
-from backends.sscn.cuda import blocks, maps, norm  # noqa: E402
+from backends.sscn.cuda import blocks, launching, maps, norm  # noqa: E402
 from backends.sscn.kernels import KernelMap, choose, identity  # noqa: E402
 
 # Triton 3.9 announces another default for contracted multiply-adds; either is right here.
@@ -245,6 +247,54 @@ def test_the_arithmetic_follows_the_switch_of_torch():
     torch.backends.cuda.matmul.allow_tf32 = False
     assert blocks.dot_precision(torch.float32) == "ieee"
     assert blocks.dot_precision(torch.bfloat16) == "ieee"
+
+
+@pytest.mark.skipif(not blocks.HAS_FP32_PRECISION, reason="torch has only the older interface")
+def test_the_arithmetic_follows_the_newer_interface_of_torch():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for setting, arithmetic in (("tf32", "tf32"), ("ieee", "ieee")):
+            matmul.fp32_precision = setting
+            assert blocks.dot_precision(torch.float32) == arithmetic
+    finally:
+        matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(set(cuda.__all__) - {"inverted", "take"}),  # these two are torch's
+)
+@pytest.mark.parametrize(("current", "entered"), [(0, [1]), (1, [])])
+def test_launches_happen_on_the_device_of_the_tensors(name, current, entered, monkeypatch):
+    class Elsewhere:
+        device = torch.device("cuda", 1)
+
+    found = []
+
+    @contextlib.contextmanager
+    def enter(device):
+        found.append(device.index)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "device", enter)
+    function = getattr(cuda, name)
+    others = len(inspect.signature(function).parameters) - 1
+    with pytest.raises((AttributeError, TypeError)):  # there is no such tensor to compute with
+        function(Elsewhere(), *[None] * others)
+    assert found == entered
+
+
+@pytest.mark.parametrize("versions", [("3.6.0", "2.4.6"), ("3.4.0", "3.0.0")])
+def test_versions_with_which_the_interpreter_fails_are_refused(versions):
+    with pytest.raises(ImportError, match=r"install Triton 3\.7 or later, or a NumPy before 2\.4"):
+        launching.check_interpreter(*versions)
+
+
+@pytest.mark.parametrize("versions", [("3.6.0", "2.3.5"), ("3.7.0", "2.4.6"), ("3.10.0", "2.10.0")])
+def test_other_versions_are_not(versions):
+    launching.check_interpreter(*versions)
 
 
 def test_what_hinders_the_kernels_is_said(monkeypatch):

@@ -24,7 +24,7 @@ if not INTERPRETED and not torch.cuda.is_available():
 from backends import network, weights  # noqa: E402
 from backends.contract import InvalidBatch, Unsupported, master_dtype  # noqa: E402
 from backends.sscn import adapter, cuda, reference  # noqa: E402
-from backends.sscn.cuda import maps  # noqa: E402
+from backends.sscn.cuda import blocks, maps  # noqa: E402
 from backends.sscn.kernels import Connection, KernelMap, identity, load, morton  # noqa: E402
 from backends.sscn.norm import NormReLU, differentiable  # noqa: E402
 from backends.sscn.tape import Rows  # noqa: E402
@@ -32,7 +32,11 @@ from backends.uresnet import UResNetConfig  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 # Triton 3.9 announces another default for contracted multiply-adds; either is right here.
-pytestmark = [pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")]
+# Triton's interpreter up to 3.6 converts arrays of one element, which NumPy before 2.4 deprecates.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
+]
 if not INTERPRETED:
     pytestmark.append(pytest.mark.cuda)
 
@@ -300,6 +304,32 @@ def check_layer(layer, bound):
 
 
 KINDS = ("submanifold", "strided", "inverse", "ordinary", "linear")
+
+
+@pytest.mark.parametrize("precision", list(TYPES))
+def test_a_few_tiles_of_64_rows_agree_with_float64(precision, switch_tf32, monkeypatch, request):
+    monkeypatch.setattr(blocks, "TILES", ((0, 64),))
+    blocks.convolution_blocks.cache_clear()
+    request.addfinalizer(blocks.convolution_blocks.cache_clear)
+    switch_tf32(precision)
+    layer = Layer("submanifold", precision, (16, 0, 16), size=12, count=150)
+    assert layer.exact.forward.rows > 64
+    check_layer(layer, BOUNDS[precision])
+
+
+# Two minutes each in the interpreter, milliseconds on a GPU.
+@pytest.mark.parametrize(
+    "precision",
+    list(TYPES)
+    if not INTERPRETED
+    else [pytest.param(name, marks=pytest.mark.slow) for name in TYPES],
+)
+@pytest.mark.parametrize("kind", ["linear", "submanifold"])
+def test_tiles_of_64_rows_agree_with_float64(kind, precision, switch_tf32):
+    switch_tf32(precision)
+    layer = Layer(kind, precision, (16, 0, 16), size=160, count=25500)
+    assert layer.exact.forward.rows > 16384
+    check_layer(layer, BOUNDS[precision])
 
 
 @pytest.mark.parametrize("kind", KINDS)
