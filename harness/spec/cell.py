@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
+from backends.capabilities import PRECISIONS
 from harness.errors import BadInput
+from harness.spec.fields import Field
 
 DEVICES = ("cpu", "cuda")
-PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16")
 STACKS = ("submanifold", "ordinary")
 """Forward passes through ``model.depth`` convolutions of one kind instead of the UResNet."""
 
@@ -30,33 +31,32 @@ SIZES = (192, 512, 768)
 class ModelSpec:
     """The size of the UResNet: the study's is the default."""
 
-    filters: int = 16
-    depth: int = 5
-    reps: int = 2
-    classes: int = 5
+    filters: Annotated[int, Field("Channels of the finest level.", least=1, most=2**16)] = 16
+    depth: Annotated[int, Field("Levels.", least=1, most=24)] = 5
+    reps: Annotated[int, Field("Residual blocks per level.", least=1, most=2**16)] = 2
+    classes: Annotated[int, Field("Classes.", least=1, most=2**16)] = 5
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            _natural(f"model.{entry.name}", getattr(self, entry.name))
+            most = 24 if entry.name == "depth" else 2**16
+            _natural(f"model.{entry.name}", getattr(self, entry.name), most=most)
 
 
 @dataclass(frozen=True)
 class EventSpec:
-    """Which events: a set by name, the hash of its bytes, and the seed that picks the batch.
+    """Which events: a set by name, the hash of its bytes, and the seed that picks the batch."""
 
-    Attributes
-    ----------
-    set : str
-        ``sample``, or the name of a file of events.
-    sha256 : str
-        Of the set's bytes for this size; empty where it is not known yet.
-    seed : int
-        The events of the batch, as ``harness.events.batches.benchmark_batch`` draws them.
-    """
-
-    set: str = "sample"
-    sha256: str = ""
-    seed: int = 0
+    set: Annotated[str, Field("``sample``, or the name of a file of events.")] = "sample"
+    sha256: Annotated[
+        str, Field("Hash of the set's bytes for this size; empty where it is not known yet.")
+    ] = ""
+    seed: Annotated[
+        int,
+        Field(
+            "Picks the events of the batch, as ``harness.events.batches.benchmark_batch`` does.",
+            least=0,
+        ),
+    ] = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.set, str) or not self.set:
@@ -67,42 +67,59 @@ class EventSpec:
 
 
 @dataclass(frozen=True)
+class Question:
+    """All of a cell but the suite and the engine: engines compete on the same question.
+
+    The fields are those of `Cell`.
+    """
+
+    device: str
+    precision: str
+    dim: int
+    size: int
+    batch: int
+    phase: str
+    map: str
+    model: ModelSpec
+    events: EventSpec
+    layer: str
+
+    @property
+    def order(self) -> tuple[str | int, ...]:
+        """Sorting key for tables."""
+        return (
+            *(self.device, self.precision, self.dim, self.phase, self.map),
+            *(self.size, self.batch, self.events.seed),
+        )
+
+    @property
+    def label(self) -> str:
+        """The question in one short line."""
+        model = "" if self.model == ModelSpec() else f" {tuple(asdict(self.model).values())}"
+        flat = "" if self.dim == 3 else f" {self.dim}D"
+        events = "" if self.events.set == "sample" else f" {self.events.set}"
+        layer = f" {self.layer}" if self.layer else ""
+        return (
+            f"{self.size} px{flat} x{self.batch}{layer} {self.phase} {self.map} {self.precision} "
+            f"{self.device}{model}{events}"
+        )
+
+    @property
+    def description(self) -> str:
+        """The question in words."""
+        spec = tuple(asdict(self.model).values())
+        network = "" if self.model == ModelSpec() else f", network {spec}"
+        events = "" if self.events.set == "sample" else f", {self.events.set}"
+        layer = f"{self.layer}, " if self.layer else ""
+        return (
+            f"{self.size} px{', 2D' if self.dim == 2 else ''}, batch {self.batch}, {layer}"
+            f"{self.phase}, {self.map} map, {self.precision} on {self.device}{network}{events}"
+        )
+
+
+@dataclass(frozen=True)
 class Cell:
     """One combination to measure.
-
-    Attributes
-    ----------
-    suite : str
-        The suite that asked for it.
-    backend : str
-        The engine's name in ``backends.registry``.
-    options : mapping of str to str
-        The engine's options, an algorithm for example.
-    device : str
-        ``cpu`` or ``cuda``.
-    precision : str
-        The arithmetic: ``fp64``, ``fp32``, ``tf32``, ``fp16`` or ``bf16``.
-    dim : int
-        Spatial dimensions, 2 or 3.
-    size : int
-        Voxels a side.
-    batch : int
-        Events a call.
-    phase : str
-        ``forward`` (inference) or ``step`` (one optimisation step) of the UResNet; ``submanifold``
-        or ``ordinary``: a forward pass through ``model.depth`` convolutions of that kind;
-        ``forward``, ``input-gradient``, ``weight-gradient`` or ``map`` of a single layer.
-    map : str
-        State of the kernel map: ``first`` call of the process, ``cold`` (new coordinates, built
-        inside the timed region) or ``warm`` (reused).
-    model : ModelSpec
-        The size of the network.
-    events : EventSpec
-        The events.
-    layer : str
-        ``KIND-LEVEL``, as in ``strided-2``: this convolution alone instead of the UResNet, with
-        the channels of that level, on the sites that the events have there. Empty, and left out
-        of the JSON, for a whole network.
 
     Raises
     ------
@@ -110,19 +127,46 @@ class Cell:
         If a field has no meaning.
     """
 
-    suite: str
-    backend: str
-    size: int
-    batch: int
-    phase: str
-    map: str
-    device: str = "cpu"
-    precision: str = "fp32"
-    dim: int = 3
-    options: Mapping[str, str] = field(default_factory=dict, hash=False)
-    model: ModelSpec = field(default_factory=ModelSpec)
-    events: EventSpec = field(default_factory=EventSpec)
-    layer: str = ""
+    suite: Annotated[str, Field("The suite that the cell belongs to.")]
+    backend: Annotated[str, Field("The engine's name in ``backends.registry``.")]
+    size: Annotated[int, Field("Voxels per side.", "voxels", least=1, most=2**21)]
+    batch: Annotated[int, Field("Events per call.", "events", least=1, most=2**31)]
+    phase: Annotated[
+        str,
+        Field(
+            "``forward`` (inference) or ``step`` (one optimisation step) of the UResNet; "
+            "``submanifold`` or ``ordinary``: a forward pass through ``model.depth`` convolutions "
+            "of that kind; ``forward``, ``input-gradient``, ``weight-gradient`` or ``map`` of a "
+            "single layer.",
+            choices=PHASES,
+        ),
+    ]
+    map: Annotated[
+        str,
+        Field(
+            "State of the kernel map: ``first`` call of the process, ``cold`` (new coordinates, "
+            "built inside the timed region) or ``warm`` (reused).",
+            choices=MAPS,
+        ),
+    ]
+    device: Annotated[str, Field("Where the engine runs.", choices=DEVICES)] = "cpu"
+    precision: Annotated[str, Field("The arithmetic.", choices=PRECISIONS)] = "fp32"
+    dim: Annotated[int, Field("Spatial dimensions.", choices=(2, 3))] = 3
+    options: Annotated[
+        Mapping[str, str], Field("The engine's options, an algorithm for example.")
+    ] = field(default_factory=dict, hash=False)
+    model: Annotated[ModelSpec, Field("The size of the network.")] = field(
+        default_factory=ModelSpec
+    )
+    events: Annotated[EventSpec, Field("The events.")] = field(default_factory=EventSpec)
+    layer: Annotated[
+        str,
+        Field(
+            "``KIND-LEVEL``, as in ``strided-2``: this convolution alone instead of the UResNet, "
+            "with the channels and sites of that level. Empty, and left out of the JSON, for a "
+            "whole network."
+        ),
+    ] = ""
 
     def __post_init__(self) -> None:
         for name in ("suite", "backend"):
@@ -134,8 +178,8 @@ class Cell:
         _one_of("phase", self.phase, PHASES)
         _one_of("map", self.map, MAPS)
         _one_of("dim", self.dim, (2, 3))
-        _natural("batch", self.batch)
-        _natural("size", self.size, least=2 ** (self.model.depth - 1))
+        _natural("batch", self.batch, most=2**31)
+        _natural("size", self.size, least=2 ** (self.model.depth - 1), most=2**21)
         if not isinstance(self.options, Mapping) or not all(
             isinstance(word, str) for pair in self.options.items() for word in pair
         ):
@@ -209,21 +253,14 @@ class Cell:
         return f"{self.backend}{options}"
 
     @property
-    def question(self) -> str:
-        """All but the engine, for people: engines compete on the same question."""
-        model = "" if self.model == ModelSpec() else f" {tuple(asdict(self.model).values())}"
-        flat = "" if self.dim == 3 else f" {self.dim}D"
-        events = "" if self.events.set == "sample" else f" {self.events.set}"
-        layer = f" {self.layer}" if self.layer else ""
-        return (
-            f"{self.size} px{flat} x{self.batch}{layer} {self.phase} {self.map} {self.precision} "
-            f"{self.device}{model}{events}"
-        )
+    def question(self) -> Question:
+        """What engines compete on."""
+        return Question(**{entry.name: getattr(self, entry.name) for entry in fields(Question)})
 
     @property
     def title(self) -> str:
-        """A short description for people."""
-        return f"{self.engine} {self.question}"
+        """The engine and the question in one short line."""
+        return f"{self.engine} {self.question.label}"
 
 
 def layers_of(model: ModelSpec) -> list[str]:
@@ -263,6 +300,11 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise BadInput(f"{name} must be one of {listed}, not {value!r}")
 
 
-def _natural(name: str, value: Any, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadInput(f"{name} must be a whole number of at least {least}, not {value!r}")
+def _natural(name: str, value: Any, least: int = 1, most: int = 2**63) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        limit = (
+            f"at least {least}"
+            if not isinstance(value, int) or value <= most
+            else f"at most {most}"
+        )
+        raise BadInput(f"{name} must be a whole number of {limit}, not {value!r}")

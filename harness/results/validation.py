@@ -1,0 +1,249 @@
+"""Checks of stored records against the definition in `harness.results.record`."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable, Mapping
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    Required,
+    TypeGuard,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+import orjson
+
+from harness.errors import BadInput
+from harness.results.record import SCHEMA, Machine, Record
+from harness.spec.cell import Cell
+from harness.spec.fields import Field
+
+Check = Callable[[Any], str]
+"""Return what is wrong with a value, as ``.path: problem`` or ``: problem``; empty if nothing."""
+
+NAMES: dict[object, str] = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    types.NoneType: "null",
+}
+
+
+def problem(record: object) -> str:
+    """Return why a parsed line is not a valid record, naming the field; empty for a valid one."""
+    if not isinstance(record, dict):
+        return "not a record; left out"
+    schema = record.get("schema")
+    if type(schema) is not int or schema < 1:
+        return "a record without a schema version; left out"
+    if schema > SCHEMA:
+        return f"a record of schema {schema}, newer than {SCHEMA}; update sscn-bench to read it"
+    found = _check_record(record) or _disagreement(record)
+    return f"{found.removeprefix('.')}; left out" if found else ""
+
+
+def is_record(value: object) -> TypeGuard[Record]:
+    """Return whether a parsed line is a valid record."""
+    return not problem(value)
+
+
+def _disagreement(record: Mapping[str, Any]) -> str:
+    """Return what two fields of a record contradict each other in."""
+    samples = record.get("host_seconds") or []
+    if record["outcome"] == "ok" and not samples:
+        return ".host_seconds: is empty although the outcome is ok"
+    for name in ("outliers", "throttled"):
+        if any(place >= len(samples) for place in record.get(name) or []):
+            return f".{name}: names a sample that host_seconds does not have"
+    return ""
+
+
+def check_of(kind: object) -> Check:
+    """Build the check of a type: a scalar, ``Literal``, union, list, dict, TypedDict or `Cell`."""
+    origin = get_origin(kind)
+    if origin in (Required, NotRequired):
+        return check_of(get_args(kind)[0])
+    if origin is Annotated:
+        base, *notes = get_args(kind)
+        return _bounded(check_of(base), next(n for n in notes if isinstance(n, Field)))
+    if kind is Cell:
+        return _once(_check_cell)
+    if is_typeddict(kind):
+        return _once(_object_check(kind)) if kind is Machine else _object_check(kind)
+    if origin is Literal:
+        return _bounded(lambda _: "", Field("", choices=get_args(kind)))
+    if origin is list:
+        return _list_check(check_of(get_args(kind)[0]), get_args(kind)[0])
+    if origin is dict:
+        return _once(_dict_check(check_of(get_args(kind)[1])))
+    if origin in (Union, types.UnionType):
+        return _union_check([(part, check_of(part)) for part in get_args(kind)])
+    return _scalar_check(kind)
+
+
+def _scalar_check(kind: object) -> Check:
+    name = NAMES[kind]
+    if kind is int:
+        # As in JSON Schema, 3.0 is a whole number.
+        return lambda v: (
+            ""
+            if type(v) is int or (type(v) is float and v.is_integer())
+            else f": is {_short(v)}, not {name}"
+        )
+    if kind is float:
+        return lambda v: (
+            ""
+            if type(v) is int or (type(v) is float and v - v == 0)
+            else f": is {_short(v)}, not {name}"
+        )
+    return lambda v: "" if type(v) is kind else f": is {_short(v)}, not {name}"
+
+
+def _union_check(parts: list[tuple[object, Check]]) -> Check:
+    optional = any(part is types.NoneType for part, _ in parts)
+    checks = [check for part, check in parts if part is not types.NoneType]
+    if len(checks) == 1:
+        (only,) = checks
+        return lambda v: "" if v is None and optional else only(v)
+    names = ", ".join(NAMES[part] for part, _ in parts)
+    wanted = [check for _, check in parts]
+    return lambda v: (
+        "" if any(not check(v) for check in wanted) else f": is {_short(v)}, not one of {names}"
+    )
+
+
+def _list_check(item: Check, kind: object) -> Check:
+    # Types first: a run has thousands of samples, nearly all of them valid.
+    plain: dict[object, set[type]] = {int: {int}, float: {int, float}, str: {str}}
+    valid = plain[kind]
+
+    def check(value: Any) -> str:
+        if type(value) is not list:
+            return f": is {_short(value)}, not a list"
+        if set(map(type, value)) <= valid:  # parsed JSON has no NaN and no infinity
+            return ""
+        for place, each in enumerate(value):
+            found = item(each)
+            if found:
+                return f"[{place}]{found}"
+        return ""
+
+    return check
+
+
+def _dict_check(item: Check) -> Check:
+    def check(value: Any) -> str:
+        if type(value) is not dict:
+            return f": is {_short(value)}, not an object"
+        for name, each in value.items():
+            found = item(each)
+            if found:
+                return f".{name}{found}"
+        return ""
+
+    return check
+
+
+def _object_check(kind: Any) -> Check:
+    """Check the fields of a TypedDict; fields that it does not define are not looked at."""
+    hints = get_type_hints(kind, include_extras=True)
+    checks = {name: check_of(hint) for name, hint in hints.items()}
+    required = sorted(kind.__required_keys__)
+
+    def check(value: Any) -> str:
+        if type(value) is not dict:
+            return f": is {_short(value)}, not an object"
+        for name in required:
+            if name not in value:
+                return f".{name}: is missing"
+        for name, each in value.items():
+            known = checks.get(name)
+            if known is not None:
+                found = known(each)
+                if found:
+                    return f".{name}{found}"
+        return ""
+
+    return check
+
+
+def _bounded(check: Check, field: Field) -> Check:
+    """Add the bounds of a field, which hold for each number of a list."""
+    if not (field.choices or field.pattern) and (field.least, field.above, field.most) == (
+        None,
+        None,
+        None,
+    ):
+        return check
+    low, above, high = field.least, field.above, field.most
+    lowest = -math.inf if low is None else low
+    lowest = lowest if above is None else math.nextafter(above, math.inf)
+    highest = math.inf if high is None else high
+
+    def bounded(value: Any) -> str:
+        found = check(value)
+        if found or value is None:
+            return found
+        kind = type(value)
+        if kind is int or kind is float:
+            if lowest <= value <= highest:
+                return ""
+        elif kind is list:
+            if not value or (lowest <= min(value) and max(value) <= highest):
+                return ""
+            place = next(i for i, each in enumerate(value) if not lowest <= each <= highest)
+            return f"[{place}]: {field.problem(value[place])}"
+        wrong = field.problem(value)
+        return f": {wrong}" if wrong else ""
+
+    return bounded
+
+
+def _once(check: Check) -> Check:
+    """Check objects that are the same in many records, such as the machine, once each."""
+    checked: dict[bytes, str] = {}
+
+    def check_once(value: Any) -> str:
+        key = orjson.dumps(value)
+        found = checked.get(key)
+        if found is None:
+            found = checked[key] = check(value)
+        return found
+
+    return check_once
+
+
+def _check_cell(value: Any) -> str:
+    if type(value) is not dict:
+        return f": is {_short(value)}, not an object"
+    for name in CELL_REQUIRED:
+        if name not in value:
+            return f".{name}: is missing"
+    try:
+        Cell.from_json(value)
+    except BadInput as error:
+        return f": {error}"
+    return ""
+
+
+CELL_REQUIRED = (
+    *("suite", "backend", "options", "device", "precision", "dim", "size", "batch", "phase"),
+    *("map", "model", "events"),
+)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_check_record = check_of(Record)
