@@ -102,10 +102,8 @@ class _Peaks:
     """The largest value of each quantity."""
 
     values: dict[str, int] = field(default_factory=dict)
-    samples: int = 0
 
     def add(self, values: dict[str, int | None]) -> None:
-        self.samples += 1
         for name, value in values.items():
             if value is not None:
                 self.values[name] = max(value, self.values.get(name, 0))
@@ -115,8 +113,8 @@ class NvmlMemory:
     """The device's memory as NVML reports it, sampled while a call runs.
 
     It is the memory of this process where NVML lists it. In a container NVML lists the host's
-    process numbers; then it is the use of the whole device over the baseline. Both definitions of
-    ``used`` are recorded: version 1 includes what the driver reserves, version 2 excludes it.
+    process numbers; then it is the use of the whole device over the baseline: by NVML's version 2,
+    which excludes what the driver reserves, or else by version 1, which includes it.
 
     Parameters
     ----------
@@ -150,7 +148,6 @@ class NvmlMemory:
         return {
             "v1_used": None if first is None else first.used,
             "v2_used": None if second is None else second.used,
-            "v2_reserved": None if second is None else second.reserved,
             "process": NvmlMemory._of_process(nvml, handle, pid),
         }
 
@@ -166,7 +163,7 @@ class NvmlMemory:
         return None
 
     def measure(self, call: Callable[[], Any]) -> dict[str, Any]:
-        """Run the call; return the peak, its meaning, the interval and the number of samples."""
+        """Run the call; return the peak, its meaning and the interval."""
         peaks = _Peaks()
         done = threading.Event()
 
@@ -194,12 +191,7 @@ class NvmlMemory:
             "nvml_peak_bytes": None if chosen is None else seen[chosen],
             "nvml_baseline_bytes": None if chosen is None else baseline,
             "nvml_meaning": chosen,
-            "nvml_v1_used_bytes": seen.get("v1_used"),
-            "nvml_v2_used_bytes": seen.get("v2_used"),
-            "nvml_v2_reserved_bytes": seen.get("v2_reserved"),
-            "nvml_process_bytes": seen.get("process"),
             "nvml_interval_s": self._interval,
-            "nvml_samples": peaks.samples,
         }
 
 

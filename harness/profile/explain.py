@@ -143,8 +143,7 @@ def explain(first: Profile, second: Profile) -> Explanation:
 
 def comparable(first: Profile, second: Profile) -> bool:
     """Tell whether two profiles are of one question on the same events."""
-    same_events = first.cell.events == second.cell.events
-    return first.cell.question == second.cell.question and same_events
+    return first.cell.question == second.cell.question
 
 
 def names_of(profiles: Sequence[Profile]) -> Any:
@@ -304,4 +303,4 @@ def _start(ends: Sequence[float]) -> tuple[float, str]:
 
 
 def _question(profile: Profile) -> str:
-    return f"{profile.cell.question} (events {profile.cell.events.seed})"
+    return f"{profile.cell.question.label} (events {profile.cell.events.seed})"

@@ -141,7 +141,7 @@ def render(profiles: Sequence[Profile]) -> str:
         looks=looks,
         shapes=SHAPES,
         claim=explained.claim if explained else claim(profiles, names),
-        question=", ".join(dict.fromkeys(profile.cell.question for profile in profiles)),
+        question=", ".join(dict.fromkeys(profile.cell.question.label for profile in profiles)),
         sections=[section(p, n) for p, n in zip(profiles, names, strict=True)],
         kind_colors=KIND_COLORS,
         memory_colors=MEMORY_COLORS,

@@ -1,9 +1,9 @@
 """The record: every field of one measurement, its type, unit, range and readers.
 
-The writers (`harness.run`, `harness.study`) fill `Entries`; `harness.results.store.append_record`
-completes them to a `Record`. `harness.results.validation` checks stored lines against this
-definition, and ``python -m harness.results.schema`` writes the JSON Schema and the table in
-``docs/records.md`` from it.
+The writers (`harness.run`, `harness.study`) fill a `Measurement`;
+`harness.results.store.append_record` completes it to a `Record`. `harness.results.validation`
+checks stored lines against this definition, and ``python -m harness.results.schema`` writes the
+JSON Schema and the table in ``docs/records.md`` from it.
 """
 
 # Without postponed annotations: TypedDict finds Required only in annotations that are evaluated.
@@ -320,23 +320,9 @@ class Training(TypedDict, total=False):
     ]
 
 
-class Entries(TypedDict, total=False):
+class Measurement(TypedDict, total=False):
     """The part of a record that a worker fills; fields are absent where it ended before them."""
 
-    outcome: Required[
-        Annotated[
-            Outcome,
-            Field(
-                "How the measurement ended.",
-                "",
-                "harness.results.summary, harness.asv.track",
-            ),
-        ]
-    ]
-    reason: Annotated[
-        str,
-        Field("Why the outcome is not ok, in one sentence.", "", "harness.results.summary"),
-    ]
     sites: Annotated[
         int | None,
         Field(
@@ -459,6 +445,25 @@ class Entries(TypedDict, total=False):
     training: Annotated[Training, Field("The training, in records of the study.")]
 
 
+class Entries(Measurement, total=False):
+    """A measurement that has ended."""
+
+    outcome: Required[
+        Annotated[
+            Outcome,
+            Field(
+                "How the measurement ended.",
+                "",
+                "harness.results.summary, harness.asv.track",
+            ),
+        ]
+    ]
+    reason: Annotated[
+        str,
+        Field("Why the outcome is not ok, in one sentence.", "", "harness.results.summary"),
+    ]
+
+
 class Record(Entries, total=False):
     """One measurement of one cell in one round: one line of a results file."""
 
@@ -524,19 +529,21 @@ class Record(Entries, total=False):
     cell: Required[Annotated[Cell, Field("What was measured.")]]
 
 
-def empty_entries(outcome: Outcome, reason: str = "") -> Entries:
-    """Return the entries of a measurement that yielded nothing."""
-    return {
-        "outcome": outcome,
-        "reason": reason,
-        "sites": None,
-        "host_seconds": [],
-        "device_seconds": None,
-        "stop": None,
-        "memory": {},
-        "energy_joules": None,
-        "error": {},
-        "precision_readback": {},
-        "machine": {},
-        "versions": {},
-    }
+def ended(measurement: Measurement, outcome: Outcome, reason: str = "") -> Entries:
+    """Return the entries of a measurement that ended with an outcome, for a reason."""
+    return {**measurement, "outcome": outcome, "reason": reason}
+
+
+EMPTY: Measurement = {
+    "sites": None,
+    "host_seconds": [],
+    "device_seconds": None,
+    "stop": None,
+    "memory": {},
+    "energy_joules": None,
+    "error": {},
+    "precision_readback": {},
+    "machine": {},
+    "versions": {},
+}
+"""Fields that every record has, without values."""

@@ -132,7 +132,9 @@ def table() -> str:
         readers = ", ".join(f"`{name}`" for name in field.readers.split(", ") if name)
         mark = "" if required else "*"
         meaning = field.meaning.replace("``", "`")
-        lines.append(f"| `{path}`{mark} | {_name(kind)} | {field.unit} | {meaning} | {readers} |")
+        lines.append(
+            f"| `{path}`{mark} | {type_name(kind)} | {field.unit} | {meaning} | {readers} |"
+        )
     return "\n".join(lines)
 
 
@@ -146,7 +148,7 @@ def walk(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field, bool]]:
             yield from walk(base, f"{prefix}{name}.")
 
 
-def _name(kind: Any) -> str:
+def type_name(kind: Any) -> str:
     """Name a type in words."""
     origin, arguments = get_origin(kind), get_args(kind)
     if is_typeddict(kind) or is_dataclass(kind) or origin in (dict, Mapping):
@@ -154,9 +156,11 @@ def _name(kind: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
     if origin is list:
-        return f"list of {_name(arguments[0])}"
+        return f"list of {type_name(arguments[0])}"
     if origin in (Union, types.UnionType):
-        return " or ".join("null" if part is types.NoneType else _name(part) for part in arguments)
+        return " or ".join(
+            "null" if part is types.NoneType else type_name(part) for part in arguments
+        )
     return NAMES.get(SCALARS[kind], SCALARS[kind])
 
 

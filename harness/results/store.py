@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from harness.errors import BadInput
-from harness.results.record import SCHEMA, Entries, Record, empty_entries
+from harness.results.record import EMPTY, SCHEMA, Entries, Record
 from harness.results.validation import problem
 from harness.spec.cell import Cell, canonical, digest
 
@@ -130,7 +130,7 @@ def append_record(
         "round": round,
         "seed": seed,
         "cell": cell.to_json(),  # type: ignore[typeddict-item]  # the cell as JSON values
-        **empty_entries(entries["outcome"]),
+        **EMPTY,
         **entries,
     }
     append(path, record)

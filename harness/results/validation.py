@@ -80,7 +80,7 @@ def check_of(kind: object) -> Check:
     if is_typeddict(kind):
         return _once(_object_check(kind)) if kind is Machine else _object_check(kind)
     if origin is Literal:
-        return _bounded(lambda _: "", Field("", choices=get_args(kind)))
+        return _choice_check(Field("", choices=get_args(kind)))
     if origin is list:
         return _list_check(check_of(get_args(kind)[0]), get_args(kind)[0])
     if origin is dict:
@@ -106,6 +106,14 @@ def _scalar_check(kind: object) -> Check:
             else f": is {_short(v)}, not {name}"
         )
     return lambda v: "" if type(v) is kind else f": is {_short(v)}, not {name}"
+
+
+def _choice_check(field: Field) -> Check:
+    def check(value: Any) -> str:
+        wrong = field.problem(value)
+        return f": {wrong}" if wrong else ""
+
+    return check
 
 
 def _union_check(parts: list[tuple[object, Check]]) -> Check:

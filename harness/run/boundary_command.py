@@ -9,8 +9,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harness.results import store
-
 
 def boundary(
     memory: Annotated[float, typer.Argument(help="Memory that a call may take, in GB.", min=0.001)],
@@ -32,7 +30,7 @@ def boundary(
     from harness.run.max_batch import Probe, find_max_batch
     from harness.run.plan import unavailable_reason, with_events
     from harness.run.progress import format_outcome
-    from harness.run.rounds import assemble, default_out
+    from harness.run.rounds import default_out, write_record
     from harness.run.source import EngineSource
     from harness.run.task import Task
     from harness.spec.cell import SIZES
@@ -56,8 +54,7 @@ def boundary(
             continue
 
         def on_probe(task: Task, probe: Probe) -> None:
-            record = assemble(task, probe.entries, identity, 0)
-            store.append(path, record)
+            record = write_record(path, task, probe.entries, identity, 0)
             fits = "fits" if probe.fits else "does not fit"
             text = f"{task.job.cell.title}: {fits}: {format_outcome(record)}"
             console.print(text, highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from harness.instruments import machine
 from harness.instruments.clock import Clock, CudaClock, HostClock
@@ -30,6 +30,7 @@ from harness.instruments.memory import (
     nvml_baselines,
     outside_torch,
 )
+from harness.results.record import Condition, Errors, Machine, Measurement, Memory
 from harness.run import sampling
 from harness.run.failures import Failed
 from harness.run.job import Job
@@ -63,7 +64,7 @@ class CellMeasurement:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.record: dict[str, Any] = {}
+        self.record: Measurement = {}
         self._host: list[float] = []
         self._device: list[float] = []
         self._warm_up: list[float] = []
@@ -79,12 +80,11 @@ class CellMeasurement:
 
         torch.set_num_threads(len(os.sched_getaffinity(0)) if not job.threads else job.threads)
         self._set_up_instruments(torch)
-        from harness.run.workload import load_batch, sites_per_event
+        from harness.run.workload import load_batch
 
         self._batch, skipped = load_batch(job.cell, job.events)
         self.record |= {
             "sites": len(self._batch.sites),
-            "event_sites": sites_per_event(self._batch),
             "skipped_empty": skipped,
         }
 
@@ -148,7 +148,7 @@ class CellMeasurement:
             self._throttled += range(before, len(self._host))
         return self._host[before:], self._device[before:]
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> Measurement:
         """Check the results again, measure the energy, and return the entries of the record.
 
         Raises
@@ -169,7 +169,6 @@ class CellMeasurement:
         self.record |= {
             "host_seconds": [round(value, 9) for value in self._host],
             "device_seconds": [round(value, 9) for value in self._device] or None,
-            "warm_up_seconds": [round(value, 9) for value in self._warm_up],
             "outliers": sampling.outliers(self._host),
             "throttled": self._throttled,
         }
@@ -188,11 +187,12 @@ class CellMeasurement:
     def _set_up_instruments(self, torch: Any) -> None:
         """Choose the instruments of the cell's device, and describe the machine."""
         on_gpu = self.job.cell.device == "cuda"
-        self.record["machine"] = machine.facts() | {
+        self.record["machine"] = {
+            **cast("Machine", machine.facts()),
             "threads": torch.get_num_threads(),
             "affinity": sorted(os.sched_getaffinity(0)),
         }
-        self.record["versions"] = machine.versions() | {"torch": torch.__version__}
+        self.record["versions"] = {**machine.versions(), "torch": torch.__version__}
         self._nvml = self._handle = None
         self._synchronize: Callable[[], Any] = lambda: None
         self._clock: Clock = HostClock()
@@ -222,18 +222,18 @@ class CellMeasurement:
             self.record["machine"]["gpu"] = torch.cuda.get_device_name()
             self.record["machine"]["nvml"] = str(error)
             return
-        self.record["machine"] |= device_facts(self._nvml, self._handle)
+        self.record["machine"] |= cast("Machine", device_facts(self._nvml, self._handle))
         self._energy = NvmlEnergy(self._nvml, self._handle)
-        own = baselines.get(self.record["machine"]["gpu_uuid"])
+        own = baselines.get(self.record["machine"]["gpu_uuid"] or "")
         baseline = own or NvmlMemory.read(self._nvml, self._handle, os.getpid())
         self._device_memory.append(
             NvmlMemory(self._nvml, self._handle, os.getpid(), baseline, NVML_INTERVAL)
         )
 
-    def _conditions(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"load": round(os.getloadavg()[0], 2)}
+    def _conditions(self) -> Condition:
+        found: Condition = {"load": round(os.getloadavg()[0], 2)}
         if self._nvml is not None:
-            found |= conditions(self._nvml, self._handle)
+            found |= cast("Condition", conditions(self._nvml, self._handle))
         return found
 
     def _is_throttled(self) -> bool:
@@ -264,14 +264,14 @@ class CellMeasurement:
             else:
                 self._synchronized_call()
 
-        self.record["memory"] |= ResidentMemory().measure(prepare_and_call)
+        self.record["memory"] |= cast("Memory", ResidentMemory().measure(prepare_and_call))
 
     def _measure_memory(self) -> None:
         """Make one more call for each instrument of the device's memory."""
         for instrument in self._device_memory:
             self._present_image()
-            self.record["memory"] |= instrument.measure(self._synchronized_call)
-        self.record["memory"] |= outside_torch(self.record["memory"])
+            self.record["memory"] |= cast("Memory", instrument.measure(self._synchronized_call))
+        self.record["memory"] |= cast("Memory", outside_torch(self.record["memory"]))
         self._workload.reset()
 
     def _measure_energy(self, counter: EnergyCounter) -> float | None:
@@ -302,7 +302,7 @@ class CellMeasurement:
     def _check_first_call(self) -> None:
         """Compare the results of the first call with the reference."""
         reason = self._compare("")
-        self.record |= self._workload.results()
+        self.record |= cast("Measurement", self._workload.results())
         self._workload.reset()
         if reason:
             raise Failed("wrong", reason)
@@ -343,10 +343,11 @@ class CellMeasurement:
         if not reason and loss_error is not None and not loss_error <= allowed:
             reason = f"relative error of the loss is {loss_error:.1e}, {allowed:.0e} is allowed"
         if reason or not variant:  # the record has the errors of the first check, if both pass
-            self.record["error"] = {
+            finite = {
                 name: value if value is None or value < float("inf") else None
                 for name, value in errors.items()
             }
+            self.record["error"] = cast("Errors", finite)
         return reason
 
     def _warm(self, first_seconds: float) -> None:

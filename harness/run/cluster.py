@@ -28,6 +28,7 @@ from typing import Any
 
 from harness.errors import BadInput
 from harness.instruments import machine
+from harness.results.record import Entries
 from harness.run.rounds import Executor, MeasuredEntries
 from harness.run.task import Task
 from harness.run.turns import MEMORY_SHARE, measure_in_turns
@@ -123,7 +124,7 @@ class _Silent:
         """Ignore the samples."""
 
 
-def measure_group(group: Sequence[Task], seed: int) -> list[tuple[int, dict[str, Any]]]:
+def measure_group(group: Sequence[Task], seed: int) -> list[tuple[int, Entries]]:
     """Measure a group on the device of this Dask worker.
 
     Returns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from harness.errors import BadInput
+from harness.results.record import Outcome
 
 OUT_OF_MEMORY = (
     "out of memory",
@@ -23,13 +24,13 @@ class Failed(Exception):
 
     Attributes
     ----------
-    outcome : str
-        One of ``store.OUTCOMES``.
+    outcome : Outcome
+        How the measurement ended.
     reason : str
         Why, in one sentence.
     """
 
-    def __init__(self, outcome: str, reason: str) -> None:
+    def __init__(self, outcome: Outcome, reason: str) -> None:
         super().__init__(reason)
         self.outcome = outcome
         self.reason = reason

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from harness.instruments.machine import available_bytes
+from harness.results.record import Entries, Measurement, ended
 from harness.run.failures import Failed
 from harness.run.job import Job
 from harness.run.task import Task
@@ -24,7 +24,7 @@ class Probe:
 
     batch: int
     fits: bool
-    entries: Mapping[str, Any]
+    entries: Entries
 
 
 def bisect_largest(fits: Callable[[int], bool], most: int) -> int:
@@ -106,10 +106,10 @@ def _job_of_batch(task: Task, batch: int, budget: int) -> Job:
     )
 
 
-def measure_one_call(task: Task, start: Callable[[Task], Worker]) -> dict[str, Any]:
+def measure_one_call(task: Task, start: Callable[[Task], Worker]) -> Entries:
     """Make one call with the memory measured and one timed call; return the record's entries."""
     worker = start(task)
-    entries: dict[str, Any] = {}
+    entries: Measurement = {}
     try:
         for command in (
             {"do": "prepare", "job": task.job.to_json()},
@@ -119,10 +119,10 @@ def measure_one_call(task: Task, start: Callable[[Task], Worker]) -> dict[str, A
             answer = worker.request(command, task.timeout)
             entries |= answer.get("record", {})
             if "outcome" in answer:
-                ends = {"outcome": answer["outcome"], "reason": answer["reason"]}
-                return entries | ends | {"stop": "samples"}
+                entries["stop"] = "samples"
+                return ended(entries, answer["outcome"], answer["reason"])
     except Failed as failed:
-        return entries | {"outcome": failed.outcome, "reason": failed.reason}
+        return ended(entries, failed.outcome, failed.reason)
     finally:
         worker.close()
     raise AssertionError("a worker's last answer has an outcome")

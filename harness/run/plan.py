@@ -13,7 +13,7 @@ from harness.errors import BadInput
 from harness.events import open_events
 from harness.events.child_reader import open_in_child
 from harness.run.engine_interface import Kind
-from harness.spec.cell import STACKS, Cell, EventSpec
+from harness.spec.cell import STACKS, Cell, EventSpec, Question
 
 EVENTS_APART = 16
 """Largest number of events of a file that is measured event by event at batch 1."""
@@ -137,9 +137,9 @@ def groups(cells: Sequence[Cell], seed: int, number: int) -> list[list[Cell]]:
     Every second round has the reverse order, so that a drift of the machine over a pair of rounds
     affects all questions alike.
     """
-    together: Mapping[str, list[Cell]] = defaultdict(list)
+    together: Mapping[Question, list[Cell]] = defaultdict(list)
     for cell in cells:
-        together[f"{cell.question} {cell.events.seed}"].append(cell)
+        together[cell.question].append(cell)
     order = list(together)
     random.Random(f"{seed} {number // 2}").shuffle(order)
     if number % 2:

@@ -75,7 +75,7 @@ class RunProgress:
     def started(self, cells: Sequence[Cell]) -> None:
         """Show the cells whose measurement in turns starts."""
         names = ", ".join(dict.fromkeys(cell.backend for cell in cells))
-        self._live.update(self._line, description=escape(f"{cells[0].question}: {names}"))
+        self._live.update(self._line, description=escape(f"{cells[0].question.label}: {names}"))
 
     def sampled(self, task: Task, samples: Sequence[float]) -> None:
         """Show the samples of a cell so far."""

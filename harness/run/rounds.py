@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console
 
 from harness.errors import BadInput
 from harness.results import store
+from harness.results.record import Entries, Record, ended
 from harness.run import turns
 from harness.run.engine_interface import interpreter
 from harness.run.job import Job
@@ -25,7 +26,7 @@ from harness.run.source import EngineSource
 from harness.run.task import ProgressListener, Task
 from harness.spec.cell import Cell
 
-MeasuredEntries = Iterator[tuple[Task, dict[str, Any]]]
+MeasuredEntries = Iterator[tuple[Task, Entries]]
 """Tasks with the entries of their records, in order of completion."""
 
 
@@ -147,10 +148,8 @@ def run(
             if done:
                 progress.say(f"{len(done)} records are there already, {total} to go")
 
-            def write(task: Task, entries: Mapping[str, Any]) -> dict[str, Any]:
-                record = assemble(task, entries, identity, seed)
-                store.append(outs[task.source], record)
-                return record
+            def write(task: Task, entries: Entries) -> Record:
+                return write_record(outs[task.source], task, entries, identity, seed)
 
             possible = []
             for group in todo:
@@ -158,7 +157,7 @@ def run(
                 for task in group:
                     reason = unavailable_reason(task.job.cell, found[task.job.cell.backend])
                     if reason:
-                        record = write(task, {"outcome": "unavailable", "reason": reason})
+                        record = write(task, ended({}, "unavailable", reason))
                         progress.left_out(record)
                     else:
                         able.append(task)
@@ -260,29 +259,15 @@ def _tasks(
     return listed
 
 
-def assemble(task: Task, entries: Mapping[str, Any], run: str, seed: int) -> dict[str, Any]:
-    """Return a record of schema 1 from the entries of a worker."""
-    nothing: dict[str, Any] = {
-        "sites": None,
-        "host_seconds": [],
-        "device_seconds": None,
-        "stop": None,
-        "memory": {},
-        "energy_joules": None,
-        "error": {},
-        "precision_readback": {},
-        "machine": {},
-        "versions": {},
-    }
-    return {
-        "schema": store.SCHEMA,
-        "run": run,
-        "utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-        "commit": task.source.commit,
-        "dirty": task.source.dirty,
-        "round": task.round,
-        "seed": seed,
-        "cell": task.job.cell.to_json(),
-        **nothing,
-        **entries,
-    }
+def write_record(path: Path, task: Task, entries: Entries, run: str, seed: int) -> Record:
+    """Append the record of a task to a file, and return it."""
+    return store.append_record(
+        path,
+        task.job.cell,
+        entries,
+        run=run,
+        commit=task.source.commit,
+        dirty=task.source.dirty,
+        seed=seed,
+        round=task.round,
+    )

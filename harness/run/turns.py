@@ -7,11 +7,12 @@ machine's speed affects all of them alike.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.instruments import machine
+from harness.results.record import Entries, Measurement, ended
 from harness.run import sampling
 from harness.run.failures import Failed
 from harness.run.job import Job
@@ -21,9 +22,6 @@ from harness.run.worker_process import Worker, start_local
 MEMORY_SHARE = 0.8
 """Part of the available memory that a worker on the CPU may use for its data."""
 
-Entries = dict[str, Any]
-"""Entries of a record."""
-
 
 @dataclass
 class _ActiveTask:
@@ -31,7 +29,7 @@ class _ActiveTask:
 
     Attributes
     ----------
-    partial : dict
+    partial : Measurement
         Entries of the record after ``prepare``.
     samples, device : list of float
         Host and device times so far, in seconds.
@@ -45,7 +43,7 @@ class _ActiveTask:
 
     task: Task
     worker: Worker
-    partial: Entries
+    partial: Measurement
     samples: list[float] = field(default_factory=list)
     device: list[float] = field(default_factory=list)
     elapsed: float = 0.0
@@ -71,25 +69,23 @@ class _ActiveTask:
     def finish(self) -> Entries:
         """Return the entries of the record."""
         answer = self.worker.request({"do": "finish"}, self.task.timeout)
-        return final_entries(answer) | {"stop": self.enough}
+        return {**final_entries(answer), "stop": self.enough}
 
     def attempt(self, action: Callable[[], Entries | None]) -> Entries | None:
         """Call an action; if it fails, return the entries with the samples taken before."""
         try:
             return action()
         except Failed as failed:
-            return self.partial | {
-                "outcome": failed.outcome,
-                "reason": failed.reason,
+            taken: Measurement = {
                 "host_seconds": self.samples,
                 "device_seconds": self.device or None,
             }
+            return ended({**self.partial, **taken}, failed.outcome, failed.reason)
 
 
-def final_entries(answer: Entries) -> Entries:
+def final_entries(answer: Mapping[str, Any]) -> Entries:
     """Return the entries of a record from a worker's last answer."""
-    record: Entries = answer["record"]
-    return record | {"outcome": answer["outcome"], "reason": answer["reason"]}
+    return ended(answer["record"], answer["outcome"], answer["reason"])
 
 
 def measure_in_turns(
@@ -130,22 +126,22 @@ def measure_in_turns(
                 yield task, prepared
         turn = 0
         while active:
-            ended: list[tuple[_ActiveTask, Entries]] = []
+            complete: list[tuple[_ActiveTask, Entries]] = []
             for each in sampling.turn_order(active, seed, turn):
                 entries = each.attempt(each.take_turn)
                 if entries is None:
                     listener.sampled(each.task, each.samples)
                 else:
-                    ended.append((each, entries))
-            failed = [each for each, _ in ended]
+                    complete.append((each, entries))
+            failed = [each for each, _ in complete]
             unfinished = {a.task.job.cell for a in active if a not in failed and not a.enough}
             for each in active:
                 if each not in failed and each.task.job.cell not in unfinished:
-                    ended.append((each, each.attempt(each.finish) or {}))
-            for each, entries in ended:
+                    complete.append((each, each.attempt(each.finish) or ended({}, "crashed")))
+            for each, entries in complete:
                 each.worker.close()
                 active.remove(each)
-                yield each.task, entries | {"turn_samples": each.turns}
+                yield each.task, {**entries, "turn_samples": each.turns}
             turn += 1
     finally:
         for each in active:
@@ -160,14 +156,13 @@ def _prepare(task: Task, start: Callable[[Task], Worker]) -> _ActiveTask | Entri
     try:
         worker = start(task)
     except Failed as failed:
-        return {"outcome": failed.outcome, "reason": failed.reason}
+        return ended({}, failed.outcome, failed.reason)
     try:
         answer = worker.request({"do": "prepare", "job": task.job.to_json()}, task.timeout)
     except Failed as failed:
         worker.close()
-        limit = {"limit_bytes": task.job.memory_bytes or None}
-        ending = {"outcome": failed.outcome, "reason": failed.reason}
-        return {"memory": limit} | worker.partial | ending
+        limit: Measurement = {"memory": {"limit_bytes": task.job.memory_bytes or None}}
+        return ended({**limit, **worker.partial}, failed.outcome, failed.reason)
     except BaseException:
         worker.close()
         raise
@@ -214,7 +209,7 @@ def _first_call(task: Task, start: Callable[[Task], Worker]) -> Entries:
     try:
         return prepared.finish()
     except Failed as failed:
-        return prepared.partial | {"outcome": failed.outcome, "reason": failed.reason}
+        return ended(prepared.partial, failed.outcome, failed.reason)
     finally:
         prepared.worker.close()
 
@@ -223,7 +218,8 @@ def _joined(found: Sequence[Entries]) -> Entries:
     """Join the records of several processes that took one sample each."""
     host = [sample for each in found for sample in each["host_seconds"]]
     device = [sample for each in found for sample in each["device_seconds"] or []]
-    return found[0] | {
+    return {
+        **found[0],
         "host_seconds": host,
         "device_seconds": device or None,
         "outliers": sampling.outliers(host),

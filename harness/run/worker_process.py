@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness.results.record import Measurement
 from harness.run.failures import Failed
 from harness.run.task import Task
 
@@ -34,7 +35,7 @@ class Worker(Protocol):
         Entries of the record that were sent before the engine ran.
     """
 
-    partial: dict[str, Any]
+    partial: Measurement
 
     def request(self, command: dict[str, Any], timeout: float) -> dict[str, Any]:
         """Send a command and return its answer; raise ``Failed`` if there is none."""
@@ -69,7 +70,7 @@ class LocalWorker:
         self._oom_kills = _oom_kills()
         self._unread = b""
         self._closed = False
-        self.partial: dict[str, Any] = {}
+        self.partial: Measurement = {}
         try:
             self._process = subprocess.Popen(
                 [*command, str(commands), str(answers)],

@@ -366,12 +366,6 @@ def stack_config(cell: Cell) -> ChainConfig:
     return ChainConfig(Kind(cell.phase), cell.model.depth, cell.model.filters)
 
 
-def sites_per_event(batch: SparseBatch) -> list[int]:
-    """Return the number of sites of each event."""
-    counts = torch.bincount(batch.sites[:, 0].long(), minlength=batch.batch_size)
-    return [int(count) for count in counts]
-
-
 def reference_key(cell: Cell) -> Mapping[str, Any]:
     """Return the fields of a cell that its reference depends on: all but engine and map."""
     values = cell.to_json()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Self
@@ -300,7 +301,7 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise BadInput(f"{name} must be one of {listed}, not {value!r}")
 
 
-def _natural(name: str, value: Any, least: int = 1, most: int = 2**63) -> None:
+def _natural(name: str, value: Any, least: int = 1, most: float = math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         limit = (
             f"at least {least}"

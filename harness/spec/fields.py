@@ -40,9 +40,9 @@ class Field:
     def problem(self, value: object) -> str:
         """Return why a value of the right type is not allowed; empty if it is."""
         if self.choices and value not in self.choices:
-            return f"is {value!r}, not one of {', '.join(map(str, self.choices))}"
+            return f"is {repr(value)[:60]}, not one of {', '.join(map(str, self.choices))}"
         if self.pattern and not (isinstance(value, str) and re.fullmatch(self.pattern, value)):
-            return f"is {value!r}, which does not match {self.pattern}"
+            return f"is {repr(value)[:60]}, which does not match {self.pattern}"
         if isinstance(value, (int, float)):
             if self.least is not None and not value >= self.least:
                 return f"is {value!r}, less than {self.least:g}"

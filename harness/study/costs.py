@@ -13,13 +13,14 @@ from rich.console import Console
 
 from backends.registry import interpreter
 from harness.results import store
+from harness.results.record import ended
 from harness.run.job import Job
 from harness.run.plan import Availability, unavailable_reason
 from harness.run.progress import RunProgress
-from harness.run.rounds import assemble, measure_locally
+from harness.run.rounds import measure_locally, write_record
 from harness.run.source import EngineSource
 from harness.run.task import Task
-from harness.spec.cell import Cell
+from harness.spec.cell import Cell, Question
 
 
 def measure_costs(
@@ -53,19 +54,16 @@ def measure_costs(
     source = EngineSource.here()
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-study"
     with tempfile.TemporaryDirectory(prefix="sscn-bench-") as references:
-        together: dict[str, list[Task]] = defaultdict(list)
+        together: dict[Question, list[Task]] = defaultdict(list)
         with RunProgress(len(todo), console) as progress:
             for job in todo:
                 job = replace(job, references=references)
                 task = Task(job, 0, source, interpreter(job.cell.backend), timeout)
                 reason = unavailable_reason(job.cell, found[job.cell.backend])
                 if reason:
-                    record = assemble(task, {"outcome": "unavailable", "reason": reason}, run, seed)
-                    store.append(out, record)
-                    progress.finished(record)
+                    entries = ended({}, "unavailable", reason)
+                    progress.finished(write_record(out, task, entries, run, seed))
                 else:
                     together[job.cell.question].append(task)
             for task, entries in measure_locally(list(together.values()), seed, progress):
-                record = assemble(task, entries, run, seed)
-                store.append(out, record)
-                progress.finished(record)
+                progress.finished(write_record(out, task, entries, run, seed))

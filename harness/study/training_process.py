@@ -10,7 +10,7 @@ import signal
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,10 +18,10 @@ from rich.markup import escape
 from backends.registry import interpreter
 from harness.errors import BadInput
 from harness.instruments import machine
-from harness.results import store
+from harness.results.record import Entries
 from harness.run.job import Job
 from harness.run.locks import device_lock
-from harness.run.rounds import assemble
+from harness.run.rounds import write_record
 from harness.run.source import EngineSource
 from harness.run.task import Task
 from harness.study.plan import Plan, Tests, read_plan, write_plan
@@ -50,7 +50,7 @@ def run_training(folder: Path, plan: Plan, tests: Tests, out: Path, console: Con
     Returns
     -------
     str
-        Outcome, one of `harness.results.store.OUTCOMES`.
+        Outcome, one of `harness.results.record.OUTCOMES`.
     """
 
     def say(text: str) -> None:
@@ -71,7 +71,7 @@ def run_training(folder: Path, plan: Plan, tests: Tests, out: Path, console: Con
     cell = plan.cell(entries.pop("sha256", ""))
     identity = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-study"
     task = Task(Job(cell), 0, EngineSource.here())
-    store.append(out, assemble(task, entries, identity, plan.seed))
+    write_record(out, task, cast("Entries", entries), identity, plan.seed)
     return str(entries["outcome"])
 
 

@@ -45,7 +45,7 @@ def make_record():
             "reason": "",
             "sites": 5180,
             "stop": "samples",
-            "memory": {"baseline_bytes": 3e8, "peak_rss_bytes": 5e8},
+            "memory": {"baseline_bytes": 300_000_000, "peak_rss_bytes": 500_000_000},
             "energy_joules": None,
             "error": {"max_abs": 1e-6, "rel_rmse": 2e-7, "argmax_agreement": 1.0},
             "precision_readback": {},

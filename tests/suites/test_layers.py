@@ -158,7 +158,7 @@ def test_a_layer_is_checked_and_timed_like_every_cell(phase, tmp_path):
     assert (found["outcome"], found["reason"]) == ("ok", "")
     assert all(seconds > 0 for seconds in found["host_seconds"])
     assert found["error"]["rel_rmse"] < 1e-5
-    assert found["sites"] == sum(found["event_sites"]) > 100
+    assert found["sites"] > 100
 
 
 @pytest.mark.parametrize(

@@ -123,9 +123,6 @@ def test_the_process_is_preferred_where_nvml_knows_it():
     assert found["nvml_meaning"] == "process"
     assert found["nvml_peak_bytes"] == 3 * GIB
     assert found["nvml_baseline_bytes"] == 0
-    assert found["nvml_v1_used_bytes"] == 9 * GIB
-    assert found["nvml_v2_used_bytes"] == 8 * GIB
-    assert found["nvml_v2_reserved_bytes"] == GIB
 
 
 def test_in_a_container_with_host_pids_the_device_over_its_baseline_counts():
@@ -141,7 +138,6 @@ def test_in_a_container_with_host_pids_the_device_over_its_baseline_counts():
     assert found["nvml_meaning"] == "v2_used"
     assert found["nvml_peak_bytes"] == 7 * GIB  # the highest of all samples
     assert found["nvml_baseline_bytes"] == GIB
-    assert found["nvml_samples"] >= 3
     assert found["nvml_interval_s"] == 0.001
 
 
@@ -156,7 +152,6 @@ def test_a_process_without_a_number_does_not_count():
     found = watch(device, {"v1_used": 8 * GIB, "v2_used": None})
     assert found["nvml_meaning"] == "v1_used"
     assert found["nvml_peak_bytes"] - found["nvml_baseline_bytes"] == GIB
-    assert found["nvml_v2_used_bytes"] is None
 
 
 def test_a_device_that_supports_nothing_gives_nothing():

@@ -61,14 +61,14 @@ def damaged(record):
     yield "[1, 2]", "not a record"
     yield json.dumps(record | {"schema": 2}), "newer than 1; update"
     yield json.dumps({k: v for k, v in record.items() if k != "schema"}), "without a schema"
-    yield json.dumps({k: v for k, v in record.items() if k != "cell"}), "without a cell"
-    yield json.dumps(record | {"outcome": "splendid"}), "outcome 'splendid'"
-    yield json.dumps(record | {"host_seconds": ["fast"]}), "host_seconds are not numbers"
-    yield json.dumps(record | {"host_seconds": []}), "ok but has no times"
-    yield json.dumps(record | {"turn_samples": [1.5]}), "turn_samples are not numbers"
-    yield json.dumps(record | {"memory": 3}), "memory is not an object"
-    yield json.dumps(record | {"cell": record["cell"] | {"map": "hot"}}), "cell.map 'hot'"
-    yield json.dumps(record | {"cell": record["cell"] | {"size": "big"}}), "no size or batch"
+    yield json.dumps({k: v for k, v in record.items() if k != "cell"}), "cell: is missing"
+    yield json.dumps(record | {"outcome": "splendid"}), "outcome: is 'splendid', not one of ok,"
+    yield json.dumps(record | {"host_seconds": ["fast"]}), "host_seconds[0]: is 'fast', not a"
+    yield json.dumps(record | {"host_seconds": []}), "host_seconds: is empty although"
+    yield json.dumps(record | {"turn_samples": [1.5]}), "turn_samples[0]: is 1.5, not a whole"
+    yield json.dumps(record | {"memory": 3}), "memory: is 3, not an object"
+    yield json.dumps(record | {"cell": record["cell"] | {"map": "hot"}}), "cell: map must be one of"
+    yield json.dumps(record | {"cell": record["cell"] | {"size": "big"}}), "cell: size must be"
     yield "\x00\x00garbage\xff", "not a whole JSON record"
 
 
@@ -97,8 +97,8 @@ def test_a_half_line_of_a_killed_writer_spoils_itself_alone(tmp_path, make_recor
 
 def write_many(path, name, count):
     for number in range(count):
-        filler = {"x" * 3000: name}
-        store.append(path, RECORD | {"run": name, "round": number, "conditions": filler})
+        filler = "x" * 3000
+        store.append(path, RECORD | {"run": name, "round": number, "reason": filler})
 
 
 RECORD = {
@@ -117,8 +117,8 @@ RECORD = {
         "batch": 1,
         "phase": "forward",
         "map": "cold",
-        "model": {},
-        "events": {},
+        "model": {"filters": 16, "depth": 5, "reps": 2, "classes": 5},
+        "events": {"set": "sample", "sha256": "", "seed": 0},
     },
 }
 

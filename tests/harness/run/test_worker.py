@@ -53,7 +53,7 @@ def _keep_threads():
 def test_a_cell_is_checked_and_timed(phase, state, references):
     found = measure_cell(make_job("sscn", phase, state, references=references))
     assert (found["outcome"], found["reason"]) == ("ok", "")
-    assert found["sites"] == sum(found["event_sites"]) > 100
+    assert found["sites"] > 100
     assert all(seconds > 0 for seconds in found["host_seconds"])
     stolen = found["conditions"]["stolen"]
     assert stolen is None or 0 <= stolen <= 1

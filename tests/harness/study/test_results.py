@@ -10,7 +10,7 @@ from harness.events import Event
 from harness.results import store
 from harness.results.summary import pool
 from harness.run.job import Job
-from harness.run.rounds import assemble
+from harness.run.rounds import write_record
 from harness.run.source import EngineSource
 from harness.run.task import Task
 from harness.spec.cell import Cell
@@ -42,7 +42,7 @@ def records(tmp_path, *cells):
                 "memory": {"baseline_bytes": 50 * MB, "peak_rss_bytes": 50 * MB + memory},
             }
         task = Task(Job(cell), 0, EngineSource(Path(), "abcdef", False))
-        store.append(path, assemble(task, entries, "run", 0))
+        write_record(path, task, entries, "run", 0)
     return store.read(path)
 
 

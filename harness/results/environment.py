@@ -1,0 +1,166 @@
+"""Environments: the machines and versions that values belong to, and which records share them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.spec.metrics import format_value
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MACHINE = (
+    *("processor", "cores", "memory_bytes", "threads", "affinity"),
+    *("gpu", "driver", "ecc", "mig"),
+)
+"""Fields of a record's ``machine`` that values depend on; hosts of one kind are interchangeable."""
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One machine with one set of versions.
+
+    Attributes
+    ----------
+    facts : mapping of str to value
+        Fields of ``machine`` and ``versions`` by their names in the table of records; only those
+        that some record has.
+    """
+
+    facts: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """The machine in words."""
+        fact = self.facts.get
+        threads = fact("machine.threads")
+        parts = [
+            str(fact("machine.processor", "unknown machine")),
+            str(fact("machine.gpu", "")),
+            f"{threads} threads" if threads else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+    def agrees(self, facts: Mapping[str, Any]) -> bool:
+        """Return whether no fact that both have differs."""
+        own = self.facts
+        return all(own[name] == value for name, value in facts.items() if name in own)
+
+    def difference(self, other: Environment) -> str:
+        """Return the facts that differ, in words: ``threads 2 and 4, torch 2.12 and 2.13``."""
+        return ", ".join(
+            f"{_name(name)} {_text(name, self.facts[name])} and {_text(name, other.facts[name])}"
+            for name in self.facts
+            if name in other.facts and self.facts[name] != other.facts[name]
+        )
+
+
+def _name(fact: str) -> str:
+    return fact.partition(".")[2].replace("memory_bytes", "memory")
+
+
+def _text(name: str, value: Any) -> str:
+    if name == "machine.memory_bytes":
+        return format_value(float(value * GIB), "bytes")
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def labels(environments: Sequence[Environment]) -> list[str]:
+    """Return a distinct label for each environment: the machine, and what sets it apart."""
+    found = []
+    for number, each in enumerate(environments):
+        twins = [other for other in environments if other is not each and other.label == each.label]
+        apart = [
+            f"{_name(fact)} {_text(fact, value)}"
+            for fact, value in each.facts.items()
+            if any(fact in twin.facts and twin.facts[fact] != value for twin in twins)
+        ]
+        label = each.label + (f" ({', '.join(apart)})" if apart else "")
+        found.append(label if label not in found else f"{label} #{number + 1}")
+    return found
+
+
+def environments(frame: pd.DataFrame) -> tuple[list[Environment], list[int]]:
+    """Divide a table of records by environment.
+
+    Records share an environment if no fact that both have differs: a worker that died early has
+    no version of its engine, and every engine names its own version only. Records without any
+    fact, of engines that could not run, belong to the environment of their run.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        As `harness.results.store.read` returns it.
+
+    Returns
+    -------
+    environments : list of Environment
+        In order of appearance.
+    places : list of int
+        Position of each row's environment in that list.
+    """
+    columns = [
+        name
+        for name in map(str, frame.columns)
+        if name.startswith("versions.") or name.removeprefix("machine.") in MACHINE
+    ]
+    rows = list(zip(*(_comparable(name, frame[name].tolist()) for name in columns), strict=True))
+    rows = rows or [()] * len(frame)
+    merged: list[dict[str, Any]] = []
+    known: dict[tuple[Any, ...], int] = {}
+    for row in dict.fromkeys(rows):
+        facts = {name: v for name, v in zip(columns, row, strict=True) if v is not None}
+        if facts:
+            known[row] = _merge(merged, facts)
+    runs = frame["run"].tolist()
+    of_run: dict[str, set[int]] = {}
+    for run, row in zip(runs, rows, strict=True):
+        if row in known:
+            of_run.setdefault(run, set()).add(known[row])
+    places = []
+    for run, row in zip(runs, rows, strict=True):
+        place = known.get(row)
+        if place is None:
+            own = of_run.get(run) or set(range(len(merged)))
+            if len(own) != 1:  # no machine, or one of several: nobody recorded which
+                own = {_unknown(merged)}
+            (place,) = own
+        places.append(place)
+    return [Environment(facts) for facts in merged], places
+
+
+def _merge(merged: list[dict[str, Any]], facts: dict[str, Any]) -> int:
+    """Add facts to the first environment that they agree with, or to a new one."""
+    for place, own in enumerate(merged):
+        if Environment(own).agrees(facts):
+            own |= facts
+            return place
+    merged.append(dict(facts))
+    return len(merged) - 1
+
+
+def _unknown(merged: list[dict[str, Any]]) -> int:
+    """Return the place of the environment without facts, which is added if need be."""
+    if {} not in merged:
+        merged.append({})
+    return merged.index({})
+
+
+def _comparable(name: str, values: Sequence[Any]) -> list[Any]:
+    """Return values that compare equal if they mean the same; None for absent ones."""
+    if name == "machine.memory_bytes":
+        # The kernel reserves some memory for itself, a little more or less after each start.
+        return [None if v is None or v != v else round(v / GIB, 1) for v in values]
+    return [
+        tuple(v) if isinstance(v, list) else None if v is None or v != v else _plain(v)
+        for v in values
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Undo the conversion of whole numbers to floats in columns with absent values."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
