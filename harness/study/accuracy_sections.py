@@ -13,8 +13,8 @@ from harness.study import displays, plots, published, tables
 from harness.study.cells import DENSE
 from harness.study.document import (
     ACCURACY_FORMATS,
-    FULL,
     SIZES,
+    WIDE,
     PageWriter,
     RotatableEvent,
     Section,
@@ -69,7 +69,7 @@ def sizes_section(w: PageWriter) -> Section:
                 + ". The 2018 study trained one network per size, with batches of 64.",
                 shown,
                 partial(plots.draw_accuracies, table=shown),
-                size=FULL,
+                size=WIDE,
             )
         )
     return section

@@ -12,6 +12,7 @@ from harness.study.cells import DENSE, PLANES, TABLE
 from harness.study.document import (
     ACCURACY_FORMATS,
     FULL,
+    WIDE,
     Figure,
     PageWriter,
     Section,
@@ -178,7 +179,7 @@ def _occupancy_figure(w: PageWriter, sweep: Sweep) -> Figure:
         "of the voxels are active.",
         sweep.table,
         partial(plots.draw_times, sweep=sweep, looks=w.looks),
-        size=FULL,
+        size=WIDE,
     )
 
 

@@ -32,8 +32,8 @@ _PRINT_SETTINGS: dict[Any, Any] = SETTINGS | {
 
 _UNITS = ("s", "bytes", "J")
 
-HALF, FULL = (5.4, 3.4), (10.8, 3.8)
-"""Sizes of figures in inches: two beside each other, or one over the width of the page."""
+HALF, WIDE, FULL = (5.4, 3.4), (7.6, 3.4), (10.8, 3.6)
+"""Sizes in inches: one of two figures beside each other, a single figure, and two panels."""
 
 Draw = Callable[[Any], None]
 """Draws into axes, or into a list of axes if there are several panels."""
@@ -51,8 +51,8 @@ class Figure:
         Heading.
     sentence : str
         Result on this machine.
-    image : str
-        SVG element.
+    images : tuple of str
+        SVG elements, one per panel.
     wide : bool
         Whether the figure has the width of the page.
     """
@@ -60,7 +60,7 @@ class Figure:
     name: str
     title: str
     sentence: str
-    image: str
+    images: tuple[str, ...]
     wide: bool = False
 
 
@@ -173,17 +173,20 @@ class PageWriter:
 
         self._write_csv(name, frame)
 
-        def drawn() -> Any:
+        with plt.rc_context(_PRINT_SETTINGS):
             figure, axes = plt.subplots(1, panels, figsize=size, layout="constrained")
             draw(axes if panels == 1 else list(axes))
-            return figure
-
-        with plt.rc_context(_PRINT_SETTINGS):
-            figure = drawn()
             figure.savefig(self.folder / f"{name}.png", dpi=160, metadata={"Software": None})
             plt.close(figure)
+        # On the page every panel is an image of its own, so that panels are stacked on a phone.
         with plt.rc_context(SETTINGS):
-            return Figure(name, title, sentence, svg(drawn(), title), size[0] > HALF[0])
+            separate = [
+                plt.subplots(figsize=(size[0] / panels, size[1]), layout="constrained")
+                for _ in range(panels)
+            ]
+            draw(separate[0][1] if panels == 1 else [axes for _, axes in separate])
+            images = tuple(svg(figure, title) for figure, _ in separate)
+        return Figure(name, title, sentence, images, size[0] > HALF[0])
 
     def _write_csv(self, name: str, frame: pd.DataFrame) -> None:
         try:

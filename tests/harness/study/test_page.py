@@ -58,7 +58,7 @@ def test_trainings_are_drawn_against_iterations_time_and_energy(tmp_path):
         assert table["training"].value_counts().to_dict() == {"sparse 32 px": 40, "dense 32 px": 40}
     assert "sparse 32 px 0.12 kJ" in made.items[4].sentence
     assert "sparse 32 px 500 ms" in made.items[3].sentence
-    assert all(item.image.startswith("<svg") for item in made.items[1:])
+    assert all(image.startswith("<svg") for item in made.items[1:] for image in item.images)
 
 
 def test_a_table_states_the_extent_and_the_optimiser_of_every_training(tmp_path):
