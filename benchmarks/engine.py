@@ -29,10 +29,10 @@ from backends.registry import probe
 from harness.events.batches import benchmark_batch
 from harness.events.open import open_events
 from harness.profile.ceilings import fma_peak
-from harness.profile.command import measured as measure_profile
-from harness.profile.need import submanifold_pairs
-from harness.profile.profile import Profile, write
+from harness.profile.command import profile_cell
+from harness.profile.profile import Profile, write_profile
 from harness.profile.roofline import network_limit
+from harness.profile.work import submanifold_pairs
 from harness.results import store
 from harness.run.job import Job
 from harness.run.locks import device_lock
@@ -291,8 +291,8 @@ def profile(options: Options, size: int, state: str) -> Profile:
     chosen = with_events([cell(OURS, size, options.batch, map=state)], "sample")[0]
     folder = options.out / f"profile-{size}-{state}"
     job = Job(chosen, threads=options.threads)
-    found = measure_profile(job, folder, 2 * options.budget, cpu_counters=False, timeout=900.0)
-    write(found, folder)
+    found = profile_cell(job, folder, 2 * options.budget, timeout=900.0)
+    write_profile(found, folder)
     return found
 
 

@@ -220,18 +220,18 @@ def _explain(a: str | None, b: str | None, report: Path | None, format: Format) 
 
     if a is None or b is None:
         raise BadInput("--explain needs two profiles: compare A B --explain, each a folder")
-    profiles = [explain.load(a), explain.load(b)]
+    profiles = [explain.load_profile(a), explain.load_profile(b)]
     found = explain.explain(*profiles)
     if format is Format.table:
         console = table_console()
         console.print(f"{found.claim}. {found.reason}", style="bold", markup=False)
-        console.print(explain.table(found))
+        console.print(explain.explanation_table(found))
     else:
-        typer.echo(write_rows(explain.rows(found), format))
+        typer.echo(write_rows(explain.explanation_rows(found), format))
     if report is not None:
-        from harness.profile.page import write_page
+        from harness.profile.page import write_profile_page
 
-        path = write_page(report, profiles)
+        path = write_profile_page(report, profiles)
         typer.echo(f"page: {path}", err=format is not Format.table)
 
 

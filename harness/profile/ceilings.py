@@ -1,8 +1,8 @@
-"""What a machine can do at best, measured: arithmetic, copies, and the cost of asking for work.
+"""Measured ceilings of a machine: arithmetic, copy bandwidth, and the latency of a launch.
 
-Arithmetic in fp32 and fp64 on a CPU is our own kernel of multiply-adds that stay in registers. For
-the other precisions, and on a GPU, it is the best of large matrix products by torch: their units
-multiply matrices, and no program that matters multiplies faster, though the silicon may.
+Arithmetic in fp32 and fp64 on a CPU is measured by a kernel of our own, whose multiply-adds stay in
+registers. For other precisions, and on a GPU, it is the fastest of some large matrix products by
+torch, whose matrix units are the fastest that a program can use in practice.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from harness.errors import BadInput
 
 REPEATS = 30
 ROUNDS = 2_000_000
-"""Of the multiply-adds in registers: some 5 ms."""
+"""Rounds of multiply-adds in registers; about 5 ms."""
 
 IN_REGISTERS = ("fp32", "fp64")
-"""Precisions that a CPU adds and multiplies in, number by number."""
+"""Precisions in which a CPU multiplies and adds single numbers."""
 
 COPIED = {"cpu": 2**26, "cuda": 2**29}
-"""Bytes of the copy: far beyond the caches."""
+"""Bytes of the copy, far more than the caches hold."""
 
 SIDES = {"cpu": (1024,), "cuda": (4096, 8192)}
-"""Sides of the matrices that are multiplied."""
+"""Rows and columns of the square matrices that are multiplied."""
 
 LAUNCHES = 1000
 
@@ -35,21 +35,21 @@ Now = Callable[[], float]
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a machine can do at best.
+    """Ceilings of a machine.
 
     Attributes
     ----------
     flops : mapping
-        Precision -> floating-point operations a second; a multiply-add is two.
+        Precision -> floating-point operations per second; a multiply-add is two.
     copy : float
-        Bytes read and written a second by a large copy.
+        Bytes read and written per second by a large copy.
     launch : float
-        Seconds to start an empty kernel on a GPU, or to call an operator of torch without work on
-        a CPU, many in a row.
+        Seconds per launch of an empty kernel on a GPU, or per call of one of torch's operators on
+        an empty tensor on a CPU, many in a row.
     threads : int
-        Of the CPU while they were measured.
+        CPU threads of the measurement.
     methods : mapping
-        Precision -> how its rate was measured: ``registers`` or ``matmul``.
+        Precision -> method of the measurement, ``registers`` or ``matmul``.
     """
 
     flops: Mapping[str, float]
@@ -89,17 +89,17 @@ class Ceilings:
         return cls(flops, values["copy"], values["launch"], values["threads"], methods)
 
 
-def measure(precision: str, device: str, threads: int = 0) -> Ceilings:
-    """Measure what this machine can do; about a second on a CPU.
+def measure_ceilings(precision: str, device: str, threads: int = 0) -> Ceilings:
+    """Measure the ceilings of this machine; takes about a second on a CPU.
 
     Parameters
     ----------
     precision : str
-        The arithmetic, besides fp32.
+        Measured beside fp32.
     device : str
         ``cpu`` or ``cuda``.
     threads : int
-        Of the CPU; 0 for as many as torch has now.
+        CPU threads; 0 for as many as torch uses.
     """
     import torch
 
@@ -115,7 +115,7 @@ def measure(precision: str, device: str, threads: int = 0) -> Ceilings:
 
 
 def fma_peak(threads: int, precision: str = "fp32", now: Now = time.perf_counter) -> float:
-    """Measure the operations a second that registers alone allow on a CPU, in fp32 or fp64."""
+    """Return operations per second of multiply-adds in registers on a CPU, in fp32 or fp64."""
     from harness.run.engine_interface import peak
 
     best = 0.0
@@ -127,7 +127,7 @@ def fma_peak(threads: int, precision: str = "fp32", now: Now = time.perf_counter
 
 
 def matmul_peak(precision: str, device: str) -> float:
-    """Measure the operations a second of the best of some large matrix products."""
+    """Return operations per second of the fastest of some large matrix products."""
     import torch
 
     kinds = {"fp64": torch.float64, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -146,7 +146,7 @@ def matmul_peak(precision: str, device: str) -> float:
 
 
 def copy_bandwidth(device: str = "cpu") -> float:
-    """Measure the bytes read and written a second by a large copy."""
+    """Return bytes read and written per second by a large copy."""
     import torch
 
     source = torch.ones(COPIED[device] // 4, device=device)
@@ -155,14 +155,15 @@ def copy_bandwidth(device: str = "cpu") -> float:
 
 
 def launch_latency(device: str = "cpu") -> float:
-    """Measure the seconds that starting a piece of work takes, when there is nothing to do."""
+    """Return seconds per launch of work that does nothing."""
     import torch
 
     if device == "cuda":
+        sleep: Any = torch.cuda._sleep  # torch has no types for it
 
         def start() -> None:
             for _ in range(LAUNCHES):
-                torch.cuda._sleep(0)
+                sleep(0)
     else:
         nothing = torch.empty(0)
 
@@ -174,13 +175,16 @@ def launch_latency(device: str = "cpu") -> float:
 
 
 def least_seconds(work: Callable[[], Any], device: str, now: Now = time.perf_counter) -> float:
-    """Return the least of some times that a piece of work took, after one that does not count.
+    """Return the shortest of several times of a function, after one call that is not timed.
 
-    The least, because a ceiling is what nothing disturbs.
+    It is the shortest because a ceiling is the undisturbed time.
     """
     import torch
 
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
     work()
     found = []
     for _ in range(REPEATS):

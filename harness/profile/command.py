@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from harness.errors import BadInput
-from harness.profile.profile import Profile, memory_from_json, write
+from harness.profile.profile import Profile, memory_from_json, write_profile
 from harness.results import store
 from harness.run.job import Job
 from harness.spec.cell import Cell, EventSpec
@@ -65,19 +65,19 @@ def profile(
     reason = unavailable_reason(cell, probe(name))
     if reason:
         raise BadInput(f"cannot profile {cell.engine}: {reason}")
-    folder = out or default_out(cell)
-    found = measured(Job(cell, events, threads=threads), folder, seconds, timeout)
-    write(found, folder)
-    show(found, folder, table_console())
+    folder = out or new_folder(cell)
+    found = profile_cell(Job(cell, events, threads=threads), folder, seconds, timeout)
+    write_profile(found, folder)
+    print_profile(found, folder, table_console())
 
 
-def default_out(cell: Cell, results: Path = store.RESULTS) -> Path:
+def new_folder(cell: Cell, results: Path = store.RESULTS) -> Path:
     """Return a new folder under ``results/profiles``, named by the time and the cell."""
     words = (cell.backend, str(cell.size), f"x{cell.batch}", cell.phase, cell.map)
     return results / "profiles" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{'-'.join(words)}"
 
 
-def measured(job: Job, folder: Path, seconds: float, timeout: float) -> Profile:
+def profile_cell(job: Job, folder: Path, seconds: float, timeout: float) -> Profile:
     """Profile a cell in a process of its own, alone on its device.
 
     Raises
@@ -133,17 +133,17 @@ def measured(job: Job, folder: Path, seconds: float, timeout: float) -> Profile:
     )
 
 
-def show(found: Profile, folder: Path, console: Console) -> None:
+def print_profile(found: Profile, folder: Path, console: Console) -> None:
     """Print the tables, and where the files are."""
-    from harness.profile.page import write_page
+    from harness.profile.page import write_profile_page
     from harness.profile.table import kinds_table, layers_table, memory_lines
 
     console.print(layers_table(found))
     console.print(kinds_table(found))
     lines = [
-        f"layers and gaps sum to {found.closure:.1%} of the cell's own time",
+        f"layers and gaps sum to {found.layer_sum_ratio:.1%} of the cell's own time",
         *memory_lines(found),
     ]
-    lines.append(f"page: {write_page(folder, [found])}")
+    lines.append(f"page: {write_profile_page(folder, [found])}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)

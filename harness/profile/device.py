@@ -1,15 +1,15 @@
-"""Moments on the device's own clock, and ranges that NVTX and torch's profiler know by name."""
+"""Range boundaries on the clock of a GPU, and ranges for NVTX and torch's profiler."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from harness.profile.ranges import HOST, Key, Pass
+from harness.profile.ranges import HOST, RangeKey, RecordedCall
 
 
 class DeviceTicks:
-    """Moments as CUDA events, which the device notes when it gets there.
+    """Range boundaries as CUDA events, which the device records in stream order.
 
     Parameters
     ----------
@@ -21,20 +21,20 @@ class DeviceTicks:
         self._cuda = cuda
 
     def __call__(self) -> Any:
-        """Return this moment of the current stream."""
+        """Record an event in the current stream and return it."""
         event = self._cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def resolve(self, noted: Pass) -> Pass:
-        """Return the pass with seconds since its begin, after the device is done."""
+    def resolve(self, recorded: RecordedCall) -> RecordedCall:
+        """Return the call with its times in seconds, once the device has finished."""
         self._cuda.synchronize()
-        events: Sequence[Any] = noted.times
-        return noted._replace(times=[events[0].elapsed_time(event) / 1000 for event in events])
+        events: Sequence[Any] = recorded.times
+        return recorded._replace(times=[events[0].elapsed_time(event) / 1000 for event in events])
 
 
-class Nvtx:
-    """Names ranges for Nsight.
+class NvtxListener:
+    """Passes ranges on to NVTX, which Nsight shows.
 
     Parameters
     ----------
@@ -45,19 +45,19 @@ class Nvtx:
     def __init__(self, nvtx: Any) -> None:
         self._nvtx = nvtx
 
-    def enter(self, key: Key) -> None:
+    def enter(self, key: RangeKey) -> None:
         """Open a range."""
-        self._nvtx.range_push(label(key))
+        self._nvtx.range_push(range_label(key))
 
     def leave(self) -> None:
         """Close the last range."""
         self._nvtx.range_pop()
 
 
-class Recorded:
-    """Names the ranges of the forward pass for torch's profiler.
+class ProfilerListener:
+    """Passes the ranges of the forward pass on to torch's profiler.
 
-    Those of the backward pass begin and end inside autograd's own ranges, which it cannot show.
+    Ranges of the backward pass begin and end inside autograd's own ranges, where it allows none.
 
     Parameters
     ----------
@@ -69,10 +69,10 @@ class Recorded:
         self._record = record
         self._open: list[Any] = []
 
-    def enter(self, key: Key) -> None:
+    def enter(self, key: RangeKey) -> None:
         """Open a range."""
         shown = key.direction == "forward" and key.name != HOST
-        context = self._record(label(key)) if shown else None
+        context = self._record(range_label(key)) if shown else None
         if context is not None:
             context.__enter__()
         self._open.append(context)
@@ -84,8 +84,8 @@ class Recorded:
             context.__exit__(None, None, None)
 
 
-def label(key: Key) -> str:
-    """Return the name of a range for people."""
+def range_label(key: RangeKey) -> str:
+    """Return the name of a range as viewers show it."""
     inner = " (map)" if key.kind == "map" else ""
     back = "" if key.direction == "forward" else f" {key.direction}"
     return f"{key.name}{inner}{back}"

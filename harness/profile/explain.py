@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import BadInput
-from harness.profile.profile import FILE, Profile
-from harness.profile.profile import read as read_profile
+from harness.profile.profile import FILE, Profile, read_profile
 from harness.profile.ranges import HOST
 from harness.report.style import FAINT, INK, SETTINGS, svg
 from harness.spec.metrics import format_value
@@ -23,11 +22,9 @@ STEPS = 12
 
 SLOWER, FASTER, TOTAL = "#D55E00", "#009E73", "#7A7A7A"
 
-Key = tuple[str, str, str]
-
 
 @dataclass(frozen=True)
-class Part:
+class LayerDifference:
     """One layer in two profiles.
 
     Attributes
@@ -69,14 +66,14 @@ class Explanation:
         What the profiles are called.
     before, after : float
         Seconds of the cells without instruments.
-    parts : tuple of Part
+    parts : tuple of LayerDifference
         The largest difference first.
     """
 
     names: tuple[str, str]
     before: float
     after: float
-    parts: tuple[Part, ...]
+    parts: tuple[LayerDifference, ...]
 
     @property
     def difference(self) -> float:
@@ -134,11 +131,11 @@ def explain(first: Profile, second: Profile) -> Explanation:
     # Between cells that are as fast, what one layer gains another loses.
     base = whole if abs(whole) > 0.01 * max(first.seconds, second.seconds) else moved
     parts = [
-        Part(*key, before.get(key), after.get(key), changes[key] / base if base else 0.0)
+        LayerDifference(*key, before.get(key), after.get(key), changes[key] / base if base else 0.0)
         for key in keys
     ]
     parts.sort(key=lambda part: -abs(part.difference))
-    return Explanation(names_of([first, second]), first.seconds, second.seconds, tuple(parts))
+    return Explanation(display_names([first, second]), first.seconds, second.seconds, tuple(parts))
 
 
 def comparable(first: Profile, second: Profile) -> bool:
@@ -146,7 +143,7 @@ def comparable(first: Profile, second: Profile) -> bool:
     return first.cell.question == second.cell.question
 
 
-def names_of(profiles: Sequence[Profile]) -> Any:
+def display_names(profiles: Sequence[Profile]) -> Any:
     """Call each profile by its engine, with the commit where one engine is there several times."""
     engines = [profile.cell.engine for profile in profiles]
     named = []
@@ -161,7 +158,7 @@ def names_of(profiles: Sequence[Profile]) -> Any:
     )
 
 
-def load(spec: str) -> Profile:
+def load_profile(spec: str) -> Profile:
     """Read the profile that a user means: a folder of one, or its file.
 
     Raises
@@ -188,7 +185,7 @@ def signed(seconds: float) -> str:
     return f"{'+' if seconds >= 0 else '−'}{format_value(abs(seconds), 's')}"
 
 
-def rows(found: Explanation) -> list[dict[str, Any]]:
+def explanation_rows(found: Explanation) -> list[dict[str, Any]]:
     """Flatten an explanation for a spreadsheet or a program; seconds."""
     return [
         {
@@ -204,7 +201,7 @@ def rows(found: Explanation) -> list[dict[str, Any]]:
     ]
 
 
-def table(found: Explanation, lines: int = 40) -> Table:
+def explanation_table(found: Explanation, lines: int = 40) -> Table:
     """The layers that make the difference, for a terminal."""
     from rich import box
     from rich.table import Table
@@ -235,7 +232,7 @@ def table(found: Explanation, lines: int = 40) -> Table:
     return made
 
 
-def steps(found: Explanation, most: int = STEPS) -> list[tuple[str, float]]:
+def waterfall_steps(found: Explanation, most: int = STEPS) -> list[tuple[str, float]]:
     """Return the steps of the waterfall between the two cells: words and seconds."""
     named = [(part.words, part.difference) for part in found.parts[:most] if part.difference]
     others = found.parts[most:]
@@ -248,7 +245,7 @@ def waterfall(found: Explanation) -> str:
     """Draw how one cell's time becomes the other's, layer by layer, as SVG."""
     import matplotlib.pyplot as plt
 
-    between = steps(found)
+    between = waterfall_steps(found)
     first, second = found.names
     with plt.rc_context(SETTINGS):
         drawing, axes = plt.subplots(figsize=(7.6, 1.0 + 0.3 * (len(between) + 2)))

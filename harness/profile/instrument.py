@@ -1,4 +1,4 @@
-"""Puts ranges on everything that a cell's call does, forward and backward, for a while."""
+"""Ranges around everything that the call of a workload does, for the length of a context."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ from typing import Any
 from torch import Tensor, nn
 
 import harness.run.workload
-from harness.profile.ranges import LEAVE, PAUSE, Key, Ranges
+from harness.profile.backward import record_backward
+from harness.profile.ranges import INSTRUMENT, RangeKey, RangeRecorder
 from harness.run.engine_interface import Block, ConvolutionChain, Kind, Layer, Level, UResNet
 from harness.run.workload import Workload
 
-INPUT = Key("input", "input", "forward")
-OUTPUT = Key("output", "input", "forward")
-LOSS = Key("loss", "loss", "forward")
-OPTIMISER = Key("optimiser", "optimiser", "step")
-_ACCUMULATE = 2**64 - 1
-"""The number of every node that stores a parameter's gradient."""
+INPUT = RangeKey("input", "input", "forward")
+OUTPUT = RangeKey("output", "input", "forward")
+LOSS = RangeKey("loss", "loss", "forward")
+OPTIMISER = RangeKey("optimiser", "optimiser", "step")
+
+KIND_WORDS = {
+    "norm": "normalisation",
+    "relu": "normalisation",
+    "linear": "linear",
+    "join": "join",
+    "add": "add",
+}
+"""Words in the class names of an engine's own modules, and the kind of layer that they mean."""
 
 
-class _Named:
+class _BackendWithRanges:
     """A backend with some of its functions replaced."""
 
     def __init__(self, backend: Any, **functions: Callable[..., Any]) -> None:
@@ -33,58 +41,119 @@ class _Named:
 
 
 def kind_of(kind: Kind) -> str:
-    """Return what a profile calls a kind of layer."""
+    """Return the name that a profile has for a kind of layer."""
     named = {Kind.NORM: "normalisation", Kind.LINEAR: "linear"}
     return named.get(kind, "convolution")
 
 
 @contextlib.contextmanager
-def watching(subject: Workload, ranges: Ranges) -> Iterator[None]:
-    """Put ranges on a subject's call as long as the context lasts."""
-    backend = subject.backend
+def recording_ranges(workload: Workload, ranges: RangeRecorder) -> Iterator[None]:
+    """Put ranges around the parts of a workload's call, as long as the context lasts."""
+    with contextlib.ExitStack() as stack:
+        observe = getattr(workload.backend, "observe", None)
+        if observe is not None:
+            stack.enter_context(observe(ranges))
+        stack.enter_context(_ranges_on_network(workload, ranges))
+        stack.enter_context(_ranges_on_training(workload, ranges))
+        yield
+
+
+def bytes_per_number(workload: Workload, call: Callable[[], Any]) -> int:
+    """Return the size of a number in the rows between layers, as the engine stores them.
+
+    It is read from the first convolution in one call. An engine may compute in bf16 and still
+    store rows of four bytes per number.
+
+    Parameters
+    ----------
+    workload : Workload
+        In its initial state, to which it returns.
+    call : callable
+        The workload's call.
+    """
+    sizes = []
+
+    def read(_: nn.Module, __: Any, output: Any) -> None:
+        sizes.append(workload.backend.features(output).element_size())
+
+    layers = [module for module in workload.network.modules() if isinstance(module, Layer)]
+    if not layers:  # an engine's own network, of whose rows nothing is known
+        return int(workload.features.element_size())
+    handle = layers[0].register_forward_hook(read)
+    try:
+        call()
+    finally:
+        handle.remove()
+        workload.reset()
+    return int(sizes[0])
+
+
+@contextlib.contextmanager
+def _ranges_on_network(workload: Workload, ranges: RangeRecorder) -> Iterator[None]:
+    """Put ranges on the layers, on what connects them, and on input and output."""
+    backend, network = workload.backend, workload.network
     with contextlib.ExitStack() as stack:
 
-        def put(owner: Any, name: str, key: Key) -> None:
+        def wrap(owner: Any, name: str, key: RangeKey) -> None:
             stack.enter_context(replaced(owner, name, lambda old: ranges.wrap(old, key)))
 
-        def give(module: Any, **keys: Key) -> None:
-            functions = {
-                name: ranges.wrap(getattr(backend, name), key) for name, key in keys.items()
-            }
-            stack.enter_context(_attribute(module, "backend", _Named(backend, **functions)))
+        def wrap_in_backend(module: Any, name: str, key: RangeKey) -> None:
+            function = ranges.wrap(getattr(backend, name), key)
+            other = _BackendWithRanges(backend, **{name: function})
+            stack.enter_context(_attribute(module, "backend", other))
 
-        own = getattr(backend, "observe", None)
-        if own is not None:
-            stack.enter_context(own(ranges))
-        for name, module in subject.network.named_modules():
+        for name, module in network.named_modules():
             if isinstance(module, Layer):
-                put(module, "forward", Key(name, kind_of(module.kind), "forward"))
+                wrap(module, "forward", RangeKey(name, kind_of(module.kind), "forward"))
             elif isinstance(module, Block):
-                give(module, add=Key(f"{name}.add", "add", "forward"))
+                wrap_in_backend(module, "add", RangeKey(f"{name}.add", "add", "forward"))
             elif isinstance(module, Level):
-                give(module, cat=Key(f"{name}.join", "join", "forward"))
-        if isinstance(subject.network, (UResNet, ConvolutionChain)):
-            give(subject.network, features=OUTPUT)
+                wrap_in_backend(module, "cat", RangeKey(f"{name}.join", "join", "forward"))
+        if isinstance(network, (UResNet, ConvolutionChain)):
+            wrap_in_backend(network, "features", OUTPUT)
         else:
-            for name, kind, module in _parts(subject.network):
-                put(module, "forward", Key(name, kind, "forward"))
-        put(subject.network, "tensor", INPUT)
-        give(subject, with_features=INPUT)
-        put(subject.optimizer, "zero_grad", OPTIMISER)
-        stack.enter_context(
-            replaced(
-                subject.optimizer,
-                "step",
-                lambda step: _turned(ranges, ranges.wrap(step, OPTIMISER)),
-            )
-        )
-        stack.enter_context(
-            replaced(
-                harness.run.workload,
-                "event_cross_entropy",
-                lambda loss: _followed(ranges, ranges.wrap(loss, LOSS)),
-            )
-        )
+            for name, kind, module in _leaf_modules(network):
+                wrap(module, "forward", RangeKey(name, kind, "forward"))
+        wrap(network, "tensor", INPUT)
+        wrap_in_backend(workload, "with_features", INPUT)
+        yield
+
+
+@contextlib.contextmanager
+def _ranges_on_training(workload: Workload, ranges: RangeRecorder) -> Iterator[None]:
+    """Put ranges on the loss, on the backward pass from it, and on the optimiser."""
+
+    def wrap_zero_grad(zero_grad: Callable[..., Any]) -> Callable[..., Any]:
+        return ranges.wrap(zero_grad, OPTIMISER)
+
+    def wrap_step(step: Callable[..., Any]) -> Callable[..., Any]:
+        ranged = ranges.wrap(step, OPTIMISER)
+
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            ranges.set_direction("step")
+            return ranged(*arguments, **named)
+
+        return wrapped
+
+    def wrap_loss(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        ranged = ranges.wrap(loss, LOSS)
+
+        def wrapped(*arguments: Any, **named: Any) -> Tensor:
+            value: Tensor = ranged(*arguments, **named)
+            ranges.enter(ranges.code(INSTRUMENT))
+            record_backward(value.grad_fn, ranges)
+            ranges.leave()
+            ranges.set_direction("backward")
+            return value
+
+        return wrapped
+
+    optimizer = workload.optimizer
+    with (
+        replaced(optimizer, "zero_grad", wrap_zero_grad),
+        replaced(optimizer, "step", wrap_step),
+        replaced(harness.run.workload, "event_cross_entropy", wrap_loss),
+    ):
         yield
 
 
@@ -114,116 +183,11 @@ def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def _parts(network: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Yield the parts of an engine's own network that have no parts, named by what they are."""
+def _leaf_modules(network: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    """Yield name, kind and module of the leaves of an engine's own network."""
     for name, module in network.named_modules():
         if next(module.children(), None) is not None or not name:
             continue
-        what = type(module).__name__.lower()
-        kinds = {
-            "norm": "normalisation",
-            "relu": "normalisation",
-            "linear": "linear",
-            "join": "join",
-            "add": "add",
-        }
-        yield name, next((kinds[word] for word in kinds if word in what), "convolution"), module
-
-
-def _turned(ranges: Ranges, step: Callable[..., Any]) -> Callable[..., Any]:
-    def turned(*arguments: Any, **named: Any) -> Any:
-        ranges.turn("step")
-        return step(*arguments, **named)
-
-    return turned
-
-
-def _followed(ranges: Ranges, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return the loss so that the backward pass from it is followed, too."""
-
-    def followed(*arguments: Any, **named: Any) -> Tensor:
-        value = loss(*arguments, **named)
-        ranges.enter(ranges.code(PAUSE))
-        follow(value.grad_fn, ranges)
-        ranges.leave()
-        ranges.turn("backward")
-        return value
-
-    return followed
-
-
-def follow(root: Any, ranges: Ranges) -> None:
-    """Put ranges on the backward pass: each node counts for the layer that made it.
-
-    Autograd runs nodes in the reverse order of their making, so that the nodes of a layer run one
-    after the other: a hook before the first and one after the last are enough. The nodes that
-    store gradients run as soon as they can; they extend the layer that ended before.
-    """
-    owner = ranges.owners()
-    nodes = []
-    storing = {}
-    seen, todo = {root}, [root]
-    while todo:
-        node = todo.pop()
-        number = node._sequence_nr()
-        nodes.append((number, node))
-        for child, _ in node.next_functions:
-            if child is None:
-                continue
-            if child._sequence_nr() == _ACCUMULATE:
-                storing[child] = number
-            elif child not in seen:
-                seen.add(child)
-                todo.append(child)
-    nodes.sort(key=lambda pair: -pair[0])
-
-    codes: dict[int, int] = {}
-
-    def backward(number: int) -> int:
-        """Return the code of the backward range of a node, ``LEAVE`` if it is no layer's."""
-        code = owner(number)
-        if code not in codes:
-            key = ranges.key(code) if code != LEAVE else PAUSE
-            known = key.name not in ("host", PAUSE.name)
-            codes[code] = ranges.code(key._replace(direction="backward")) if known else LEAVE
-        return codes[code]
-
-    for child, number in storing.items():
-        if (code := backward(number)) != LEAVE:
-            child.register_hook(_extending(ranges, code))
-    before, last = LEAVE, None
-    for number, node in nodes:
-        code = backward(number)
-        if code != before:
-            if last is not None and before != LEAVE:
-                last.register_hook(_leaving(ranges))
-            if code != LEAVE:
-                node.register_prehook(_entering(ranges, code))
-        before, last = code, node
-    if last is not None and before != LEAVE:
-        last.register_hook(_leaving(ranges))
-
-
-def _entering(ranges: Ranges, code: int) -> Callable[[Any], None]:
-    enter = ranges.enter
-
-    def entering(_: Any) -> None:
-        enter(code)
-
-    return entering
-
-
-def _leaving(ranges: Ranges) -> Callable[[Any, Any], None]:
-    leave = ranges.leave
-
-    def leaving(_: Any, __: Any) -> None:
-        leave()
-
-    return leaving
-
-
-def _extending(ranges: Ranges, code: int) -> Callable[[Any, Any], None]:
-    def extending(_: Any, __: Any) -> None:
-        ranges.extend(code)
-
-    return extending
+        words = type(module).__name__.lower()
+        kind = next((KIND_WORDS[word] for word in KIND_WORDS if word in words), "convolution")
+        yield name, kind, module

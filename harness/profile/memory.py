@@ -26,9 +26,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from harness.instruments.memory import ResidentMemory, TorchMemory
-from harness.profile.instrument import watching
+from harness.profile.backward import sequence_number
+from harness.profile.instrument import recording_ranges
 from harness.profile.profile import HeldMemory, MemoryProfile
-from harness.profile.ranges import HOST, PAUSE, Key, Ranges, intervals
+from harness.profile.ranges import HOST, INSTRUMENT, RangeKey, RangeRecorder, interval_keys
 from harness.run.failures import Failed
 from harness.run.workload import Workload
 
@@ -170,19 +171,19 @@ def profile_cuda_memory(workload: Workload, call: Callable[[], Any]) -> MemoryPr
     return _memory_profile(baseline, peak, held_at_peak(keys, readings), readings)
 
 
-def held_at_peak(keys: Sequence[Key], readings: Readings) -> list[HeldMemory]:
+def held_at_peak(keys: Sequence[RangeKey], readings: Readings) -> list[HeldMemory]:
     """Return what each layer held when the memory peaked, largest first.
 
     Parameters
     ----------
-    keys : sequence of Key
+    keys : sequence of RangeKey
         The range that ran between each reading and the next.
     readings : Readings
         One more than there are keys.
     """
     held = readings.held
     peak = max(range(len(keys)), key=lambda place: readings.highest[place + 1])
-    stack: list[tuple[Key, int]] = []
+    stack: list[tuple[RangeKey, int]] = []
     for place in range(peak):
         growth = held[place + 1] - held[place]
         if growth > 0:
@@ -202,12 +203,12 @@ def held_at_peak(keys: Sequence[Key], readings: Readings) -> list[HeldMemory]:
     return _largest_first(HeldMemory(*label, size) for label, size in found.items() if size)
 
 
-def memory_kind(key: Key, *, temporary: bool = False) -> str:
+def memory_kind(key: RangeKey, *, temporary: bool = False) -> str:
     """Return the kind of memory that a range takes.
 
     Parameters
     ----------
-    key : Key
+    key : RangeKey
         The range.
     temporary : bool
         Whether the memory is freed before the range ends.
@@ -216,7 +217,7 @@ def memory_kind(key: Key, *, temporary: bool = False) -> str:
         return "map"
     if key.kind == "optimiser":
         return "optimiser"
-    if key.name in (HOST, PAUSE.name):
+    if key.name in (HOST, INSTRUMENT.name):
         return "other"
     if temporary:
         return "workspace"
@@ -248,7 +249,7 @@ def _clear_training_state(workload: Workload) -> None:
 
 def _read_at_boundaries(
     workload: Workload, call: Callable[[], Any], make_reader: Callable[[], MemoryReader]
-) -> tuple[list[Key], Readings]:
+) -> tuple[list[RangeKey], Readings]:
     """Make one call and read the memory at each range boundary."""
     _clear_training_state(workload)
     read = make_reader()
@@ -265,10 +266,10 @@ def _read_at_boundaries(
         reading += time.perf_counter() - begin
         return 0.0
 
-    ranges = Ranges(tick, torch.autograd._get_sequence_nr)
+    ranges = RangeRecorder(tick, sequence_number)
     gc.disable()  # a collection would free memory of other layers at a random place
     try:
-        with watching(workload, ranges):
+        with recording_ranges(workload, ranges):
             ranges.begin()
             call()
             recorded = ranges.end()
@@ -276,4 +277,4 @@ def _read_at_boundaries(
         gc.enable()
     highest[0] = held[0]
     since = [moment - seconds[0] for moment in seconds]
-    return intervals(recorded), Readings(since, held, highest)
+    return interval_keys(recorded), Readings(since, held, highest)

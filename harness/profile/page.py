@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.profile.explain import comparable, explain, names_of, signed, waterfall
-from harness.profile.profile import Layer, MemoryProfile, Profile
+from harness.profile.explain import comparable, display_names, explain, signed, waterfall
+from harness.profile.profile import LayerProfile, MemoryProfile, Profile
 from harness.profile.roofline import (
     RULE,
     Limit,
     ceilings_of,
-    figure,
+    limit_sentence,
     limits,
     network_limit,
     rate,
-    sentence,
+    roofline_figure,
 )
 from harness.report.html import SHAPES, environment, save
 from harness.report.style import FAINT, INK, PALETTE, SETTINGS, Looks, svg
@@ -56,10 +56,10 @@ DIFFERENCES_SHOWN = 40
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One layer of the table."""
 
-    layer: Layer
+    layer: LayerProfile
     share: float
     limit: Limit | None
 
@@ -92,7 +92,7 @@ class Section:
     profile: Profile
     limit: Limit | None
     kinds: list[tuple[str, str, float, float]]
-    tables: list[tuple[str, list[Row], float]]
+    tables: list[tuple[str, list[TableRow], float]]
     roofline: str
     memory: str
     held: list[tuple[str, str, int]]
@@ -104,7 +104,7 @@ class Section:
         return max((layer.seconds for layer in self.profile.layers), default=0.0)
 
 
-def write_page(folder: Path, profiles: Sequence[Profile]) -> Path:
+def write_profile_page(folder: Path, profiles: Sequence[Profile]) -> Path:
     """Write ``index.html`` into a folder.
 
     Parameters
@@ -125,19 +125,19 @@ def write_page(folder: Path, profiles: Sequence[Profile]) -> Path:
     BadInput
         If the folder cannot be written.
     """
-    return save(render(profiles), folder / "index.html", "folder")
+    return save(render_profile_page(profiles), folder / "index.html", "folder")
 
 
-def render(profiles: Sequence[Profile]) -> str:
+def render_profile_page(profiles: Sequence[Profile]) -> str:
     """Return the page as HTML."""
-    names = names_of(profiles)
+    names = display_names(profiles)
     looks = Looks(names)
     pair = len(profiles) == 2 and comparable(*profiles)
     explained = explain(*profiles) if pair else None
     made = environment("harness.profile")
     made.filters |= {"signed": signed, "breakable": _breakable}
     ceilings = next((found for p in profiles if (found := ceilings_of(p))), None)
-    return made.get_template("profile.html.j2").render(
+    page: str = made.get_template("profile.html.j2").render(
         looks=looks,
         shapes=SHAPES,
         claim=explained.claim if explained else claim(profiles, names),
@@ -145,7 +145,7 @@ def render(profiles: Sequence[Profile]) -> str:
         sections=[section(p, n) for p, n in zip(profiles, names, strict=True)],
         kind_colors=KIND_COLORS,
         memory_colors=MEMORY_COLORS,
-        overlay=figure(profiles, looks, names) if len(profiles) > 1 else "",
+        overlay=roofline_figure(profiles, looks, names) if len(profiles) > 1 else "",
         explained=explained,
         differences=explained.parts[:DIFFERENCES_SHOWN] if explained else (),
         waterfall=waterfall(explained) if explained else "",
@@ -159,14 +159,15 @@ def render(profiles: Sequence[Profile]) -> str:
         launch=ceilings.launch if ceilings else None,
         threads=ceilings.threads if ceilings else None,
         rule=RULE,
-        sentence=sentence,
+        limit_sentence=limit_sentence,
     )
+    return page
 
 
 def section(profile: Profile, name: str) -> Section:
     """Gather what the page says of one profile."""
     rows = [
-        Row(layer, layer.seconds / profile.total if profile.total else 0.0, limit)
+        TableRow(layer, layer.seconds / profile.total if profile.total else 0.0, limit)
         for layer, limit in zip(profile.layers, limits(profile), strict=True)
     ]
     tables = []
@@ -184,7 +185,7 @@ def section(profile: Profile, name: str) -> Section:
         limit=network_limit(profile),
         kinds=kinds(profile),
         tables=tables,
-        roofline=figure([profile], Looks([name]), [name]),
+        roofline=roofline_figure([profile], Looks([name]), [name]),
         memory=memory_figure(profile.memory) if profile.memory else "",
         held=[(one.name, one.kind, one.bytes) for one in held[:HELD_SHOWN]],
         held_kinds=sorted(

@@ -13,7 +13,7 @@ from harness.errors import BadInput
 from harness.spec.cell import Cell
 
 SCHEMA = 1
-Part = TypeVar("Part")
+T = TypeVar("T")
 FILE = "profile.json"
 
 DROPPED = ("counters", "notes")
@@ -50,7 +50,7 @@ MEMORY_KINDS = (
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerProfile:
     """What one layer took in one direction, in one pass.
 
     Attributes
@@ -183,7 +183,7 @@ class Profile:
         Median of the cell's calls without any instrument, in turns with those that have it.
     instrumented_seconds : float
         Median of the calls that the layers were timed in.
-    layers : tuple of Layer
+    layers : tuple of LayerProfile
         In the order in which they first ran.
     ceilings : mapping or None
         What the machine can do, as ``harness.profile.ceilings`` writes it.
@@ -197,7 +197,7 @@ class Profile:
     versions: Mapping[str, Any]
     seconds: float
     instrumented_seconds: float
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerProfile, ...]
     ceilings: Mapping[str, Any] | None = None
     memory: MemoryProfile | None = None
 
@@ -215,7 +215,7 @@ class Profile:
         return math.fsum(layer.seconds for layer in self.layers)
 
     @property
-    def closure(self) -> float:
+    def layer_sum_ratio(self) -> float:
         """The layers' sum over the cell's own time: near 1 where nothing is missing."""
         return self.total / self.seconds if self.seconds else math.nan
 
@@ -263,13 +263,13 @@ class Profile:
             _object(name, kept[name])
         if kept.get("ceilings") is not None:
             _object("ceilings", kept["ceilings"])
-        kept["layers"] = _parts("layers", kept["layers"], Layer)
+        kept["layers"] = _parts("layers", kept["layers"], LayerProfile)
         if kept.get("memory") is not None:
             kept["memory"] = memory_from_json(kept["memory"])
         return cls(**kept)
 
 
-def read(path: Path) -> Profile:
+def read_profile(path: Path) -> Profile:
     """Read a profile from its file, or from the folder that holds it.
 
     Raises
@@ -288,7 +288,7 @@ def read(path: Path) -> Profile:
         raise BadInput(f"{file} is not a profile: {error}") from None
 
 
-def write(profile: Profile, folder: Path) -> Path:
+def write_profile(profile: Profile, folder: Path) -> Path:
     """Write a profile into a folder, and return its file.
 
     Raises
@@ -320,7 +320,7 @@ def memory_from_json(values: Any) -> MemoryProfile:
     return MemoryProfile(**kept)
 
 
-def _parts(name: str, values: Any, kind: Callable[..., Part]) -> tuple[Part, ...]:
+def _parts(name: str, values: Any, kind: Callable[..., T]) -> tuple[T, ...]:
     found = []
     for value in _list(name, values):
         _fields(f"an entry of {name}", _object(f"an entry of {name}", value), kind)

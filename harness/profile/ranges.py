@@ -1,4 +1,4 @@
-"""Notes when layers start and end, as cheaply as possible, and adds up what each spent itself."""
+"""Recorder of the begin and end of ranges, such as layers, and the self time of each range."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 Function = Callable[..., Any]
 
 
-class Key(NamedTuple):
-    """What a range is of: see ``harness.profile.profile.Layer``."""
+class RangeKey(NamedTuple):
+    """Identity of a range: see ``harness.profile.profile.LayerProfile``."""
 
     name: str
     kind: str
@@ -20,95 +20,118 @@ class Key(NamedTuple):
 
 
 HOST = "host"
-PAUSE = Key("instrument", HOST, "forward")
-"""The instrument's own work, which counts for nobody."""
+INSTRUMENT = RangeKey("instrument", HOST, "forward")
+"""Work of the instrument itself, which counts for no layer."""
 
 LEAVE = -1
 _EXTEND = -2
 _AGAIN = 1 << 20
-"""Added to the code of a range that goes on later: it is no call of its own."""
+"""Added to the code of a range that continues an earlier one and is not a call of its own."""
 
 
-class Announcer(Protocol):
-    """Tells another profiler of ranges, NVTX for example."""
+class RangeListener(Protocol):
+    """Receives the begin and end of ranges, for another profiler such as NVTX."""
 
-    def enter(self, key: Key) -> None:
-        """A range has begun."""
+    def enter(self, key: RangeKey) -> None:
+        """Receive the begin of a range."""
         ...
 
     def leave(self) -> None:
-        """The last range has ended."""
+        """Receive the end of the range that began last."""
         ...
 
 
-class Pass(NamedTuple):
-    """What was noted in one call: at ``times[i]`` range ``codes[i]`` began, or one ended."""
+class RecordedCall(NamedTuple):
+    """The ranges of one call.
+
+    Attributes
+    ----------
+    times : sequence of float
+        Seconds of each boundary.
+    codes : sequence of int
+        At each boundary, the code of the range that began, or ``LEAVE``.
+    keys : sequence of RangeKey
+        By code.
+    """
 
     times: Sequence[float]
     codes: Sequence[int]
-    keys: Sequence[Key]
+    keys: Sequence[RangeKey]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole call."""
+        return self.times[-1] - self.times[0]
 
 
-class Ranges:
-    """Ranges of one call after the other.
+class RangeRecorder:
+    """Records ranges, one call after the other.
 
-    Time that no layer spends counts for the host, in the direction that was set last.
+    Time outside of layers counts for the host, in the direction that was set last.
 
     Parameters
     ----------
     tick : callable
-        The moment, in seconds; or an object that ``Pass`` can be resolved from later.
+        Returns the time in seconds, or an object from which it is resolved later.
     sequence : callable
-        The number that autograd will give to the next node, so that nodes are told whose they are.
-    announcer : Announcer, optional
-        Is told of every range.
+        Returns the sequence number of the next autograd node, which maps nodes to ranges.
+    listener : RangeListener, optional
+        Receives every range.
     """
 
     def __init__(
         self,
         tick: Callable[[], Any] = time.perf_counter,
         sequence: Callable[[], int] = lambda: 0,
-        announcer: Announcer | None = None,
+        listener: RangeListener | None = None,
     ) -> None:
         self._tick = tick
         self._sequence = sequence
-        self._announcer = announcer
+        self._listener = listener
         self._times: list[Any] = []
         self._codes: list[int] = []
         self._sequences: list[int] = []
         self._stack: list[int] = []
-        self._keys: list[Key] = []
-        self._known: dict[Key, int] = {}
+        self._keys: list[RangeKey] = []
+        self._known: dict[RangeKey, int] = {}
 
-    def code(self, key: Key) -> int:
-        """Return the number of a key."""
+    def code(self, key: RangeKey) -> int:
+        """Return the code of a key."""
         if key not in self._known:
             self._known[key] = len(self._keys)
             self._keys.append(key)
         return self._known[key]
 
     def begin(self) -> None:
-        """Start a call, forward."""
+        """Begin a call, in direction forward."""
         for values in (self._times, self._codes, self._sequences, self._stack):
             values.clear()
-        self.enter(self.code(Key(HOST, HOST, "forward")))
+        self.enter(self.code(RangeKey(HOST, HOST, "forward")))
 
-    def turn(self, direction: str) -> None:
-        """Count time between layers for another direction from now on."""
+    def set_direction(self, direction: str) -> None:
+        """Set the direction for which time between layers counts."""
         self.leave()
-        self.enter(self.code(Key(HOST, HOST, direction)))
+        self.enter(self.code(RangeKey(HOST, HOST, direction)))
 
-    def end(self) -> Pass:
-        """End a call."""
+    def end(self) -> RecordedCall:
+        """End the call and return its ranges."""
         self.leave()
-        return Pass(self._times.copy(), self._codes.copy(), tuple(self._keys))
+        return RecordedCall(self._times.copy(), self._codes.copy(), tuple(self._keys))
 
     def enter(self, code: int, again: int = 0) -> None:
-        """Begin a range, or go on with it."""
+        """Begin a range.
+
+        Parameters
+        ----------
+        code : int
+            Of the range.
+        again : int
+            ``_AGAIN`` for a range that continues an earlier one.
+        """
         self._stack.append(code)
         self._codes.append(code + again)
-        if self._announcer is not None:
-            self._announcer.enter(self._keys[code])
+        if self._listener is not None:
+            self._listener.enter(self._keys[code])
         self._sequences.append(self._sequence())
         self._times.append(self._tick())
 
@@ -116,18 +139,18 @@ class Ranges:
         """End the range that began last."""
         self._times.append(self._tick())
         self._sequences.append(self._sequence())
-        if self._announcer is not None:
-            self._announcer.leave()
+        if self._listener is not None:
+            self._listener.leave()
         self._codes.append(LEAVE)
         self._stack.pop()
 
     def extend(self, code: int) -> None:
-        """Count the time since the last mark for a range that has ended."""
+        """Count the time since the last boundary for a range that has ended."""
         self._times.append(self._tick())
         self._sequences.append(0)
         self._codes.append(_EXTEND - code)
 
-    def wrap(self, function: Function, key: Key) -> Function:
+    def wrap(self, function: Function, key: RangeKey) -> Function:
         """Return the function in a range of its own."""
         return self._in(function, self.code(key))
 
@@ -161,22 +184,22 @@ class Ranges:
     @property
     def accepts_intervals(self) -> bool:
         """Whether a range can be added after it has ended."""
-        return self._tick is time.perf_counter and self._announcer is None
+        return self._tick is time.perf_counter and self._listener is None
 
     def add_interval(self, code: int, begin: float, end: float, again: int = 0) -> None:
-        """Add a range that has ended, after all that were noted."""
+        """Add a range that has ended, after all recorded ones."""
         self._times += (begin, end)
         self._codes += (code + again, LEAVE)
         self._sequences += (self._sequence(),) * 2
 
     def outside_layers(self, function: Function) -> Function:
         """Return the function in a range of the host."""
-        return self._in(function, self.code(Key(HOST, HOST, "forward")))
+        return self._in(function, self.code(RangeKey(HOST, HOST, "forward")))
 
     def owners(self) -> Callable[[int], int]:
-        """Return what maps the number of an autograd node to the code of the range it began in."""
+        """Return the function from a node's number to the code of the range that made it."""
         sequences = self._sequences.copy()
-        tops = _tops(self._codes)
+        tops = _innermost(self._codes)
 
         def owner(sequence: int) -> int:
             place = bisect_right(sequences, sequence) - 1
@@ -184,7 +207,7 @@ class Ranges:
 
         return owner
 
-    def key(self, code: int) -> Key:
+    def key(self, code: int) -> RangeKey:
         """Return the key of a code."""
         return self._keys[code]
 
@@ -202,15 +225,15 @@ class Ranges:
 
 
 class LayerRecorder:
-    """Ranges of one layer's work, where it is not done in the layer's call."""
+    """Recorder of one layer's work that is done after the layer's call has returned."""
 
-    def __init__(self, ranges: Ranges, forth: int, back: int) -> None:
+    def __init__(self, ranges: RangeRecorder, forth: int, back: int) -> None:
         self._ranges = ranges
         self._forth, self._back = forth, back
 
     @property
     def accepts_intervals(self) -> bool:
-        """Whether it is enough to tell the times afterwards."""
+        """Whether intervals can be added after they have ended."""
         return self._ranges.accepts_intervals
 
     def record_call(self, function: Function, *, backward: bool) -> None:
@@ -230,8 +253,8 @@ class LayerRecorder:
         return (self._back, 0) if backward else (self._forth, _AGAIN)
 
 
-def _tops(codes: Sequence[int]) -> list[int]:
-    """Return the innermost open range after each mark; ``LEAVE`` where there is none."""
+def _innermost(codes: Sequence[int]) -> list[int]:
+    """Return the innermost open range after each boundary; ``LEAVE`` where there is none."""
     stack: list[int] = []
     tops = []
     for code in codes:
@@ -243,33 +266,33 @@ def _tops(codes: Sequence[int]) -> list[int]:
     return tops
 
 
-def intervals(noted: Pass) -> list[Key]:
-    """Return whose the time between each mark and the next is."""
-    tops = _tops(noted.codes)
+def interval_keys(recorded: RecordedCall) -> list[RangeKey]:
+    """Return the range for which the time between each boundary and the next counts."""
+    tops = _innermost(recorded.codes)
     found = []
-    for place, code in enumerate(noted.codes[1:]):
+    for place, code in enumerate(recorded.codes[1:]):
         top = _EXTEND - code if code <= _EXTEND else tops[place]
-        found.append(noted.keys[top] if top != LEAVE else PAUSE)
+        found.append(recorded.keys[top] if top != LEAVE else INSTRUMENT)
     return found
 
 
-class Spent(NamedTuple):
-    """What one range spent in one call, without the ranges inside it."""
+class SelfTime(NamedTuple):
+    """Time of one range in one call without the ranges inside it, and its number of calls."""
 
     seconds: float
     calls: int
 
 
-def spent(noted: Pass) -> dict[Key, Spent]:
-    """Add up the time that each range spent itself; all of them sum to the call's time.
+def self_times(recorded: RecordedCall) -> dict[RangeKey, SelfTime]:
+    """Return the self time of each range; they sum to the time of the call.
 
-    Gaps between layers are ranges of the host. What the instrument took for itself is left out.
+    Gaps between layers are ranges of the host. The time of the instrument itself is left out.
     """
     seconds: dict[int, float] = defaultdict(float)
     calls: Counter[int] = Counter()
-    tops = _tops(noted.codes)
-    before, top = noted.times[0], LEAVE
-    for moment, code, after in zip(noted.times, noted.codes, tops, strict=True):
+    tops = _innermost(recorded.codes)
+    before, top = recorded.times[0], LEAVE
+    for moment, code, after in zip(recorded.times, recorded.codes, tops, strict=True):
         if code <= _EXTEND:
             seconds[_EXTEND - code] += moment - before
         elif top != LEAVE:
@@ -278,35 +301,35 @@ def spent(noted: Pass) -> dict[Key, Spent]:
             calls[code % _AGAIN] += code < _AGAIN
         before, top = moment, after
     return {
-        noted.keys[code]: Spent(seconds[code], count)
+        recorded.keys[code]: SelfTime(seconds[code], count)
         for code, count in calls.items()
-        if noted.keys[code] != PAUSE
+        if recorded.keys[code] != INSTRUMENT
     }
 
 
 class Span(NamedTuple):
     """One range from begin to end, in seconds since the call began."""
 
-    key: Key
+    key: RangeKey
     begin: float
     seconds: float
 
 
-def spans(noted: Pass) -> list[Span]:
+def spans(recorded: RecordedCall) -> list[Span]:
     """List the ranges of a call, those of the host left out, as a trace shows them."""
     found: list[Span] = []
     open_: list[tuple[int, float]] = []
     last: dict[int, int] = {}
-    for moment, code in zip(noted.times, noted.codes, strict=True):
+    for moment, code in zip(recorded.times, recorded.codes, strict=True):
         if code >= 0:
             open_.append((code % _AGAIN, moment))
         elif code == LEAVE:
             began, begin = open_.pop()
-            if noted.keys[began].name not in (HOST, PAUSE.name):
+            if recorded.keys[began].name not in (HOST, INSTRUMENT.name):
                 last[began] = len(found)
-                found.append(Span(noted.keys[began], begin - noted.times[0], moment - begin))
+                found.append(Span(recorded.keys[began], begin - recorded.times[0], moment - begin))
         elif all(_EXTEND - code != began for began, _ in open_) and _EXTEND - code in last:
             place = last[_EXTEND - code]
             span = found[place]
-            found[place] = span._replace(seconds=moment - noted.times[0] - span.begin)
+            found[place] = span._replace(seconds=moment - recorded.times[0] - span.begin)
     return found

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.profile.ceilings import Ceilings
-from harness.profile.profile import Layer, Profile
+from harness.profile.profile import LayerProfile, Profile
 from harness.report.style import FAINT, INK, PALETTE, PAPER, SETTINGS, Looks, svg
 from harness.spec.metrics import format_value
 
@@ -71,7 +71,7 @@ def ceilings_of(profile: Profile) -> Ceilings | None:
     return found if profile.cell.precision in found.flops else None
 
 
-def limit_of(layer: Layer, ceilings: Ceilings, precision: str) -> Limit | None:
+def limit_of(layer: LayerProfile, ceilings: Ceilings, precision: str) -> Limit | None:
     """Return a layer's limit; None where nothing is known of what it needs."""
     if layer.flops is None and layer.bytes is None:
         return None
@@ -110,12 +110,12 @@ def network_limit(profile: Profile, directions: Sequence[str] = ()) -> Limit | N
     known = [limit for _, limit in pairs if limit is not None]
     if not known:
         return None
-    spent = math.fsum(layer.seconds for layer, _ in pairs) if directions else profile.seconds
+    measured = math.fsum(layer.seconds for layer, _ in pairs) if directions else profile.seconds
     return Limit(
         arithmetic=math.fsum(limit.arithmetic for limit in known),
         traffic=math.fsum(limit.traffic for limit in known),
         launch=math.fsum(limit.launch for limit in known),
-        measured=spent,
+        measured=measured,
     )
 
 
@@ -124,12 +124,12 @@ def roof(intensity: float, peak: float, copy: float) -> float:
     return 1 / (1 / peak + 1 / (intensity * copy))
 
 
-def shown(profile: Profile) -> list[Layer]:
+def plotted_layers(profile: Profile) -> list[LayerProfile]:
     """Return the layers that have a place in the figure: those that multiply."""
     return [layer for layer in profile.layers if layer.flops and layer.bytes and layer.seconds]
 
 
-def figure(profiles: Sequence[Profile], looks: Looks, names: Sequence[str]) -> str:
+def roofline_figure(profiles: Sequence[Profile], looks: Looks, names: Sequence[str]) -> str:
     """Draw achieved rates over operations a byte, under the roof, as SVG.
 
     One profile: a colour for each level. Several: a colour and a marker for each engine. Full
@@ -146,7 +146,7 @@ def figure(profiles: Sequence[Profile], looks: Looks, names: Sequence[str]) -> s
     """
     import matplotlib.pyplot as plt
 
-    layers = [layer for profile in profiles for layer in shown(profile)]
+    layers = [layer for profile in profiles for layer in plotted_layers(profile)]
     roofs = {
         (c.flops[p.cell.precision], c.copy, p.cell.precision)
         for p in profiles
@@ -165,7 +165,7 @@ def figure(profiles: Sequence[Profile], looks: Looks, names: Sequence[str]) -> s
         longest = max(layer.seconds for layer in layers)
         for profile, name in zip(profiles, names, strict=True):
             single = len(profiles) == 1
-            for layer in shown(profile):
+            for layer in plotted_layers(profile):
                 color = PALETTE[(layer.level or 0) % len(PALETTE)] if single else looks.color(name)
                 marker = "o" if single else looks.marker(name)
                 _point(axes, layer, color, marker, longest)
@@ -199,7 +199,7 @@ def rate(value: float, unit: str = "FLOP/s") -> str:
     return f"{value:.3g} {unit}"
 
 
-def sentence(limit: Limit) -> str:
+def limit_sentence(limit: Limit) -> str:
     """Say in words how far something is from its limit."""
     return (
         f"the machine allows {format_value(limit.seconds, 's')} "
@@ -230,7 +230,7 @@ def _roof(axes: Axes, low: float, high: float, peak: float, copy: float, precisi
     )
 
 
-def _point(axes: Axes, layer: Layer, color: str, marker: str, longest: float) -> None:
+def _point(axes: Axes, layer: LayerProfile, color: str, marker: str, longest: float) -> None:
     backward = layer.direction == "backward"
     axes.scatter(
         [(layer.flops or 0) / (layer.bytes or 1)],
@@ -244,7 +244,7 @@ def _point(axes: Axes, layer: Layer, color: str, marker: str, longest: float) ->
     )
 
 
-def _name(axes: Axes, layers: Iterable[Layer]) -> None:
+def _name(axes: Axes, layers: Iterable[LayerProfile]) -> None:
     for place, layer in enumerate(layers):
         axes.annotate(
             layer.name,

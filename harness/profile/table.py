@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from harness.profile.profile import Layer, Profile
+from harness.profile.profile import LayerProfile, Profile
 
 LINES = 30
 """Layers that are worth a line of their own on a terminal."""
@@ -39,7 +39,7 @@ def kinds_table(profile: Profile) -> Table:
         table.add_column(name)
     for name in ("calls", "time", "share", "bytes", "needed FLOP", "GB/s", "GFLOP/s"):
         table.add_column(name, justify="right")
-    groups: dict[tuple[str, str], list[Layer]] = {}
+    groups: dict[tuple[str, str], list[LayerProfile]] = {}
     for layer in profile.layers:
         groups.setdefault((layer.kind, layer.direction), []).append(layer)
     for (kind, direction), layers in sorted(
@@ -70,7 +70,9 @@ def memory_lines(profile: Profile, lines: int = 5) -> list[str]:
     return found
 
 
-def _row(layers: Sequence[Layer], whole: float, name: str, kind: str, direction: str) -> list[str]:
+def _row(
+    layers: Sequence[LayerProfile], whole: float, name: str, kind: str, direction: str
+) -> list[str]:
     seconds = sum(layer.seconds for layer in layers)
     moved = [layer for layer in layers if layer.bytes is not None]
     multiplied = [layer for layer in layers if layer.flops is not None]

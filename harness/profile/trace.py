@@ -1,4 +1,4 @@
-"""Writes a trace for Chrome's and Perfetto's viewers: the layers, and torch's operators."""
+"""Trace for the viewers of Chrome and Perfetto: the layers, and torch's operators."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.profile.device import label
+from harness.profile.device import range_label
 from harness.profile.ranges import Span
 
 FILE = "trace.json"
@@ -24,7 +24,7 @@ def layer_events(spans: Iterable[Span], begin: float = 0.0) -> list[dict[str, An
     spans : iterable of Span
         Ranges of the call.
     begin : float
-        When the call shall begin on the trace's clock, in microseconds.
+        Begin of the call on the trace's clock, in microseconds.
     """
     events: list[dict[str, Any]] = [
         {"ph": "M", "pid": _LAYERS_PID, "name": "process_name", "args": {"name": LAYERS}},
@@ -36,7 +36,7 @@ def layer_events(spans: Iterable[Span], begin: float = 0.0) -> list[dict[str, An
                 "ph": "X",
                 "pid": _LAYERS_PID,
                 "tid": 1,
-                "name": label(span.key),
+                "name": range_label(span.key),
                 "cat": span.key.kind,
                 "ts": begin + span.begin * 1e6,
                 "dur": span.seconds * 1e6,
@@ -47,7 +47,7 @@ def layer_events(spans: Iterable[Span], begin: float = 0.0) -> list[dict[str, An
 
 
 def operator_events(exported: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the events of a trace that torch's profiler exported, in its own processes."""
+    """Return the events of a trace that torch's profiler exported."""
     events = [event for event in exported["traceEvents"] if "ph" in event]
     for event in events:
         if event["ph"] == "M" and event.get("name") == "process_labels":
@@ -55,8 +55,8 @@ def operator_events(exported: Mapping[str, Any]) -> list[dict[str, Any]]:
     return events
 
 
-def write(folder: Path, spans: Sequence[Span], exported: Mapping[str, Any]) -> Path:
-    """Write the layers of one call above the operators of another, both from the same moment."""
+def write_trace(folder: Path, spans: Sequence[Span], exported: Mapping[str, Any]) -> Path:
+    """Write the layers of one call above the operators of another, with a common begin."""
     operators = operator_events(exported)
     starts = [event["ts"] for event in operators if event["ph"] == "X"]
     begin = min(starts, default=0.0)

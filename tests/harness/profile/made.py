@@ -1,6 +1,6 @@
 """Profiles made up, with known answers."""
 
-from harness.profile.profile import HeldMemory, Layer, MemoryProfile, Profile
+from harness.profile.profile import HeldMemory, LayerProfile, MemoryProfile, Profile
 from harness.spec.cell import Cell
 
 CEILINGS = {
@@ -11,11 +11,13 @@ CEILINGS = {
     "methods": {"fp32": "registers"},
 }
 
-STEM = Layer("stem", 0, "convolution", "forward", 1, 4e-3, bytes=10**7, flops=10**8, sites=5000)
-DOWN = Layer("unet.down", 0, "convolution", "forward", 1, 2e-3, 5 * 10**6, 5 * 10**7, 2000)
-BACK = Layer("stem", 0, "convolution", "backward", 1, 8e-3, 2 * 10**7, 2 * 10**8, 5000)
-NORM = Layer("norm", 0, "normalisation", "forward", 1, 1e-3, bytes=10**6, sites=5000)
-HOST = Layer("host", None, "host", "forward", 12, 5e-4)
+STEM = LayerProfile(
+    "stem", 0, "convolution", "forward", 1, 4e-3, bytes=10**7, flops=10**8, sites=5000
+)
+DOWN = LayerProfile("unet.down", 0, "convolution", "forward", 1, 2e-3, 5 * 10**6, 5 * 10**7, 2000)
+BACK = LayerProfile("stem", 0, "convolution", "backward", 1, 8e-3, 2 * 10**7, 2 * 10**8, 5000)
+NORM = LayerProfile("norm", 0, "normalisation", "forward", 1, 1e-3, bytes=10**6, sites=5000)
+HOST = LayerProfile("host", None, "host", "forward", 12, 5e-4)
 
 
 def cell(backend="sscn", **changes):

@@ -45,7 +45,7 @@ def quick(monkeypatch):
 )
 def test_a_cpu_has_every_ceiling(precision, methods, quick):
     before = torch.get_num_threads()
-    found = ceilings.measure(precision, "cpu", threads=1)
+    found = ceilings.measure_ceilings(precision, "cpu", threads=1)
     assert torch.get_num_threads() == before
     assert dict(found.methods) == methods
     assert set(found.flops) == set(methods)
@@ -84,7 +84,7 @@ def test_ceilings_without_meaning_are_refused(change):
 def test_a_gpu_has_every_ceiling():
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    found = ceilings.measure("bf16", "cuda")
+    found = ceilings.measure_ceilings("bf16", "cuda")
     assert found.flops["bf16"] > found.flops["fp32"]
     assert found.launch < 1e-3
 

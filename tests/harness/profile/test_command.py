@@ -12,7 +12,7 @@ from backends import registry
 from backends.registry import UnknownBackend
 from harness.errors import BadInput
 from harness.profile.command import profile
-from harness.profile.profile import read
+from harness.profile.profile import read_profile
 
 ROOT = Path(__file__).resolve().parents[3]
 CELL = {"backend": "sscn", "size": 192, "batch": 1}
@@ -85,8 +85,8 @@ def test_layers_sum_to_the_cell_and_the_peak_is_explained(name, phase, size, tmp
     done = command(*cell, "--seconds", seconds, "--out", out, home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "FLOP" in done.stdout
-    profile = read(out)
-    assert profile.closure == pytest.approx(1, abs=0.05)
+    profile = read_profile(out)
+    assert profile.layer_sum_ratio == pytest.approx(1, abs=0.05)
     assert profile.memory is not None
     assert profile.memory.share_explained == pytest.approx(1, abs=0.05)
     events = json.loads((out / "trace.json").read_text())["traceEvents"]

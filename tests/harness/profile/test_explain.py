@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from harness.errors import BadInput
 from harness.profile import explain
-from harness.profile.profile import Layer, write
+from harness.profile.profile import LayerProfile, write_profile
 from tests.harness.profile import made
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,7 +45,7 @@ def test_what_no_layer_has_is_said():
     first, second = planted()
     found = explain.explain(first, replace(second, seconds=second.seconds + 3e-3))
     assert found.unexplained == pytest.approx(3e-3)
-    assert ("in no layer", pytest.approx(3e-3)) == explain.steps(found)[-1]
+    assert ("in no layer", pytest.approx(3e-3)) == explain.waterfall_steps(found)[-1]
 
 
 def test_layers_that_one_engine_lacks_count_whole():
@@ -65,12 +65,13 @@ seconds = st.lists(st.floats(0, 1, allow_nan=False), min_size=1, max_size=20)
 def test_the_waterfall_ends_where_the_second_cell_is(before, after, whole, other, most):
     def build(times, total):
         layers = [
-            Layer(f"l{i}", 0, "convolution", "forward", 1, value) for i, value in enumerate(times)
+            LayerProfile(f"l{i}", 0, "convolution", "forward", 1, value)
+            for i, value in enumerate(times)
         ]
         return made.profile(layers=layers, seconds=total, instrumented_seconds=total)
 
     found = explain.explain(build(before, whole), build(after, other))
-    total = whole + math.fsum(difference for _, difference in explain.steps(found, most))
+    total = whole + math.fsum(difference for _, difference in explain.waterfall_steps(found, most))
     assert total == pytest.approx(other, abs=1e-9)
     sizes = [abs(part.difference) for part in found.parts]
     assert sizes == sorted(sizes, reverse=True)
@@ -92,7 +93,7 @@ def test_the_figure_names_layers_and_both_ends():
 @pytest.fixture
 def folders(tmp_path):
     for name, profile in zip("ab", planted(), strict=True):
-        write(profile, tmp_path / name)
+        write_profile(profile, tmp_path / name)
     return tmp_path
 
 

@@ -6,14 +6,14 @@ pytest.importorskip("torch")
 
 from harness.profile.memory import Readings, held_at_peak, memory_kind
 from harness.profile.profile import HeldMemory
-from harness.profile.ranges import Key
+from harness.profile.ranges import RangeKey
 
-CONV = Key("stem", "convolution", "forward")
-MAP = Key("stem", "map", "forward")
-NORM = Key("norm", "normalisation", "forward")
-BACK = Key("stem", "convolution", "backward")
-STEP = Key("optimiser", "optimiser", "step")
-HOST = Key("host", "host", "forward")
+CONV = RangeKey("stem", "convolution", "forward")
+MAP = RangeKey("stem", "map", "forward")
+NORM = RangeKey("norm", "normalisation", "forward")
+BACK = RangeKey("stem", "convolution", "backward")
+STEP = RangeKey("optimiser", "optimiser", "step")
+HOST = RangeKey("host", "host", "forward")
 
 
 def readings(held, highest=None):

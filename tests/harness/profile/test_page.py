@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from harness.errors import BadInput
-from harness.profile.page import render, write_page
-from harness.profile.profile import Layer, MemoryProfile
+from harness.profile.page import render_profile_page, write_profile_page
+from harness.profile.profile import LayerProfile, MemoryProfile
 from tests.harness.profile import made
 
 
@@ -31,7 +31,7 @@ def network(scale=1.0, seed=0):
                         scale * (k + 1) * (1 + (level * 7 + block * 3 + part + seed) % 5) * 1e-4
                     )
                     layers.append(
-                        Layer(
+                        LayerProfile(
                             f"{path}.encoder.{block}.conv{part}",
                             level,
                             "convolution",
@@ -43,12 +43,14 @@ def network(scale=1.0, seed=0):
                             sites=5000 >> level,
                         )
                     )
-        norm = Layer(f"{path}.norm", level, "normalisation", "forward", 2, 2e-4 * scale, 10**5)
+        norm = LayerProfile(
+            f"{path}.norm", level, "normalisation", "forward", 2, 2e-4 * scale, 10**5
+        )
         layers += [norm, replace(norm, direction="backward")]
     layers += [
-        Layer("unet.map", 0, "map", "forward", 9, 3e-4 * scale, 10**5),
-        Layer("loss", None, "loss", "forward", 1, 1e-4, 10**4),
-        Layer("optimiser", None, "optimiser", "step", 1, 4e-4, 10**6),
+        LayerProfile("unet.map", 0, "map", "forward", 9, 3e-4 * scale, 10**5),
+        LayerProfile("loss", None, "loss", "forward", 1, 1e-4, 10**4),
+        LayerProfile("optimiser", None, "optimiser", "step", 1, 4e-4, 10**6),
         made.HOST,
         replace(made.HOST, direction="backward"),
     ]
@@ -75,21 +77,21 @@ def two():
 
 
 def test_the_page_answers_before_it_shows(one):
-    text = words(render(one))
+    text = words(render_profile_page(one))
     assert "for convolution, backward" in text
     assert text.index("of it for convolution") < text.index("By kind")
     assert "the machine allows" in text
 
 
 def test_forward_backward_and_step_are_apart(one):
-    html = render(one)
+    html = render_profile_page(one)
     for title in ("Forward,", "Backward,", "Optimiser"):
         assert f"<h3>{title}" in html
     assert rows_of(html, "unet.below.encoder.0.conv1") == 2
 
 
 def test_every_layer_has_its_limit_and_its_rates():
-    html = render([made.profile()])
+    html = render_profile_page([made.profile()])
     row = next(r for r in html.split("<tr>") if "</i>stem</td>" in r)
     cells = [words(cell) for cell in row.split("</td>")]
     assert cells[1] == "4 ms"
@@ -97,24 +99,24 @@ def test_every_layer_has_its_limit_and_its_rates():
 
 
 def test_the_peak_of_memory_is_explained():
-    text = words(render([made.profile()]))
+    text = words(render_profile_page([made.profile()]))
     assert "held 10 MB above the 300 MB before it" in text
     assert "9.8 MB of them, 98 %, are assigned to layers" in text
     assert "stem activation 6 MB" in text
 
 
 def test_what_is_not_known_is_left_out():
-    text = words(render([made.profile(ceilings=None, memory=None)]))
+    text = words(render_profile_page([made.profile(ceilings=None, memory=None)]))
     assert "Roofline" not in text
     assert "Memory" not in text
     assert "ceilings" not in text
     assert "None" not in text
     empty = made.profile(memory=MemoryProfile(1, 1, 0))
-    assert "nan" not in words(render([empty])).split()
+    assert "nan" not in words(render_profile_page([empty])).split()
 
 
 def test_several_profiles_are_laid_over_each_other(several):
-    html = render(several)
+    html = render_profile_page(several)
     assert "Roofline of all" in html
     assert "What makes the difference" not in html
     text = words(html)
@@ -122,36 +124,36 @@ def test_several_profiles_are_laid_over_each_other(several):
 
 
 def test_two_profiles_of_one_question_are_explained(two):
-    html = render(two)
+    html = render_profile_page(two)
     assert "What makes the difference" in html
     assert "spconv takes" in words(html)
     other = [two[0], replace(two[1], cell=made.cell("spconv", size=512))]
-    assert "What makes the difference" not in render(other)
+    assert "What makes the difference" not in render_profile_page(other)
 
 
 def test_the_page_needs_no_network(two):
-    html = render(two)
+    html = render_profile_page(two)
     assert not re.search(r'(?:src|href)="(?!data:|#)', html)
     assert "@import" not in html
 
 
 def test_text_from_profiles_cannot_become_markup():
     layer = replace(made.STEM, name="<script>alert(1)</script>")
-    html = render([made.profile(layers=[layer])])
+    html = render_profile_page([made.profile(layers=[layer])])
     assert "<script>alert" not in html
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="cannot write"):
-        write_page(tmp_path / "file" / "page", [made.profile()])
+        write_profile_page(tmp_path / "file" / "page", [made.profile()])
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("which", ["one", "two", "several"])
 def test_the_page_looks_right_in_a_browser(which, width, request, tmp_path, open_page):
-    path = write_page(tmp_path / which, request.getfixturevalue(which))
+    path = write_profile_page(tmp_path / which, request.getfixturevalue(which))
     browser = open_page(path, width)
     overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert browser.execute_script(overflow) <= 0

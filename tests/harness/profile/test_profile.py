@@ -5,7 +5,14 @@ import json
 import pytest
 
 from harness.errors import BadInput
-from harness.profile.profile import HeldMemory, Layer, MemoryProfile, Profile, read, write
+from harness.profile.profile import (
+    HeldMemory,
+    LayerProfile,
+    MemoryProfile,
+    Profile,
+    read_profile,
+    write_profile,
+)
 from harness.spec.cell import Cell
 
 CELL = Cell("profile", "sscn", 192, 4, "step", "cold")
@@ -20,8 +27,8 @@ def made(**changes):
         "seconds": 2.0,
         "instrumented_seconds": 2.1,
         "layers": (
-            Layer("stem", 0, "convolution", "forward", 1, 1.5, 100, 200, 10),
-            Layer("host", None, "host", "forward", 1, 0.4),
+            LayerProfile("stem", 0, "convolution", "forward", 1, 1.5, 100, 200, 10),
+            LayerProfile("host", None, "host", "forward", 1, 0.4),
         ),
         "ceilings": {"copy": 1e9},
         "memory": MemoryProfile(
@@ -32,9 +39,9 @@ def made(**changes):
 
 
 def test_a_profile_survives_its_file(tmp_path):
-    write(made(), tmp_path)
-    assert read(tmp_path) == made()
-    assert read(tmp_path / "profile.json") == made()
+    write_profile(made(), tmp_path)
+    assert read_profile(tmp_path) == made()
+    assert read_profile(tmp_path / "profile.json") == made()
 
 
 def test_a_stored_profile_with_fields_of_earlier_versions_loads():
@@ -44,7 +51,7 @@ def test_a_stored_profile_with_fields_of_earlier_versions_loads():
 
 def test_closure_and_share_explained():
     profile = made()
-    assert profile.closure == pytest.approx(0.95)
+    assert profile.layer_sum_ratio == pytest.approx(0.95)
     assert profile.memory.share_explained == pytest.approx(0.95)
 
 
@@ -71,20 +78,20 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, change, word):
     change(values)
     (tmp_path / "profile.json").write_text(json.dumps(values))
     with pytest.raises(BadInput) as error:
-        read(tmp_path)
+        read_profile(tmp_path)
     assert word in str(error.value)
     assert "profile.json" in str(error.value)
 
 
 def test_what_is_no_profile_is_refused(tmp_path):
     with pytest.raises(BadInput, match="cannot read the profile"):
-        read(tmp_path / "none.json")
+        read_profile(tmp_path / "none.json")
     (tmp_path / "half.json").write_text("{")
     with pytest.raises(BadInput, match="is not a profile"):
-        read(tmp_path / "half.json")
+        read_profile(tmp_path / "half.json")
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="give another folder with --out"):
-        write(made(), tmp_path / "file" / "folder")
+        write_profile(made(), tmp_path / "file" / "folder")

@@ -8,18 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.profile.ranges import (
-    PAUSE,
-    Key,
-    Ranges,
-    intervals,
+    INSTRUMENT,
+    RangeKey,
+    RangeRecorder,
+    interval_keys,
+    self_times,
     spans,
-    spent,
 )
 
-LAYER = Key("stem", "convolution", "forward")
-NEXT = Key("norm", "normalisation", "forward")
-MAP = Key("stem", "map", "forward")
-HOST = Key("host", "host", "forward")
+LAYER = RangeKey("stem", "convolution", "forward")
+NEXT = RangeKey("norm", "normalisation", "forward")
+MAP = RangeKey("stem", "map", "forward")
+HOST = RangeKey("host", "host", "forward")
 
 
 class Clock:
@@ -40,7 +40,7 @@ def clock():
 
 @pytest.fixture
 def ranges(clock):
-    found = Ranges(clock)
+    found = RangeRecorder(clock)
     found.begin()
     return found
 
@@ -51,7 +51,7 @@ def test_gaps_between_layers_are_the_hosts(clock, ranges):
     clock.pass_(2)
     ranges.wrap(lambda: clock.pass_(20), NEXT)()
     clock.pass_(4)
-    found = spent(ranges.end())
+    found = self_times(ranges.end())
     assert {key: one.seconds for key, one in found.items()} == {LAYER: 10, NEXT: 20, HOST: 7}
     assert found[LAYER].calls == 1
 
@@ -65,7 +65,7 @@ def test_a_map_built_inside_a_layer_is_not_the_layers(clock, ranges):
         clock.pass_(2)
 
     ranges.wrap(convolve, LAYER)()
-    found = spent(ranges.end())
+    found = self_times(ranges.end())
     assert found[LAYER].seconds == 3
     assert found[MAP].seconds == 3
 
@@ -77,11 +77,11 @@ def test_work_done_outside_a_layers_call_counts_for_it_and_the_rest_for_the_host
     recorder, outside = ranges.wrap(convolve, LAYER)()
     ranges.wrap(outside, NEXT)()
     recorder.record_call(lambda: clock.pass_(7), backward=False)
-    ranges.turn("backward")
+    ranges.set_direction("backward")
     clock.pass_(1)
     recorder.record_call(lambda: clock.pass_(5), backward=True)
     assert not recorder.accepts_intervals
-    found = spent(ranges.end())
+    found = self_times(ranges.end())
     assert found[LAYER] == (7, 1)
     assert found[LAYER._replace(direction="backward")] == (5, 1)
     assert found[NEXT].seconds == 0
@@ -90,7 +90,7 @@ def test_work_done_outside_a_layers_call_counts_for_it_and_the_rest_for_the_host
 
 
 def test_work_may_be_told_when_it_is_over():
-    ranges = Ranges()
+    ranges = RangeRecorder()
     ranges.begin()
     recorder = ranges.wrap(ranges.recorder, LAYER)()
     assert recorder.accepts_intervals
@@ -101,7 +101,7 @@ def test_work_may_be_told_when_it_is_over():
     end = time.perf_counter()
     recorder.record_interval(begin, middle, backward=False)
     recorder.record_interval(middle, end, backward=True)
-    found = spent(ranges.end())
+    found = self_times(ranges.end())
     assert found[LAYER].seconds >= middle - begin
     assert found[LAYER._replace(direction="backward")].seconds == pytest.approx(end - middle)
     assert found[HOST].seconds < 0.01
@@ -110,7 +110,7 @@ def test_work_may_be_told_when_it_is_over():
 def test_work_done_later_counts_for_the_layer_that_asked_and_is_no_call(clock, ranges):
     pending = ranges.wrap(lambda: ranges.deferred(lambda: clock.pass_(5)), LAYER)()
     ranges.wrap(pending, NEXT)()
-    found = spent(ranges.end())
+    found = self_times(ranges.end())
     assert found[LAYER] == (5, 1)
     assert found[NEXT] == (0, 1)
 
@@ -120,10 +120,10 @@ def test_a_range_that_ended_can_be_extended(clock, ranges):
     clock.pass_(2)
     ranges.extend(ranges.code(LAYER))
     clock.pass_(1)
-    noted = ranges.end()
-    assert spent(noted)[LAYER].seconds == 7
-    assert spent(noted)[HOST].seconds == 1
-    assert [(span.key, span.seconds) for span in spans(noted)] == [(LAYER, 7)]
+    recorded = ranges.end()
+    assert self_times(recorded)[LAYER].seconds == 7
+    assert self_times(recorded)[HOST].seconds == 1
+    assert [(span.key, span.seconds) for span in spans(recorded)] == [(LAYER, 7)]
 
 
 def test_extending_a_range_that_still_runs_changes_nothing(clock, ranges):
@@ -133,24 +133,24 @@ def test_extending_a_range_that_still_runs_changes_nothing(clock, ranges):
         clock.pass_(3)
 
     ranges.wrap(layer, LAYER)()
-    noted = ranges.end()
-    assert spent(noted)[LAYER].seconds == 5
-    assert [(span.key, span.seconds) for span in spans(noted)] == [(LAYER, 5)]
+    recorded = ranges.end()
+    assert self_times(recorded)[LAYER].seconds == 5
+    assert [(span.key, span.seconds) for span in spans(recorded)] == [(LAYER, 5)]
 
 
 def test_the_instruments_own_work_counts_for_nobody(clock, ranges):
-    ranges.wrap(lambda: clock.pass_(5), PAUSE)()
+    ranges.wrap(lambda: clock.pass_(5), INSTRUMENT)()
     ranges.wrap(lambda: clock.pass_(1), LAYER)()
-    noted = ranges.end()
-    assert spent(noted) == {HOST: (0, 1), LAYER: (1, 1)}
-    assert PAUSE in intervals(noted)
+    recorded = ranges.end()
+    assert self_times(recorded) == {HOST: (0, 1), LAYER: (1, 1)}
+    assert INSTRUMENT in interval_keys(recorded)
 
 
 def test_directions_have_gaps_of_their_own(clock, ranges):
     clock.pass_(1)
-    ranges.turn("backward")
+    ranges.set_direction("backward")
     clock.pass_(2)
-    found = spent(ranges.end())
+    found = self_times(ranges.end())
     assert found[HOST].seconds == 1
     assert found[HOST._replace(direction="backward")].seconds == 2
 
@@ -163,13 +163,13 @@ def test_a_layer_that_fails_still_ends(clock, ranges):
     with pytest.raises(ValueError, match="no"):
         ranges.wrap(fail, LAYER)()
     clock.pass_(1)
-    assert spent(ranges.end())[HOST].seconds == 1
+    assert self_times(ranges.end())[HOST].seconds == 1
 
 
 @given(st.recursive(st.integers(0, 9), lambda inner: st.lists(inner, max_size=4), max_leaves=30))
 def test_all_that_is_spent_sums_to_the_call(tree):
     clock = Clock()
-    ranges = Ranges(clock)
+    ranges = RangeRecorder(clock)
     names = itertools.count()
 
     def run(node):
@@ -177,21 +177,23 @@ def test_all_that_is_spent_sums_to_the_call(tree):
             clock.pass_(node)
             return
         for child in node:
-            ranges.wrap(lambda child=child: run(child), Key(f"{next(names)}", "add", "forward"))()
+            ranges.wrap(
+                lambda child=child: run(child), RangeKey(f"{next(names)}", "add", "forward")
+            )()
             clock.pass_(1)
 
     ranges.begin()
     run(tree)
-    noted = ranges.end()
-    total = sum(one.seconds for one in spent(noted).values())
+    recorded = ranges.end()
+    total = sum(one.seconds for one in self_times(recorded).values())
     assert total == pytest.approx(clock.now)
-    assert len(intervals(noted)) == len(noted.times) - 1
+    assert len(interval_keys(recorded)) == len(recorded.times) - 1
 
 
 def test_nodes_belong_to_the_layer_that_made_them(clock):
     made = itertools.count()
     number = [0]
-    ranges = Ranges(clock, lambda: number[0])
+    ranges = RangeRecorder(clock, lambda: number[0])
 
     def make():
         number[0] = next(made) + 1

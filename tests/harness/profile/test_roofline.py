@@ -8,13 +8,13 @@ from harness.errors import BadInput
 from harness.profile.ceilings import Ceilings
 from harness.profile.roofline import (
     Limit,
-    figure,
     limit_of,
+    limit_sentence,
     limits,
     network_limit,
     rate,
     roof,
-    sentence,
+    roofline_figure,
 )
 from harness.report.style import Looks
 from tests.harness.profile import made
@@ -73,15 +73,15 @@ def test_a_point_on_the_roof_is_a_layer_at_its_limit():
 
 def test_the_figure_has_every_layer_that_multiplies():
     alone = made.profile()
-    drawn = figure([alone], Looks(["sscn"]), ["sscn"])
+    drawn = roofline_figure([alone], Looks(["sscn"]), ["sscn"])
     assert drawn.count("PathCollection") == 3
     assert "stem" in drawn and "unet.down" in drawn
     assert "100 GFLOP/s" in drawn
     other = made.profile("spconv", layers=[replace(made.STEM, seconds=0.01), made.BACK])
-    both = figure([alone, other], Looks(["sscn", "spconv"]), ["sscn", "spconv"])
+    both = roofline_figure([alone, other], Looks(["sscn", "spconv"]), ["sscn", "spconv"])
     assert both.count("PathCollection") == 5
     assert "spconv" in both
-    assert figure([made.profile(ceilings=None)], Looks(["sscn"]), ["sscn"]) == ""
+    assert roofline_figure([made.profile(ceilings=None)], Looks(["sscn"]), ["sscn"]) == ""
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,6 @@ def test_rates_are_written_with_prefixes(value, words):
 
 
 def test_the_sentence_says_all_numbers():
-    words = sentence(Limit(arithmetic=3e-3, traffic=1e-3, launch=1e-6, measured=8e-3))
+    words = limit_sentence(Limit(arithmetic=3e-3, traffic=1e-3, launch=1e-6, measured=8e-3))
     for part in ("4 ms", "3 ms of arithmetic", "1 ms of memory traffic", "2 times"):
         assert part in words

@@ -3,11 +3,11 @@
 import json
 
 from harness.profile import trace
-from harness.profile.device import DeviceTicks, Nvtx, Recorded, label
-from harness.profile.ranges import Key, Pass, Ranges, Span
+from harness.profile.device import DeviceTicks, NvtxListener, ProfilerListener, range_label
+from harness.profile.ranges import RangeKey, RangeRecorder, RecordedCall, Span
 
-CONV = Key("stem", "convolution", "forward")
-NORM = Key("norm", "normalisation", "backward")
+CONV = RangeKey("stem", "convolution", "forward")
+NORM = RangeKey("norm", "normalisation", "backward")
 
 
 def test_layers_begin_where_the_operators_do(tmp_path):
@@ -19,7 +19,7 @@ def test_layers_begin_where_the_operators_do(tmp_path):
         ]
     }
     spans = [Span(CONV, 0.001, 0.002), Span(NORM, 0.004, 0.001)]
-    events = json.loads(trace.write(tmp_path, spans, exported).read_text())["traceEvents"]
+    events = json.loads(trace.write_trace(tmp_path, spans, exported).read_text())["traceEvents"]
     layers = [event for event in events if event["ph"] == "X" and event["pid"] != 9]
     assert [(event["name"], event["ts"], event["dur"]) for event in layers] == [
         ("stem", 1500, 2000),
@@ -29,9 +29,9 @@ def test_layers_begin_where_the_operators_do(tmp_path):
 
 
 def test_labels_name_what_is_not_obvious():
-    assert label(CONV) == "stem"
-    assert label(CONV._replace(kind="map")) == "stem (map)"
-    assert label(NORM._replace(name="loss", kind="loss")) == "loss backward"
+    assert range_label(CONV) == "stem"
+    assert range_label(CONV._replace(kind="map")) == "stem (map)"
+    assert range_label(NORM._replace(name="loss", kind="loss")) == "loss backward"
 
 
 class Event:
@@ -58,8 +58,8 @@ class Cuda:
 
 def test_device_moments_become_seconds_since_the_first():
     ticks = DeviceTicks(Cuda)
-    noted = Pass([ticks(), ticks(), ticks()], [0, 1, -1], [CONV])
-    assert ticks.resolve(noted).times == [0, 0.002, 0.004]
+    recorded = RecordedCall([ticks(), ticks(), ticks()], [0, 1, -1], [CONV])
+    assert ticks.resolve(recorded).times == [0, 0.002, 0.004]
 
 
 class Nvtx_:
@@ -75,7 +75,7 @@ class Nvtx_:
 
 def test_nsight_is_told_of_every_range():
     nvtx = Nvtx_()
-    ranges = Ranges(announcer=Nvtx(nvtx))
+    ranges = RangeRecorder(listener=NvtxListener(nvtx))
     ranges.begin()
     ranges.wrap(lambda: None, CONV)()
     ranges.end()
@@ -95,7 +95,7 @@ def test_torchs_profiler_is_told_of_forward_layers_alone():
         def __exit__(self, *_):
             opened.append("end")
 
-    ranges = Ranges(announcer=Recorded(Record))
+    ranges = RangeRecorder(listener=ProfilerListener(Record))
     ranges.begin()
     ranges.wrap(lambda: None, CONV)()
     ranges.wrap(lambda: None, NORM)()

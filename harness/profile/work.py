@@ -1,6 +1,6 @@
-"""What a layer needs at least: operations by the pairs of its kernel map, and bytes of its rows.
+"""Least work of each layer: operations of the pairs in its kernel map, and bytes of its rows.
 
-The pairs are counted from the sites alone, whatever maps an engine builds.
+The pairs are counted from the sites, independent of the maps that an engine builds.
 """
 
 from __future__ import annotations
@@ -13,49 +13,49 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.profile.instrument import INPUT, LOSS, OPTIMISER, OUTPUT, kind_of
-from harness.profile.ranges import Key
+from harness.profile.ranges import RangeKey
 from harness.run.engine_interface import Block, Kind, Layer, Level, UResNet
 
 INDEX_BYTES = 4
-"""Of a row's number in a kernel map, and of a coordinate."""
+"""Size of a row index in a kernel map, and of a coordinate."""
 
 LABEL_BYTES = 8
 PARAMETER_BYTES = 4
 MOMENTS = 2
-"""Of Adam, for every parameter."""
+"""Moments that Adam keeps per parameter."""
 
 FIRST = "stem"
-"""The layer that sees the events."""
+"""Name of the first layer. The gradient of its input is not needed."""
 
 
-class Grid(NamedTuple):
-    """How many sites a level has, and how many pairs its submanifold map has at kernel 3."""
+class LevelSize(NamedTuple):
+    """Number of sites of a level, and of pairs in its submanifold map with kernel size 3."""
 
     sites: int
     pairs: int
 
 
-def pyramid(sites: np.ndarray, depth: int) -> list[Grid]:
-    """Count sites and pairs of every level.
+def level_sizes(sites: np.ndarray, depth: int) -> list[LevelSize]:
+    """Count the sites and pairs of every level.
 
     Parameters
     ----------
     sites : ndarray
-        (N, 1 + dim) integers of at least 0, the batch index first; no site twice.
+        (N, 1 + dim) distinct rows of integers of at least 0, the batch index first.
     depth : int
-        Levels; each halves the coordinates of the one before.
+        Number of levels. Each halves the coordinates of the one before.
     """
     found = []
     for _ in range(depth):
-        found.append(Grid(len(sites), submanifold_pairs(sites)))
+        found.append(LevelSize(len(sites), submanifold_pairs(sites)))
         sites = np.unique(np.concatenate([sites[:, :1], sites[:, 1:] // 2], 1), axis=0)
     return found
 
 
 def submanifold_pairs(sites: np.ndarray, kernel_size: int = 3) -> int:
-    """Count the pairs of an odd, centred kernel: sites, ordered, within its reach of each other.
+    """Count the pairs of sites that an odd, centred kernel connects.
 
-    Each pair of neighbours counts twice, each site once with itself.
+    Two neighbours are two pairs, one in each direction. Each site is a pair with itself.
     """
     if not len(sites):
         return 0
@@ -75,8 +75,8 @@ def submanifold_pairs(sites: np.ndarray, kernel_size: int = 3) -> int:
 
 
 @dataclass(frozen=True)
-class Need:
-    """What one layer needs in one direction; None where it has no meaning."""
+class LayerWork:
+    """Least work of one layer in one direction; None where a number has no meaning."""
 
     level: int | None = None
     sites: int | None = None
@@ -84,111 +84,116 @@ class Need:
     bytes: int | None = None
 
 
-class Needs:
-    """The needs of a network's layers.
+class NetworkWork:
+    """Least work of all layers of a network.
 
     Parameters
     ----------
     network : nn.Module
-        A network of the contract's layers; of any other, only loss and optimiser are known.
-    grids : sequence of Grid
-        Of every level.
+        Made of the contract's layers. Of any other network only loss and optimiser are counted.
+    levels : sequence of LevelSize
+        Sites and pairs of each level.
     dim : int
         Spatial dimensions.
     classes : int
-        Numbers a site that the loss reads.
-    item : int
-        Bytes of a number in the rows.
+        Logits per site.
+    bytes_per_number : int
+        Size of a number in the rows between layers, and of a weight.
     fused : collection of str
-        Kinds of layers whose rows the engine never writes: they need no bytes of their own.
+        Kinds of layers whose rows the engine never writes. They have no bytes of their own.
     """
 
     def __init__(
         self,
         network: Any,
-        grids: Sequence[Grid],
+        levels: Sequence[LevelSize],
         dim: int,
         classes: int,
-        item: int = 4,
+        bytes_per_number: int = 4,
         fused: Collection[str] = (),
     ) -> None:
-        self._grids = grids
+        self._levels = levels
         self._dim = dim
-        self._item = item
+        self._bytes_per_number = bytes_per_number
         self._fused = fused
-        self._known: dict[Key, Need] = {}
+        self._work: dict[RangeKey, LayerWork] = {}
         parameters = sum(value.numel() for value in network.parameters())
         # Adam reads parameter, gradient and moments, and writes all but the gradient.
         moved = (2 * (1 + MOMENTS) + 1) * PARAMETER_BYTES * parameters
-        self._known[OPTIMISER] = Need(bytes=moved)
-        rows = grids[0].sites
-        self._rows(LOSS, 0, rows * (item * classes + LABEL_BYTES), rows * item * classes)
+        self._work[OPTIMISER] = LayerWork(bytes=moved)
+        rows = levels[0].sites
+        self._rows(
+            LOSS,
+            0,
+            rows * (bytes_per_number * classes + LABEL_BYTES),
+            rows * bytes_per_number * classes,
+        )
         for name, module in network.named_modules():
             level = name.split(".").count("below")
             if isinstance(module, Layer):
                 self._layer(name, module, level + name.endswith("up_norm"))
             elif isinstance(module, Block):
-                key = Key(f"{name}.add", "add", "forward")
+                key = RangeKey(f"{name}.add", "add", "forward")
                 self._rows(key, level, 3 * self._size(level, module.norm2.in_channels), None)
             elif isinstance(module, Level) and module.below is not None:
-                key = Key(f"{name}.join", "join", "forward")
+                key = RangeKey(f"{name}.join", "join", "forward")
                 self._rows(key, level, 4 * self._size(level, module.down.in_channels), None)
         if isinstance(network, UResNet):
             for key, channels in ((INPUT, network.config.in_channels), (OUTPUT, classes)):
                 moved = 2 * self._size(0, channels)
                 self._rows(key, 0, moved, moved)
 
-    def of(self, key: Key) -> Need:
-        """Return what a range needs; nothing is known of gaps and of an engine's own layers."""
-        return self._known.get(key, Need())
+    def of(self, key: RangeKey) -> LayerWork:
+        """Return the work of a range; it is empty for gaps and for an engine's own layers."""
+        return self._work.get(key, LayerWork())
 
     def _size(self, level: int, channels: int) -> int:
         """Return the bytes of some features at every site of a level."""
-        return self._grids[level].sites * channels * self._item
+        return self._levels[level].sites * channels * self._bytes_per_number
 
-    def _rows(self, key: Key, level: int, forward: int, backward: int | None) -> None:
-        """Note a layer that moves rows and does not multiply."""
-        sites = self._grids[level].sites
+    def _rows(self, key: RangeKey, level: int, forward: int, backward: int | None) -> None:
+        """Set the work of a layer that moves rows and does not multiply."""
+        sites = self._levels[level].sites
         plain = key.kind not in self._fused
-        self._known[key] = Need(level, sites, None, forward if plain else None)
-        self._known[key._replace(direction="backward")] = Need(
+        self._work[key] = LayerWork(level, sites, None, forward if plain else None)
+        self._work[key._replace(direction="backward")] = LayerWork(
             level, sites, None, backward if plain else None
         )
 
     def _layer(self, name: str, layer: Layer, level: int) -> None:
-        key = Key(name, kind_of(layer.kind), "forward")
+        key = RangeKey(name, kind_of(layer.kind), "forward")
         if layer.kind is Kind.NORM:
             rows = self._size(level, layer.in_channels)
             self._rows(key, level, 2 * rows, 3 * rows)
             return
-        if layer.kind is Kind.ORDINARY:  # its sites grow: they are not those of the events
+        if layer.kind is Kind.ORDINARY:  # its output has more sites than the events
             return
-        rows_in, rows_out, pairs = connection(layer.kind, level, self._grids)
+        rows_in, rows_out, pairs = map_size(layer.kind, level, self._levels)
         channels = layer.in_channels * layer.out_channels
         flops = 2 * pairs * channels
-        weights = layer.kernel_size**self._dim * channels * self._item
+        weights = layer.kernel_size**self._dim * channels * self._bytes_per_number
         read, written = rows_in * layer.in_channels, rows_out * layer.out_channels
-        read, written = read * self._item, written * self._item
-        self._known[key] = Need(level, rows_out, flops, read + written + weights)
-        if name == FIRST:  # nobody asks for the gradient of the events
+        read, written = read * self._bytes_per_number, written * self._bytes_per_number
+        self._work[key] = LayerWork(level, rows_out, flops, read + written + weights)
+        if name == FIRST:  # the gradient of the events is not needed
             back, moved = flops, written + read + weights
         else:
             back, moved = 2 * flops, written + 2 * read + 2 * weights
-        self._known[key._replace(direction="backward")] = Need(level, rows_out, back, moved)
+        self._work[key._replace(direction="backward")] = LayerWork(level, rows_out, back, moved)
         table = (rows_in * (1 + self._dim) + 2 * pairs) * INDEX_BYTES
-        self._known[key._replace(kind="map")] = Need(level, rows_out, None, table)
+        self._work[key._replace(kind="map")] = LayerWork(level, rows_out, None, table)
 
 
-def connection(kind: Kind, level: int, grids: Sequence[Grid]) -> tuple[int, int, int]:
-    """Return the rows in, the rows out and the pairs of a layer's kernel map.
+def map_size(kind: Kind, level: int, levels: Sequence[LevelSize]) -> tuple[int, int, int]:
+    """Return the input rows, the output rows and the pairs of a layer's kernel map.
 
     A strided convolution and its inverse connect each fine site with its one parent.
     """
-    fine = grids[level].sites
+    fine = levels[level].sites
     if kind is Kind.SUBMANIFOLD:
-        return fine, fine, grids[level].pairs
+        return fine, fine, levels[level].pairs
     if kind is Kind.STRIDED:
-        return fine, grids[level + 1].sites, fine
+        return fine, levels[level + 1].sites, fine
     if kind is Kind.INVERSE:
-        return grids[level + 1].sites, fine, fine
+        return levels[level + 1].sites, fine, fine
     return fine, fine, fine

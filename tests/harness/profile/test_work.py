@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as hnp
 
 from backends import network, registry
 from backends.uresnet import UResNetConfig
-from harness.profile.need import Grid, Needs, pyramid, submanifold_pairs
-from harness.profile.ranges import Key
+from harness.profile.ranges import RangeKey
+from harness.profile.work import LevelSize, NetworkWork, level_sizes, submanifold_pairs
 
 SMALL = UResNetConfig(filters=3, depth=3, reps=1, classes=4)
 
@@ -37,10 +37,10 @@ def pairs_by_hand(sites):
 @pytest.mark.parametrize("dim", [2, 3])
 def test_pairs_and_levels_are_those_counted_by_hand(dim):
     sites = random_sites(dim)
-    found = pyramid(sites, 3)
+    found = level_sizes(sites, 3)
     level = {tuple(map(int, site)) for site in sites}
     for grid in found:
-        assert grid == Grid(len(level), pairs_by_hand(np.array(sorted(level))))
+        assert grid == LevelSize(len(level), pairs_by_hand(np.array(sorted(level))))
         level = {(batch, *(value // 2 for value in site)) for batch, *site in level}
 
 
@@ -75,15 +75,15 @@ def test_operations_of_a_network_are_those_counted_by_hand():
         "sscn", dim=3, device="cpu", precision="fp32", options={"kernels": "reference"}
     )
     net = network.build(backend, SMALL)
-    needs = Needs(net, pyramid(sites, SMALL.depth), dim=3, classes=SMALL.classes)
+    needs = NetworkWork(net, level_sizes(sites, SMALL.depth), dim=3, classes=SMALL.classes)
     layers = [name for name, _ in net.layers()]
     forward = backward = 0
     for name in layers:
         for kind in ("convolution", "linear"):
-            forward += needs.of(Key(name, kind, "forward")).flops or 0
-            backward += needs.of(Key(name, kind, "backward")).flops or 0
+            forward += needs.of(RangeKey(name, kind, "forward")).flops or 0
+            backward += needs.of(RangeKey(name, kind, "backward")).flops or 0
     assert forward == dense_flops(sites, SMALL)
-    stem = needs.of(Key("stem", "convolution", "forward")).flops
+    stem = needs.of(RangeKey("stem", "convolution", "forward")).flops
     assert backward == 2 * forward - stem  # nobody asks for the gradient of the events
 
 
@@ -91,19 +91,19 @@ def test_bytes_are_rows_and_weights_once_each():
     sites = random_sites()
     backend = registry.load("sscn", dim=3, device="cpu", precision="fp32")
     net = network.build(backend, SMALL)
-    grids = pyramid(sites, SMALL.depth)
-    needs = Needs(net, grids, dim=3, classes=SMALL.classes)
-    found = needs.of(Key("unet.down", "convolution", "forward"))
+    grids = level_sizes(sites, SMALL.depth)
+    needs = NetworkWork(net, grids, dim=3, classes=SMALL.classes)
+    found = needs.of(RangeKey("unet.down", "convolution", "forward"))
     rows = grids[0].sites * 3 + grids[1].sites * 6
     assert found.bytes == 4 * (rows + 8 * 3 * 6)
     assert (found.level, found.sites) == (0, grids[1].sites)
-    norm = Key("unet.up_norm", "normalisation", "forward")
+    norm = RangeKey("unet.up_norm", "normalisation", "forward")
     assert needs.of(norm).bytes == 2 * 4 * grids[1].sites * 6
-    fused = Needs(net, grids, dim=3, classes=4, fused={"normalisation"})
+    fused = NetworkWork(net, grids, dim=3, classes=4, fused={"normalisation"})
     assert fused.of(norm).bytes is None
     assert fused.of(norm).sites == grids[1].sites
 
 
 def test_nothing_is_known_of_gaps():
-    needs = Needs(torch.nn.Linear(1, 1), [Grid(1, 1)], dim=3, classes=5)
-    assert needs.of(Key("host", "host", "forward")).bytes is None
+    needs = NetworkWork(torch.nn.Linear(1, 1), [LevelSize(1, 1)], dim=3, classes=5)
+    assert needs.of(RangeKey("host", "host", "forward")).bytes is None
