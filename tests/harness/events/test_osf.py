@@ -4,6 +4,7 @@ import hashlib
 import json
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -36,6 +37,7 @@ class Osf:
         }
         self.sizes = {name: len(data) for name, data in CONTENT.items()}
         self.listing: bytes | None = None
+        self.answer: Callable[[], bytes] | None = None
         self.address = ""
 
     def entry(self, name):
@@ -84,7 +86,8 @@ def serving(osf):
             if status := osf.status.get(name):
                 return self.send_error(status)
             if "/download/" not in self.path:
-                body = osf.listing or json.dumps(osf.pages()[self.path]).encode()
+                body = osf.answer() if osf.answer else osf.listing
+                body = body or json.dumps(osf.pages()[self.path]).encode()
             else:
                 body = CONTENT[name]
             self.send_response(200)
