@@ -1,10 +1,10 @@
-"""An asv environment that builds each commit's engines and borrows everything else from this one.
+"""An asv environment with each commit's engines and the packages of this environment.
 
 asv's own environments install every dependency anew; with torch and half a dozen engines that is
 gigabytes and many minutes. Here each environment is an empty virtual environment whose path file
 points at the packages of the interpreter that runs asv; only the commit's own wheel is installed.
 Of that wheel the package ``backends`` stays. The harness and the suites are those that run asv, so
-that a history tells what became of the engines, all measured in the same way.
+that a history shows the engines of all commits, measured in the same way.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from asv.util import UserError
 from harness.instruments.machine import ROOT
 
 
-class SharedEnvironment(environment.Environment):
-    """A virtual environment that sees the packages of the one that runs asv."""
+class SharedEnvironment(environment.Environment):  # type: ignore[misc]  # asv has no types
+    """A virtual environment with access to the packages of the one that runs asv."""
 
     tool_name = "shared-venv"
 
@@ -35,14 +35,14 @@ class SharedEnvironment(environment.Environment):
 
     @classmethod
     def matches(cls, python: str) -> bool:
-        """Tell whether asv may use this environment: for the running Python version alone."""
+        """Return whether asv may use this environment: only for the running version of Python."""
         return python in (
             platform.python_version(),
             "{}.{}".format(*platform.python_version_tuple()),
         )
 
     def check_presence(self) -> bool:
-        """Tell whether the environment is there and borrows from this interpreter."""
+        """Return whether the environment exists and uses the packages of this interpreter."""
         path_file = borrowed_file(Path(self._path))
         return path_file.exists() and path_file.read_text() == borrowed_paths()
 
@@ -77,8 +77,8 @@ def borrowed_paths() -> str:
     """Return the lines of the path file: this interpreter's packages, then this harness.
 
     The environment's own packages come before them, so ``backends`` is the commit's. Path files
-    inside the folders are not followed: an editable installation of this project stays out of
-    sight.
+    inside the folders are not followed, so that an editable installation of this project is not
+    found.
     """
     folders = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
     return "".join(f"{folder}\n" for folder in dict.fromkeys([*folders, str(ROOT)]))

@@ -1,14 +1,13 @@
-"""A suite as asv benchmarks: one measurement of its cells, many metrics read from it.
+"""Suites as asv benchmarks: one measurement of all cells, from which each metric is read.
 
 asv runs every benchmark and every combination of parameters in a process of its own. Importing
 torch and building a network for each would cost minutes, so ``setup_cache`` measures the cells
-once, by the ordinary run, and each ``track_*`` only reads. asv knows lower-is-better alone:
-errors are tracked, never accuracies.
+once, by the ordinary run, and each ``track_*`` only reads. asv treats lower values as better, so
+that errors are tracked instead of accuracies.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import tempfile
@@ -18,6 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
+from harness.errors import BadInput
 from harness.spec.metrics import (
     ARGMAX_AGREEMENT,
     ENERGY,
@@ -30,19 +30,22 @@ from harness.spec.metrics import (
 Records = dict[tuple[str, int, int, str], dict[str, Any]]
 
 ONLY = "SSCN_BENCH_ONLY"
-"""Environment variable: engines, separated by commas, that asv shall measure; all if unset."""
+"""Environment variable: the engines to measure, separated by commas; all if unset."""
 
 BUDGET = "SSCN_BENCH_BUDGET"
-"""Environment variable: seconds of sampling for a cell in a round."""
+"""Environment variable: seconds of sampling per cell and round."""
 
 RECORDS = "SSCN_BENCH_RECORDS"
-"""Environment variable: a folder that keeps the records behind asv's numbers."""
+"""Environment variable: a folder in which the records behind asv's numbers are kept."""
+
+PROGRESS = "SSCN_BENCH_PROGRESS"
+"""Environment variable, set by ``harness asv``: a file that receives the progress of the run."""
 
 ROUNDS = 2
 
 
 class Cells:
-    """What a suite's asv class inherits.
+    """Base class of the suites' asv classes.
 
     Attributes
     ----------
@@ -52,7 +55,7 @@ class Cells:
         Engines, sizes, batches and states of the kernel map. Written out in each suite, never
         computed: a list that grows would orphan the history behind it.
     param_names : list of str
-        The last names the field of a cell that the last list has values of.
+        The last one is the field of a cell that the last list of `params` has values of.
     """
 
     suite: ClassVar[str]
@@ -64,12 +67,12 @@ class Cells:
 
     def setup_cache(self) -> Records:
         """Measure all cells once."""
-        return measure(self.suite, self.phase, self.params, self.param_names[-1])
+        return measure_cells(self.suite, self.phase, self.params, self.param_names[-1])
 
     setup_cache.timeout = 7200  # type: ignore[attr-defined]
 
     def setup(self, records: Records, engine: str, size: int, batch: int, state: str) -> None:
-        """Skip what could not be measured, with the reason."""
+        """Skip a cell that could not be measured, with the reason."""
         record = records.get((engine, size, batch, state))
         if record is None:
             raise NotImplementedError(f"{engine} was left out by {ONLY}")
@@ -85,41 +88,41 @@ class Cells:
 
     def track_peak_memory(self, records: Records, *key: Any) -> float:
         """Return the peak over the baseline."""
-        return known(memory_metric(records[key]).value(records[key]))
+        return nan_if_missing(memory_metric(records[key]).value(records[key]))
 
     track_peak_memory.unit = "bytes"  # type: ignore[attr-defined]
 
     def track_error(self, records: Records, *key: Any) -> float:
         """Return the relative error of the logits."""
-        return known(REL_RMSE.value(records[key]))
+        return nan_if_missing(REL_RMSE.value(records[key]))
 
     track_error.unit = "relative RMSE"  # type: ignore[attr-defined]
 
     def track_disagreement(self, records: Records, *key: Any) -> float:
-        """Return the share of sites whose class differs from the float64 truth."""
-        return 1 - known(ARGMAX_AGREEMENT.value(records[key]))
+        """Return the share of sites whose class differs from the float64 reference."""
+        return 1 - nan_if_missing(ARGMAX_AGREEMENT.value(records[key]))
 
     track_disagreement.unit = "share of sites"  # type: ignore[attr-defined]
 
     def track_gradient_error(self, records: Records, *key: Any) -> float:
         """Return the relative error of the worst gradient; n/a for the forward pass."""
-        return known(GRAD_REL_RMSE.value(records[key]))
+        return nan_if_missing(GRAD_REL_RMSE.value(records[key]))
 
     track_gradient_error.unit = "relative RMSE"  # type: ignore[attr-defined]
 
     def track_energy(self, records: Records, *key: Any) -> float:
-        """Return the energy an event; n/a where the machine does not count it."""
-        return known(ENERGY.value(records[key]))
+        """Return the energy per event; n/a where the machine does not measure it."""
+        return nan_if_missing(ENERGY.value(records[key]))
 
     track_energy.unit = "joules"  # type: ignore[attr-defined]
 
 
-def known(value: float | None) -> float:
+def nan_if_missing(value: float | None) -> float:
     """Return a metric as asv stores it: NaN where it was not measured."""
     return math.nan if value is None else value
 
 
-def measure(
+def measure_cells(
     suite: str,
     phase: str,
     params: tuple[Sequence[str], Sequence[int], Sequence[int], Sequence[str]],
@@ -164,26 +167,52 @@ def measure(
         if cell.phase == phase and key_of(cell.to_json(), last) in wanted
     ]
     found = {answer.name: answer for answer in probe_all(engines)}
-    budget = float(os.environ.get(BUDGET, StopRule().budget))
+    budget = budget_of(os.environ)
     source = EngineSource.imported()
-    with tempfile.TemporaryDirectory(prefix="sscn-bench-asv-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="sscn-bench-asv-") as folder,
+        open(os.environ.get(PROGRESS, os.devnull), "a", encoding="utf-8") as progress,
+    ):
         kept = os.environ.get(RECORDS, folder)
         settings = Settings(
             out=Path(kept, f"{source.commit[:12] or 'here'}-{suite}-{phase}.jsonl"),
             repeats=ROUNDS,
             rule=replace(StopRule(), budget=budget),
         )
-        quiet = Console(file=io.StringIO())
-        outs = run(with_events(cells, settings.events), settings, found, quiet, source=source)
-        return joined(list(store.records(outs)), last)
+        console = Console(file=progress, width=100)
+        console.print(f"{suite}, {phase}: {len(cells)} cells, {ROUNDS} rounds")
+        outs = run(with_events(cells, settings.events), settings, found, console, source=source)
+        return join_rounds(list(store.records(outs)), last)
+
+
+def budget_of(environment: Mapping[str, str]) -> float:
+    """Return the seconds of sampling per cell and round.
+
+    Raises
+    ------
+    BadInput
+        If the variable is no positive number.
+    """
+    from harness.run.sampling import StopRule
+
+    text = environment.get(BUDGET)
+    if text is None:
+        return StopRule().budget
+    try:
+        budget = float(text)
+    except ValueError:
+        budget = math.nan
+    if not 0 < budget < math.inf:
+        raise BadInput(f"{BUDGET} is {text!r}; set it to a number of seconds")
+    return budget
 
 
 def key_of(cell: Mapping[str, Any], last: str) -> tuple[str, int, int, str]:
-    """Return the parameters by which asv knows a cell."""
+    """Return the parameters that identify a cell in asv."""
     return cell["backend"], cell["size"], cell["batch"], cell[last]
 
 
-def joined(records: Sequence[Mapping[str, Any]], last: str = "map") -> Records:
+def join_rounds(records: Sequence[Mapping[str, Any]], last: str = "map") -> Records:
     """Join the rounds of each cell: the samples of all, the rest of the first that is not ok.
 
     Returns
