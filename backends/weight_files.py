@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,10 +80,11 @@ def write(path: Path, values: Mapping[str, Tensor], layout: str = CANONICAL) -> 
     Raises
     ------
     InvalidWeights
-        If the suffix or the layout is none of those.
+        If the suffix or the layout is none of those, or the file cannot be written.
     """
     if path.suffix not in SUFFIXES:
         raise InvalidWeights(f"{path} has no known suffix; choose one of {', '.join(SUFFIXES)}")
+    _check_target(path)
     if layout == STUDY:
         raise InvalidWeights("checkpoints of the study can be read, not written")
     state: Mapping[str, Tensor] = values
@@ -89,10 +93,44 @@ def write(path: Path, values: Mapping[str, Tensor], layout: str = CANONICAL) -> 
         network = _network(layout, config, dim)
         weights.load(network, values)
         state = network.state_dict()
+    content = io.BytesIO()
     if path.suffix == ".npz":
-        np.savez(path, **{name: value.numpy() for name, value in state.items()})  # type: ignore[arg-type]
+        np.savez(content, **{name: value.numpy() for name, value in state.items()})  # type: ignore[arg-type]
     else:
-        torch.save(dict(state), path)
+        torch.save(dict(state), content)
+    _replace(path, content.getvalue())
+
+
+def _check_target(path: Path) -> None:
+    """Refuse to replace anything but a regular file.
+
+    The package does not import the harness, whose module ``files`` does the same for other files.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise InvalidWeights(f"{path} is no regular file; give another TARGET")
+        if not path.parent.is_dir():
+            raise InvalidWeights(f"{path}: the folder {path.parent} does not exist; make it first")
+    except OSError as error:
+        raise InvalidWeights(f"cannot write {path}: {error.strerror}") from None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    target = path.resolve()
+    part = target.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except OSError as error:
+        raise InvalidWeights(
+            f"cannot write {path}: {error.strerror}; give another TARGET"
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def network_size(values: Mapping[str, Tensor]) -> tuple[UResNetConfig, int]:

@@ -1,5 +1,6 @@
 """Weights go into every engine and come back bit by bit, through files and from the study."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -259,3 +260,39 @@ def test_the_command_converts(tmp_path):
     second = CliRunner().invoke(cli.app, ["convert", str(native), str(back), "--from", "sscn"])
     assert second.exit_code == 0, second.stderr
     assert same(weight_files.read(back), values)
+
+
+def small_files():
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+
+@pytest.mark.parametrize("name", ["pipe.pt", "folder.npz", "n" * 252 + ".npz", "none/a.pt"])
+def test_a_target_that_cannot_be_written_is_one_sentence(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe.pt")
+    (tmp_path / "folder.npz").mkdir()
+    values = weights.initial(cases.SMALL, 3)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(weight_files.InvalidWeights) as caught:
+        weight_files.write(tmp_path / name, values)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".npz"])
+def test_a_full_disk_leaves_no_partial_weights(tmp_path, suffix):
+    source = tmp_path / "source.npz"
+    weight_files.write(source, weights.initial(cases.SMALL, 3))
+    target = tmp_path / f"target{suffix}"
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "weights", "convert", str(source), str(target)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        preexec_fn=small_files,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "File too large" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [source]
