@@ -23,7 +23,7 @@ from asv.util import UserError
 from harness.instruments.machine import ROOT
 
 
-class SharedEnvironment(environment.Environment):  # type: ignore[misc]  # asv has no types
+class SharedEnvironment(environment.Environment):  # type: ignore[misc, unused-ignore]  # asv has no types
     """A virtual environment with access to the packages of the one that runs asv."""
 
     tool_name = "shared-venv"
