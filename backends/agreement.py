@@ -1,4 +1,4 @@
-"""How far an engine's result is from the float64 truth, and how far it may be."""
+"""Errors of an engine's result against the float64 reference, and their tolerances."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backends.truth import Truth
+from backends.float64_reference import Reference
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ DECIDED = Tolerance(1e-5, 1e-4)
 
 @dataclass(frozen=True)
 class Agreement:
-    """Errors against the truth.
+    """Errors against the reference.
 
     Attributes
     ----------
     max_abs : float or None
-        Largest absolute error of a logit; this and the next two are None where there is no truth.
+        Largest absolute error of a logit; this and the next two are None without a reference.
     rel_rmse : float or None
-        Root mean square error of the logits over the root mean square of the truth.
+        Root mean square error of the logits over the root mean square of the reference.
     argmax_agreement : float or None
         Fraction of sites with the same class.
     grad_rel_rmse : float or None
@@ -88,29 +88,29 @@ SMALL_GRADIENT = 1e-3
 against its own size: some gradients are zero but for rounding, as that of a shift before a norm."""
 
 
-def rel_rmse(value: Tensor, truth: Tensor, floor: float = 0.0) -> float:
-    """Return the root mean square error over the root mean square of the truth.
+def rel_rmse(value: Tensor, reference: Tensor, floor: float = 0.0) -> float:
+    """Return the root mean square error over the root mean square of the reference.
 
-    Zero truth leaves the error absolute; a value that is not finite gives infinity.
+    The error is absolute where the reference is zero; a value that is not finite gives infinity.
 
     Parameters
     ----------
-    value, truth : Tensor
+    value, reference : Tensor
         Of one shape.
     floor : float
         Least root mean square to divide by.
     """
-    if truth.numel() == 0:
+    if reference.numel() == 0:
         return 0.0
-    error = (value.detach().cpu().double() - truth.double()).square().mean().sqrt()
+    error = (value.detach().cpu().double() - reference.double()).square().mean().sqrt()
     if not bool(torch.isfinite(error)):
         return float("inf")
-    scale = max(float(truth.double().square().mean().sqrt()), floor)
+    scale = max(float(reference.double().square().mean().sqrt()), floor)
     return float(error) / scale if scale > 0 else float(error)
 
 
 def compare(
-    truth: Truth,
+    reference: Reference,
     precision: str,
     logits: Tensor,
     gradients: Mapping[str, Tensor] | None = None,
@@ -118,48 +118,48 @@ def compare(
     *,
     tolerance: Tolerance | None = None,
 ) -> Agreement:
-    """Compare an engine's result with the truth.
+    """Compare an engine's result with the reference.
 
     Parameters
     ----------
-    truth : Truth
+    reference : Reference
         Of the same network, weights, batch and phase.
     precision : str
         The policy that sets the tolerance.
     logits : Tensor
         (N, classes), any device and float type.
     gradients, statistics : mapping, optional
-        Canonical names -> what ``weights.gradients`` and ``truth.statistics`` return for the
-        engine's network after the step; both where the truth has a step.
+        Canonical names -> what ``weights.gradients`` and ``running_statistics`` return for
+        the engine's network after the step; both where the reference is of a step.
     tolerance : Tolerance, optional
         Instead of the policy's.
     """
     tolerance = tolerance or TOLERANCE[precision]
-    if logits.shape != truth.logits.shape:
-        reason = f"{tuple(logits.shape)} logits came back for {tuple(truth.logits.shape)}"
+    if logits.shape != reference.logits.shape:
+        reason = f"{tuple(logits.shape)} logits came back for {tuple(reference.logits.shape)}"
         return Agreement(float("inf"), float("inf"), 0.0, None, None, None, reason)
     value = logits.detach().cpu().double()
-    error = (value - truth.logits).abs()
-    same_class = value.argmax(1) == truth.logits.argmax(1)
-    forward = rel_rmse(value, truth.logits)
+    error = (value - reference.logits).abs()
+    same_class = value.argmax(1) == reference.logits.argmax(1)
+    forward = rel_rmse(value, reference.logits)
     problems = []
     if not bool(torch.isfinite(value).all()):
         problems.append("the logits are not finite")
     elif forward > tolerance.forward:
         problems.append(_excess("logits", forward, tolerance.forward))
     together = None
-    worst = _worst(gradients, truth.gradients, 10 * tolerance.gradient, "gradient", problems)
+    worst = _worst(gradients, reference.gradients, 10 * tolerance.gradient, "gradient", problems)
     if gradients is not None and worst is not None and worst < float("inf"):
-        names = list(truth.gradients)
+        names = list(reference.gradients)
         together = rel_rmse(
             torch.cat([gradients[name].flatten() for name in names]),
-            torch.cat([truth.gradients[name].flatten() for name in names]),
+            torch.cat([reference.gradients[name].flatten() for name in names]),
         )
         if together > tolerance.gradient:
             problems.append(_excess("gradients", together, tolerance.gradient))
     elif worst is not None:
         together = worst
-    statistic = _worst(statistics, truth.statistics, tolerance.forward, "statistic", problems)
+    statistic = _worst(statistics, reference.statistics, tolerance.forward, "statistic", problems)
     return Agreement(
         max_abs=float(error.nan_to_num(float("inf")).max()) if error.numel() else 0.0,
         rel_rmse=forward,
@@ -172,7 +172,7 @@ def compare(
 
 
 def finite(logits: Tensor, gradients: Iterable[Tensor] = ()) -> Agreement:
-    """Check all that can be checked of a network without a truth: that its numbers are numbers."""
+    """Check a network without a reference: its results must be finite."""
     reason = ""
     if not bool(torch.isfinite(logits).all()):
         reason = "the logits are not finite"
@@ -187,18 +187,18 @@ def _excess(what: str, error: float, allowed: float) -> str:
 
 def _worst(
     values: Mapping[str, Tensor] | None,
-    truth: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor],
     allowed: float,
     what: str,
     problems: list[str],
 ) -> float | None:
     """Return the worst error by name, and add what is wrong to ``problems``."""
-    if values is None or not truth:
+    if values is None or not reference:
         return None
     errors = {}
-    everything = torch.cat([expected.double().flatten() for expected in truth.values()])
+    everything = torch.cat([expected.double().flatten() for expected in reference.values()])
     floor = SMALL_GRADIENT * float(everything.square().mean().sqrt())
-    for name, expected in truth.items():
+    for name, expected in reference.items():
         if name not in values:
             problems.append(f"there is no {what} of {name}")
             return float("inf")

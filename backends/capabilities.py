@@ -57,7 +57,7 @@ class Capabilities:
         What it lacks for the UResNet, empty if nothing.
     network : str
         The function that it computes: ``uresnet`` for every engine that can be compared with the
-        float64 truth, another name for one that brings a network of its own.
+        float64 reference, another name for one that brings a network of its own.
     note : str
         What a reader of its numbers must know, empty if nothing.
     """

@@ -149,8 +149,24 @@ class Backend(Protocol):
     constructor ``Backend(dim, device, precision, options)``, which sets every arithmetic knob of
     the engine. The engine's own sparse tensor is opaque: the network only hands it from one
     layer to the next. A ``cold`` pass times ``tensor``, all layers and ``features``; a ``warm``
-    one ``with_features`` instead of ``tensor``. An engine that computes another function says so
-    in ``Capabilities.network`` and has a method ``network(config)`` that returns it.
+    one ``with_features`` instead of ``tensor``.
+
+    Optional members, used if the engine has them:
+
+    ``observe(observer)``
+        A context manager during which the engine reports to a
+        `backends.profiling_hooks.ProfilingObserver`; ``observing_maps`` serves engines whose
+        kernel maps are built by functions. Without it, a profile counts the construction of maps
+        as part of the convolutions.
+    ``fused``
+        Set of the kinds of layers (``normalisation``, ``add``, ``join``) that the engine computes
+        inside its convolutions: a profile expects no memory traffic of their own.
+    ``rows(x)``
+        The (N, C) features in the engine's own order, computed if they were deferred. With it,
+        single layers are measured without the reordering that ``features`` does.
+    ``network(config)``
+        The engine's own network, if it computes another function than the UResNet; its name is
+        given in ``Capabilities.network``.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Dense convolutions masked to the active sites: the same function, and the truth in float64."""
+"""Dense convolutions masked to the active sites, which also give the float64 reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network that an engine is measured with: the one UResNet, or one that it brings itself."""
+"""The network that an engine is measured with: the UResNet, or one of the engine's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from backends import weights
 from backends.contract import Backend
-from backends.stack import Stack
+from backends.convolution_chain import ConvolutionChain
 from backends.uresnet import UResNet, UResNetConfig
 
 
@@ -24,14 +24,14 @@ def build(backend: Backend, config: UResNetConfig) -> Any:
     return UResNet(backend, config) if own is None else own(config)
 
 
-def has_truth(network: nn.Module) -> bool:
-    """Tell whether a network computes a function that the truth is known of."""
-    return isinstance(network, (UResNet, Stack))
+def has_reference(network: nn.Module) -> bool:
+    """Return whether a float64 reference of a network can be computed."""
+    return isinstance(network, (UResNet, ConvolutionChain))
 
 
 def reset(network: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Put the canonical weights into a network, or draw torch's defaults for one of its own."""
-    if isinstance(network, (UResNet, Stack)):
+    """Load the canonical weights into a network, or initialise a network of the engine's own."""
+    if isinstance(network, (UResNet, ConvolutionChain)):
         weights.load(network, values)
         return
     with torch.random.fork_rng():
@@ -43,5 +43,5 @@ def reset(network: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def parameters(network: nn.Module) -> int:
-    """Count the numbers that a network learns."""
+    """Count the trained parameters of a network."""
     return sum(parameter.numel() for parameter in network.parameters())

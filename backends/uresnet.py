@@ -1,4 +1,4 @@
-"""The one UResNet of the 2018 study, written against the contract alone."""
+"""The UResNet of the 2018 study, built from the layers of any engine."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class UResNetConfig:
     depth : int
         Number of levels.
     reps : int
-        Residual blocks a level on each side.
+        Residual blocks per level on each side.
     classes : int
-        Outputs a site.
+        Outputs per site.
     in_channels : int
-        Input features a site.
+        Input features per site.
     """
 
     filters: int = 16
@@ -43,8 +43,8 @@ class UResNetConfig:
         return (level + 1) * self.filters
 
 
-class Layer(nn.Module):
-    """A layer of the engine with the facts that its weights are exchanged by."""
+class EngineLayer(nn.Module):
+    """A layer of an engine, with the properties needed to exchange its weights."""
 
     def __init__(
         self, native: nn.Module, kind: Kind, in_channels: int, out_channels: int, kernel_size: int
@@ -69,16 +69,16 @@ class _Builder:
 
     def convolution(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
-    ) -> Layer:
+    ) -> EngineLayer:
         native = self.backend.convolution(kind, in_channels, out_channels, kernel_size, level)
-        return Layer(native, kind, in_channels, out_channels, kernel_size)
+        return EngineLayer(native, kind, in_channels, out_channels, kernel_size)
 
-    def norm_relu(self, channels: int) -> Layer:
-        return Layer(self.backend.norm_relu(channels), Kind.NORM, channels, channels, 1)
+    def norm_relu(self, channels: int) -> EngineLayer:
+        return EngineLayer(self.backend.norm_relu(channels), Kind.NORM, channels, channels, 1)
 
-    def linear(self, in_channels: int, out_channels: int, bias: bool) -> Layer:
+    def linear(self, in_channels: int, out_channels: int, bias: bool) -> EngineLayer:
         native = self.backend.linear(in_channels, out_channels, bias)
-        return Layer(native, Kind.LINEAR, in_channels, out_channels, 1)
+        return EngineLayer(native, Kind.LINEAR, in_channels, out_channels, 1)
 
 
 class Block(nn.Module):
@@ -166,8 +166,8 @@ class UResNet(nn.Module):
         """Return the logits, (N, classes), rows in input order."""
         return self.backend.features(self.linear(self.norm(self.unet(self.stem(x)))))
 
-    def layers(self) -> Iterator[tuple[str, Layer]]:
+    def layers(self) -> Iterator[tuple[str, EngineLayer]]:
         """Yield the canonical name of each layer that owns weights, and the layer."""
         for name, module in self.named_modules():
-            if isinstance(module, Layer):
+            if isinstance(module, EngineLayer):
                 yield name, module

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.contract import Backend, Kind
-from backends.uresnet import Layer, UResNet, UResNetConfig
+from backends.uresnet import EngineLayer, UResNet, UResNetConfig
 
 Weights = dict[str, Tensor]
 
@@ -23,7 +23,7 @@ _OCCUPIED = {Kind.SUBMANIFOLD: 16.0, Kind.STRIDED: 3.8, Kind.INVERSE: 1.0, Kind.
 _MEAN_SQUARE_ENERGY = 0.06  # MeV^2, over the sites of simulated events
 
 
-def weight_shape(layer: Layer, dim: int) -> tuple[int, ...]:
+def weight_shape(layer: EngineLayer, dim: int) -> tuple[int, ...]:
     """Return the canonical shape of a layer's ``weight``."""
     if layer.kind is Kind.NORM:
         return (layer.out_channels,)
@@ -138,7 +138,7 @@ class Network(Protocol):
 
     backend: Backend
 
-    def layers(self) -> Iterator[tuple[str, Layer]]:
+    def layers(self) -> Iterator[tuple[str, EngineLayer]]:
         """Yield the canonical name of each layer that owns weights, and the layer."""
         ...
 

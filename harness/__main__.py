@@ -38,7 +38,7 @@ COMMANDS = {
     "study": ("harness.study.command", "the 2018 study, with this machine's numbers beside"),
     "events": ("harness.events.command", "info, view, simulate, fetch, convert"),
     "asv": ("harness.asv.command", "asv with this machine's facts filled in"),
-    "weights": ("backends.cli", "convert trained weights"),
+    "weights": ("backends.command", "convert trained weights"),
     "worker": ("harness.run.worker_command", "measure one cell in this process"),
 }
 """Commands that live in modules of their own, imported when they are called.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import harness.run.workload
 from harness.profile.backward import record_backward
 from harness.profile.ranges import INSTRUMENT, RangeKey, RangeRecorder
-from harness.run.engine_interface import Block, ConvolutionChain, Kind, Layer, Level, UResNet
+from harness.run.engine_interface import Block, ConvolutionChain, EngineLayer, Kind, Level, UResNet
 from harness.run.workload import Workload
 
 INPUT = RangeKey("input", "input", "forward")
@@ -76,7 +76,7 @@ def bytes_per_number(workload: Workload, call: Callable[[], Any]) -> int:
     def read(_: nn.Module, __: Any, output: Any) -> None:
         sizes.append(workload.backend.features(output).element_size())
 
-    layers = [module for module in workload.network.modules() if isinstance(module, Layer)]
+    layers = [module for module in workload.network.modules() if isinstance(module, EngineLayer)]
     if not layers:  # an engine's own network, of whose rows nothing is known
         return int(workload.features.element_size())
     handle = layers[0].register_forward_hook(read)
@@ -103,7 +103,7 @@ def _ranges_on_network(workload: Workload, ranges: RangeRecorder) -> Iterator[No
             stack.enter_context(_attribute(module, "backend", other))
 
         for name, module in network.named_modules():
-            if isinstance(module, Layer):
+            if isinstance(module, EngineLayer):
                 wrap(module, "forward", RangeKey(name, kind_of(module.kind), "forward"))
             elif isinstance(module, Block):
                 wrap_in_backend(module, "add", RangeKey(f"{name}.add", "add", "forward"))

@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.profile.instrument import INPUT, LOSS, OPTIMISER, OUTPUT, kind_of
 from harness.profile.ranges import RangeKey
-from harness.run.engine_interface import Block, Kind, Layer, Level, UResNet
+from harness.run.engine_interface import Block, EngineLayer, Kind, Level, UResNet
 
 INDEX_BYTES = 4
 """Size of a row index in a kernel map, and of a coordinate."""
@@ -130,7 +130,7 @@ class NetworkWork:
         )
         for name, module in network.named_modules():
             level = name.split(".").count("below")
-            if isinstance(module, Layer):
+            if isinstance(module, EngineLayer):
                 self._layer(name, module, level + name.endswith("up_norm"))
             elif isinstance(module, Block):
                 key = RangeKey(f"{name}.add", "add", "forward")
@@ -160,7 +160,7 @@ class NetworkWork:
             level, sites, None, backward if plain else None
         )
 
-    def _layer(self, name: str, layer: Layer, level: int) -> None:
+    def _layer(self, name: str, layer: EngineLayer, level: int) -> None:
         key = RangeKey(name, kind_of(layer.kind), "forward")
         if layer.kind is Kind.NORM:
             rows = self._size(level, layer.in_channels)

@@ -20,28 +20,31 @@ if TYPE_CHECKING:  # for type checkers: the present places
     from backends.arithmetic import autocast
     from backends.capabilities import Kind
     from backends.contract import Backend, SparseBatch, master_dtype
+    from backends.convolution_chain import (
+        ChainConfig,
+        ConvolutionChain,
+        chain_reference,
+        sorted_columns,
+    )
+    from backends.convolution_chain import initial as initial_chain_weights
+    from backends.float64_reference import Reference, running_statistics
+    from backends.float64_reference import compute_reference as network_reference
     from backends.loss import event_cross_entropy
     from backends.network import build as build_network
-    from backends.network import has_truth as has_reference
+    from backends.network import has_reference
     from backends.network import reset as reset_network
-    from backends.operation import Operation as SingleLayer
-    from backends.operation import OperationConfig as SingleLayerConfig
-    from backends.operation import Trial as LayerCall
-    from backends.operation import coarsened
-    from backends.operation import initial as initial_layer_weights
-    from backends.operation import truth as layer_reference
     from backends.registry import interpreter, module_name, probe_all
     from backends.registry import load as load_backend
+    from backends.single_layer import (
+        LayerCall,
+        SingleLayer,
+        SingleLayerConfig,
+        coarsened,
+        layer_reference,
+    )
+    from backends.single_layer import initial as initial_layer_weights
     from backends.sscn.cpu import peak
-    from backends.stack import Stack as ConvolutionChain
-    from backends.stack import StackConfig as ChainConfig
-    from backends.stack import in_order as sorted_columns
-    from backends.stack import initial as initial_chain_weights
-    from backends.stack import truth as chain_reference
-    from backends.truth import Truth as Reference
-    from backends.truth import statistics as running_statistics
-    from backends.truth import truth as network_reference
-    from backends.uresnet import Block, Layer, Level, UResNet, UResNetConfig
+    from backends.uresnet import Block, EngineLayer, Level, UResNet, UResNetConfig
     from backends.weights import gradients
     from backends.weights import initial as initial_weights
     from backends.weights import load as load_weights
@@ -53,8 +56,8 @@ __all__ = [
     "Block",
     "ChainConfig",
     "ConvolutionChain",
+    "EngineLayer",
     "Kind",
-    "Layer",
     "LayerCall",
     "Level",
     "Reference",
@@ -124,7 +127,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     # (network, weights): return to the canonical weights
     "reset_network": ("backends.network:reset",),
     # network -> whether a float64 reference of it can be computed
-    "has_reference": ("backends.network:has_truth",),
+    "has_reference": ("backends.network:has_reference", "backends.network:has_truth"),
     # (config, dim) -> the canonical weights of a UResNet
     "initial_weights": ("backends.weights:initial",),
     # (network, weights): copy canonical weights into a network
@@ -133,36 +136,42 @@ PLACES: dict[str, tuple[str, ...]] = {
     "gradients": ("backends.weights:gradients",),
     #
     # A chain of convolutions: a network with a configuration (kind, count, channels).
-    "ConvolutionChain": ("backends.stack:Stack",),
-    "ChainConfig": ("backends.stack:StackConfig",),
+    "ConvolutionChain": ("backends.convolution_chain:ConvolutionChain", "backends.stack:Stack"),
+    "ChainConfig": ("backends.convolution_chain:ChainConfig", "backends.stack:StackConfig"),
     # config, dim -> canonical weights
-    "initial_chain_weights": ("backends.stack:initial",),
+    "initial_chain_weights": ("backends.convolution_chain:initial", "backends.stack:initial"),
     # features -> the same with each column sorted
-    "sorted_columns": ("backends.stack:in_order",),
+    "sorted_columns": ("backends.convolution_chain:sorted_columns", "backends.stack:in_order"),
     # (config, weights, batch) -> Reference
-    "chain_reference": ("backends.stack:truth",),
+    "chain_reference": ("backends.convolution_chain:chain_reference", "backends.stack:truth"),
     #
     # A single convolution of the UResNet.
     # (backend, config)
-    "SingleLayer": ("backends.operation:Operation",),
+    "SingleLayer": ("backends.single_layer:SingleLayer", "backends.operation:Operation"),
     # of(uresnet_config, kind, level, phase); fine: channels of the batch
-    "SingleLayerConfig": ("backends.operation:OperationConfig",),
+    "SingleLayerConfig": (
+        "backends.single_layer:SingleLayerConfig",
+        "backends.operation:OperationConfig",
+    ),
     # (layer, batch, features, phase, arithmetic): is called, then gives result()
-    "LayerCall": ("backends.operation:Trial",),
+    "LayerCall": ("backends.single_layer:LayerCall", "backends.operation:Trial"),
     # (batch, level, depth, channels) -> the batch of a level
-    "coarsened": ("backends.operation:coarsened",),
+    "coarsened": ("backends.single_layer:coarsened", "backends.operation:coarsened"),
     # (config, dim) -> canonical weights
-    "initial_layer_weights": ("backends.operation:initial",),
+    "initial_layer_weights": ("backends.single_layer:initial", "backends.operation:initial"),
     # (config, weights, batch, phase) -> Reference
-    "layer_reference": ("backends.operation:truth",),
+    "layer_reference": ("backends.single_layer:layer_reference", "backends.operation:truth"),
     #
     # The float64 reference, and the comparison with it.
     # logits, loss, gradients, statistics, method
-    "Reference": ("backends.truth:Truth",),
+    "Reference": ("backends.float64_reference:Reference", "backends.truth:Truth"),
     # (config, weights, batch, step=) -> Reference of a UResNet
-    "network_reference": ("backends.truth:truth",),
+    "network_reference": ("backends.float64_reference:compute_reference", "backends.truth:truth"),
     # network -> its canonical running means and variances
-    "running_statistics": ("backends.truth:statistics",),
+    "running_statistics": (
+        "backends.float64_reference:running_statistics",
+        "backends.truth:statistics",
+    ),
     # max_abs, rel_rmse, argmax_agreement, grad_rel_rmse, worst_grad_rel_rmse,
     # statistics_rel_rmse, reason
     "Agreement": ("backends.agreement:Agreement",),
@@ -177,7 +186,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     #
     # For profiles, which find the parts of a network by their type.
     # kind, in_channels, out_channels, kernel_size
-    "Layer": ("backends.uresnet:Layer",),
+    "EngineLayer": ("backends.uresnet:EngineLayer", "backends.uresnet:Layer"),
     # backend, norm2.in_channels
     "Block": ("backends.uresnet:Block",),
     # backend, below, down.in_channels

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from backends import weights
 from backends.contract import Kind
-from backends.uresnet import Layer
+from backends.uresnet import EngineLayer
 from harness.errors import BadInput
 
 OPTIMISERS = ("adam", "muon")
@@ -74,7 +74,7 @@ class Muon(Optimizer):
 
     def __init__(self, network: Any, rate: float) -> None:
         self._backend = network.backend
-        self._layers: list[tuple[Layer, Tensor]] = []
+        self._layers: list[tuple[EngineLayer, Tensor]] = []
         for _, layer in network.layers():
             if layer.kind is not Kind.NORM:
                 weight = self._backend.parameters(layer.native)["weight"]
@@ -114,7 +114,7 @@ class Muon(Optimizer):
         averaged: Tensor = weight.grad.lerp(momentum, _MOMENTUM)
         return averaged
 
-    def _matrix(self, layer: Layer, native: Tensor) -> tuple[Tensor, list[int]]:
+    def _matrix(self, layer: EngineLayer, native: Tensor) -> tuple[Tensor, list[int]]:
         """Return a weight as a matrix (outputs, inputs), and the order of its axes in it.
 
         The order of the inputs is that of the memory, which avoids a copy.
@@ -126,7 +126,9 @@ class Muon(Optimizer):
         order.remove(out)
         return canonical.permute(out, *order).flatten(1), [out, *order]
 
-    def _native(self, layer: Layer, weight: Tensor, matrix: Tensor, order: list[int]) -> Tensor:
+    def _native(
+        self, layer: EngineLayer, weight: Tensor, matrix: Tensor, order: list[int]
+    ) -> Tensor:
         """Return the matrix of `_matrix` in the layout of the engine."""
         shape = weights.weight_shape(layer, self._backend.dim)
         moved = matrix.reshape([shape[axis] for axis in order])

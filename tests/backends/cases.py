@@ -8,8 +8,8 @@ import torch
 from backends import weights
 from backends.arithmetic import autocast
 from backends.contract import SparseBatch, master_dtype
+from backends.float64_reference import compute_reference, running_statistics
 from backends.loss import event_cross_entropy
-from backends.truth import statistics, truth
 from backends.uresnet import UResNet, UResNetConfig
 
 SMALL = UResNetConfig(filters=4, depth=3, reps=1)
@@ -142,12 +142,12 @@ def step(network, batch, x=None):
     moved = batch.to(network.backend.device)
     loss = event_cross_entropy(logits, moved.labels, moved.sites[:, 0], moved.batch_size)
     loss.backward()
-    return Result(logits, loss, weights.gradients(network), statistics(network))
+    return Result(logits, loss, weights.gradients(network), running_statistics(network))
 
 
 @cache
 def known(case, dim, config, phase, decisive=True):
-    """Return a case's batch, weights and truth, computed once a session."""
+    """Return a case's batch, weights and reference, computed once a session."""
     batch = CASES[case](dim) if case in CASES else globals()[case](dim)
     values = decided(config, dim) if decisive else weights.initial(config, dim)
-    return batch, values, truth(config, values, batch, step=phase == "step")
+    return batch, values, compute_reference(config, values, batch, step=phase == "step")

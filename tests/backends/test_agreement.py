@@ -12,8 +12,8 @@ import torch
 from backends import registry, weights
 from backends.agreement import DECIDED, TOLERANCE, compare, rel_rmse
 from backends.arithmetic import autocast
+from backends.float64_reference import DENSE_VOXELS, compute_reference, reference_network
 from backends.loss import event_cross_entropy
-from backends.truth import DENSE_VOXELS, truth, truth_network
 from backends.uresnet import UResNetConfig
 from tests.backends import cases
 
@@ -83,13 +83,13 @@ def test_ten_optimiser_steps(arithmetic):
         pytest.skip("ten steps compare to the digits of fp32 and fp64 only")
     batch, values, _ = cases.known("random_sites", 3, cases.SMALL, "step")
     ours = cases.network_on(arithmetic.load(3), cases.SMALL, values)
-    true = truth_network(cases.SMALL, values, 3, method="dense")
-    for network in (ours, true):
+    dense = reference_network(cases.SMALL, values, 3, method="dense")
+    for network in (ours, dense):
         optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
         for _ in range(10):
             cases.step(network, batch)
             optimiser.step()
-    got, expected = weights.dump(ours), weights.dump(true)
+    got, expected = weights.dump(ours), weights.dump(dense)
     start = torch.cat([values[name].double().flatten() for name in expected])
     moved, truly = (
         torch.cat([weight[name].double().flatten() for name in expected]) - start
@@ -111,7 +111,7 @@ def real_events(size, batch):
 @cache
 def real_truth(size, batch, phase):
     values = cases.decided(REAL, 3)
-    return values, truth(REAL, values, real_events(size, batch), step=phase == "step")
+    return values, compute_reference(REAL, values, real_events(size, batch), step=phase == "step")
 
 
 def needs_volume(engine, size, batch):
@@ -153,7 +153,7 @@ def test_the_far_corners_of_a_batch_of_64_at_768_px(arithmetic):
     sites = [(event, *corner) for event in (0, 31, 63) for corner in corners]
     batch = cases.batch_of(sites, 768, 64)
     values = weights.initial(cases.SMALL, 3)
-    expected = truth(cases.SMALL, values, batch, step=True)
+    expected = compute_reference(cases.SMALL, values, batch, step=True)
     got = cases.step(cases.network_on(arithmetic.load(3), cases.SMALL, values), batch)
     found = compare(expected, arithmetic.precision, got.logits, got.gradients, got.statistics)
     assert found.right, found.reason
@@ -176,7 +176,7 @@ def test_the_reference_is_the_dense_network(dim):
     for case in cases.CASES:
         batch, values, dense = cases.known(case, dim, cases.SMALL, "step", decisive=False)
         assert dense.method == "dense"
-        other = truth(cases.SMALL, values, batch, step=True, method="reference")
+        other = compute_reference(cases.SMALL, values, batch, step=True, method="reference")
         found = compare(dense, "fp64", other.logits, other.gradients, other.statistics)
         assert found.right, found.reason
 
@@ -190,7 +190,7 @@ def test_the_race_in_spconv_is_caught():
     batch = real_events(192, 4)
     wide = UResNetConfig(filters=16, depth=2, reps=1)
     values = cases.decided(wide, 3)
-    expected = truth(wide, values, batch, step=True)
+    expected = compute_reference(wide, values, batch, step=True)
     threads = torch.get_num_threads()
     reasons = []
     try:

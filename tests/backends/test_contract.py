@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from backends.agreement import TOLERANCE, compare, finite, rel_rmse
 from backends.contract import InvalidBatch, SparseBatch, site_keys
+from backends.float64_reference import Reference, reference_method
 from backends.loss import event_cross_entropy
-from backends.truth import Truth, truth_method
 from tests.backends import cases
 
 
@@ -86,7 +86,9 @@ def test_the_loss_is_the_mean_of_an_event_summed_over_events(counts, seed):
 
 LOGITS = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64)
 GRADIENTS = {"a.weight": torch.tensor([1.0, -2.0]), "b.weight": torch.tensor([0.5])}
-TRUTH = Truth(LOGITS, torch.tensor(1.0), GRADIENTS, {"n.running_mean": torch.ones(2)}, "dense")
+REFERENCE = Reference(
+    LOGITS, torch.tensor(1.0), GRADIENTS, {"n.running_mean": torch.ones(2)}, "dense"
+)
 STATISTICS = {"n.running_mean": torch.ones(2)}
 
 
@@ -109,13 +111,13 @@ def spoiled(**changes):
     ],
 )
 def test_agreement_names_what_is_wrong(logits, gradients, statistics, words):
-    found = compare(TRUTH, "fp32", logits, gradients, statistics)
+    found = compare(REFERENCE, "fp32", logits, gradients, statistics)
     assert words in found.reason
     assert found.right == (words == "")
 
 
 def test_a_gradient_that_vanishes_but_for_rounding_is_no_error():
-    tiny = Truth(LOGITS, None, {**GRADIENTS, "c.bias": torch.tensor([1e-17])}, {}, "dense")
+    tiny = Reference(LOGITS, None, {**GRADIENTS, "c.bias": torch.tensor([1e-17])}, {}, "dense")
     for value in (0.0, 3e-9):
         got = {**GRADIENTS, "c.bias": torch.tensor([value])}
         assert compare(tiny, "fp32", LOGITS, got).right
@@ -123,7 +125,7 @@ def test_a_gradient_that_vanishes_but_for_rounding_is_no_error():
 
 
 def test_measures():
-    found = compare(TRUTH, "bf16", LOGITS.flip(1))
+    found = compare(REFERENCE, "bf16", LOGITS.flip(1))
     assert found.max_abs == 4.0
     assert found.argmax_agreement == 0.0
     assert found.grad_rel_rmse is None
@@ -147,5 +149,5 @@ def test_tolerances_grow_as_mantissas_shrink():
 
 
 def test_large_volumes_get_the_reference():
-    assert truth_method(cases.random_sites(3)) == "dense"
-    assert truth_method(batch([[0, 0, 0, 0]], size=192)) == "reference"
+    assert reference_method(cases.random_sites(3)) == "dense"
+    assert reference_method(batch([[0, 0, 0, 0]], size=192)) == "reference"

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from backends import cli, network, registry, weight_files, weights
+from backends import command, network, registry, weight_files, weights
 from backends.agreement import compare
 from backends.contract import Kind
-from backends.truth import truth
+from backends.float64_reference import compute_reference
 from backends.uresnet import UResNet, UResNetConfig
 from tests.backends import cases
 
@@ -83,7 +83,7 @@ def test_a_network_trained_on_one_engine_runs_on_any_other(engine):
         cases.step(trained, batch)
         optimiser.step()
     carried = weights.dump(trained)
-    expected = truth(cases.SMALL, carried, batch, step=False)
+    expected = compute_reference(cases.SMALL, carried, batch, step=False)
     backend = registry.load("sscn", dim=3, device="cpu", precision="fp32")
     other = cases.network_on(backend, cases.SMALL, carried)
     found = compare(expected, "fp32", cases.forward(other, batch).logits)
@@ -200,7 +200,7 @@ def test_the_study_s_network_itself_agrees_with_its_weights_here():
     with torch.no_grad():
         logits = original.linear(original.sparseModel((coordinates, batch.features)))
     values = weight_files.from_study(original.state_dict())
-    found = compare(truth(STUDY_NETWORK, values, batch, step=False), "fp32", logits)
+    found = compare(compute_reference(STUDY_NETWORK, values, batch, step=False), "fp32", logits)
     assert found.right, found.reason
 
 
@@ -226,7 +226,7 @@ def test_files_that_hold_no_weights_end_with_one_sentence(tmp_path, content, lay
     else:
         torch.save(content, path)
     ran = CliRunner().invoke(
-        cli.app, ["convert", str(path), str(tmp_path / "out.npz"), "--from", layout]
+        command.app, ["convert", str(path), str(tmp_path / "out.npz"), "--from", layout]
     )
     assert ran.exit_code == 2
     assert words in ran.stderr
@@ -257,7 +257,7 @@ def test_the_command_converts(tmp_path):
     )
     assert first.returncode == 0, first.stderr
     assert "a 3D UResNet, 4 filters, depth 3, 5 classes" in first.stdout
-    second = CliRunner().invoke(cli.app, ["convert", str(native), str(back), "--from", "sscn"])
+    second = CliRunner().invoke(command.app, ["convert", str(native), str(back), "--from", "sscn"])
     assert second.exit_code == 0, second.stderr
     assert same(weight_files.read(back), values)
 

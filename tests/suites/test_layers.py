@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from backends import operation, registry, weights
+from backends import registry, single_layer, weights
 from backends.agreement import TOLERANCE, Tolerance, compare
 from backends.capabilities import Capabilities, Kind
 from backends.contract import master_dtype
@@ -38,19 +38,19 @@ def make_cell(layer="submanifold-1", phase="forward", backend="sscn", **changes)
 
 
 def trial_on(backend, kind, level, phase, batch):
-    """One phase of a convolution on an engine, called once, and its truth."""
-    config = operation.OperationConfig.of(NETWORK, kind, level, phase)
-    sites = operation.coarsened(batch, level, NETWORK.depth, config.fine)
-    values = operation.initial(config, batch.dim)
-    expected = operation.truth(config, values, sites, phase)
+    """One phase of a convolution on an engine, called once, and its reference."""
+    config = single_layer.SingleLayerConfig.of(NETWORK, kind, level, phase)
+    sites = single_layer.coarsened(batch, level, NETWORK.depth, config.fine)
+    values = single_layer.initial(config, batch.dim)
+    expected = single_layer.layer_reference(config, values, sites, phase)
     dtype = master_dtype(backend.precision)
-    built = operation.Operation(backend, config).to(backend.device, dtype)
+    built = single_layer.SingleLayer(backend, config).to(backend.device, dtype)
     weights.load(built, values)
     sites = sites.to(backend.device)
-    trial = operation.Trial(built, sites, sites.features.to(dtype), phase)
-    trial()
-    trial()  # the second call finds what the first one left
-    return trial, expected
+    call = single_layer.LayerCall(built, sites, sites.features.to(dtype), phase)
+    call()
+    call()  # the second call finds what the first one left
+    return call, expected
 
 
 @pytest.mark.agreement
@@ -59,21 +59,21 @@ def trial_on(backend, kind, level, phase, batch):
 def test_every_engine_computes_each_phase_of_each_convolution(engine, kind, phase):
     if Kind(kind) not in engine.capabilities.kinds:
         pytest.skip(f"{engine.name} has no {kind} convolution")
-    trial, expected = trial_on(engine.load(3), Kind(kind), 1, phase, cases.random_sites(3))
+    call, expected = trial_on(engine.load(3), Kind(kind), 1, phase, cases.random_sites(3))
     assert float(expected.logits.abs().max()) > 0.01
     bounds = TOLERANCE[engine.precision].forward
-    found = compare(expected, "fp32", trial.result(), tolerance=Tolerance(bounds, bounds))
+    found = compare(expected, "fp32", call.result(), tolerance=Tolerance(bounds, bounds))
     assert found.right, found.reason
 
 
 def test_gradients_are_those_of_the_stated_loss():
     batch = cases.random_sites(3)
     backend = registry.load("sscn", dim=3, device="cpu", precision="fp64")
-    config = operation.OperationConfig.of(NETWORK, Kind.STRIDED, 0, operation.WEIGHT)
-    sites = operation.coarsened(batch, 0, NETWORK.depth, config.fine)
-    values = operation.initial(config, 3)
-    found = operation.truth(config, values, sites, operation.WEIGHT).logits
-    built = operation.Operation(backend, config).to(torch.float64)
+    config = single_layer.SingleLayerConfig.of(NETWORK, Kind.STRIDED, 0, single_layer.WEIGHT)
+    sites = single_layer.coarsened(batch, 0, NETWORK.depth, config.fine)
+    values = single_layer.initial(config, 3)
+    found = single_layer.layer_reference(config, values, sites, single_layer.WEIGHT).logits
+    built = single_layer.SingleLayer(backend, config).to(torch.float64)
     weights.load(built, values)
     built.train()
 
@@ -95,7 +95,7 @@ def test_a_level_has_the_sites_that_strided_convolutions_lead_to():
     x = network.tensor(batch.sites, batch.features, batch.spatial_size, batch.batch_size)
     network.double()(replace(x, volume=x.volume.double()))
     for level in range(NETWORK.depth):
-        found = operation.coarsened(batch, level, NETWORK.depth, 2)
+        found = single_layer.coarsened(batch, level, NETWORK.depth, 2)
         assert {*map(tuple, found.sites.tolist())} == {*map(tuple, x.grids[level].sites.tolist())}
         assert (found.batch_size, found.spatial_size) == x.grids[level].shape[:2]
         assert found.features.shape == (len(found.sites), 2)
@@ -115,7 +115,7 @@ def test_a_call_does_nothing_but_its_phase(phase, counts, monkeypatch):
     from backends.sscn.cpu.instructions import Instructions
 
     backend = registry.load("sscn", dim=3, device="cpu", precision="fp32")
-    trial, _ = trial_on(backend, Kind.SUBMANIFOLD, 0, phase, cases.random_sites(3))
+    call, _ = trial_on(backend, Kind.SUBMANIFOLD, 0, phase, cases.random_sites(3))
     functions, called = kernels.load(backend.kernel_set), {}
 
     def counted(name, whole):
@@ -133,7 +133,7 @@ def test_a_call_does_nothing_but_its_phase(phase, counts, monkeypatch):
         counted(kind.name.lower(), write)(self, kind, *words)
 
     monkeypatch.setattr(Instructions, "write", written)
-    trial()
+    call()
     assert called == counts
 
 

@@ -79,15 +79,37 @@ def test_a_name_that_a_commit_lacks_is_an_import_error(monkeypatch):
         _ = engine_interface.misspelt
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)  # an old commit is compiled
-def test_an_older_commit_is_measured_in_turns_with_this_one(tmp_path):
-    known = subprocess.run(
+@pytest.fixture
+def oldest_commit():
+    """The oldest commit whose engines this harness measures, if the clone has it."""
+    ran = subprocess.run(
         ["git", "-C", str(machine.ROOT), "cat-file", "-e", f"{OLDEST}^{{commit}}"],
         capture_output=True,
     )
-    if known.returncode:
+    if ran.returncode:
         pytest.skip(f"{OLDEST} is not in this clone; fetch the whole history")
+    return OLDEST
+
+
+def test_every_name_is_in_the_oldest_commit(oldest_commit):
+    def defines(place):
+        module, _, attribute = place.partition(":")
+        for path in (f"{module.replace('.', '/')}.py", f"{module.replace('.', '/')}/__init__.py"):
+            command = ["git", "-C", str(machine.ROOT), "show", f"{oldest_commit}:{path}"]
+            ran = subprocess.run(command, capture_output=True, text=True)
+            if ran.returncode == 0:
+                return attribute in ran.stdout
+        return False
+
+    lost = [
+        name for name, places in engine_interface.PLACES.items() if not any(map(defines, places))
+    ]
+    assert not lost
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # an old commit is compiled
+def test_an_older_commit_is_measured_in_turns_with_this_one(tmp_path, oldest_commit):
     cells = [
         Cell("s", "sscn", 192, 1, "forward", "cold"),
         Cell("s", "sscn", 192, 1, "forward", "warm"),
@@ -96,7 +118,7 @@ def test_an_older_commit_is_measured_in_turns_with_this_one(tmp_path):
         Cell("s", "sscn", 192, 1, "weight-gradient", "warm", layer="inverse-1"),
     ]
     settings = Settings(tmp_path / "run.jsonl", rule=StopRule(budget=0.1))
-    with checked_out(OLDEST) as code:
+    with checked_out(oldest_commit) as code:
         here, there = run(
             with_events(cells, "sample"),
             settings,

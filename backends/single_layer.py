@@ -1,7 +1,7 @@
 """One convolution of the UResNet by itself: on the sites and with the channels of its level.
 
-What is timed is the engine's own work on its own tensor: bringing rows into the engine's order, and
-back into the user's, is left out wherever the engine tells them apart (``rows``).
+The measured work is that of the engine on its own tensor. Reordering rows into the order of the
+engine and back is excluded for engines that have a method ``rows``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from backends import weights
 from backends.contract import Backend, Kind, SparseBatch
-from backends.stack import in_order
-from backends.truth import Truth, reference
-from backends.uresnet import Layer, UResNetConfig
+from backends.convolution_chain import sorted_columns
+from backends.float64_reference import Reference, reference_backend
+from backends.uresnet import EngineLayer, UResNetConfig
 from backends.weights import Weights
 
 KERNELS = {Kind.SUBMANIFOLD: 3, Kind.STRIDED: 2, Kind.INVERSE: 2}
@@ -29,7 +29,7 @@ PHASES = (FORWARD, INPUT, WEIGHT, MAP)
 
 
 @dataclass(frozen=True)
-class OperationConfig:
+class SingleLayerConfig:
     """The size of one convolution.
 
     Attributes
@@ -47,11 +47,11 @@ class OperationConfig:
     coarse: int
 
     @classmethod
-    def of(cls, network: UResNetConfig, kind: Kind, level: int, phase: str) -> OperationConfig:
+    def of(cls, network: UResNetConfig, kind: Kind, level: int, phase: str) -> SingleLayerConfig:
         """Return the size that a convolution has in a UResNet.
 
-        No engine can be asked for a map alone. The phase ``map`` asks for the least convolution
-        that needs it, of one channel to one.
+        Engines have no interface for a map alone. The phase ``map`` is measured with the
+        smallest convolution that needs it, from one channel to one.
         """
         if phase == MAP:
             return cls(kind, 1, 1)
@@ -59,7 +59,7 @@ class OperationConfig:
 
     @property
     def channels(self) -> tuple[int, int]:
-        """Features a site of the input and of the output."""
+        """Features per site of the input and of the output."""
         return {
             Kind.SUBMANIFOLD: (self.fine, self.fine),
             Kind.STRIDED: (self.fine, self.coarse),
@@ -68,7 +68,7 @@ class OperationConfig:
 
 
 def coarsened(batch: SparseBatch, level: int, depth: int, channels: int) -> SparseBatch:
-    """Return the sites that a batch has at a level of a UResNet, with features drawn anew.
+    """Return the sites that a batch has at a level of a UResNet, with new random features.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def coarsened(batch: SparseBatch, level: int, depth: int, channels: int) -> Spar
     depth : int
         Levels of the network, which rounds the volume up so that every stride divides it.
     channels : int
-        Features a site, normally distributed; the same bits on every machine.
+        Features per site, normally distributed; the same bits on every machine.
     """
     sites = batch.sites
     if level:
@@ -96,7 +96,7 @@ def coarsened(batch: SparseBatch, level: int, depth: int, channels: int) -> Spar
     )
 
 
-class Operation(nn.Module):
+class SingleLayer(nn.Module):
     """One convolution of an engine, and for an inverse one the strided one that it undoes.
 
     Raises
@@ -105,18 +105,18 @@ class Operation(nn.Module):
         If the engine has no convolution of the kind.
     """
 
-    def __init__(self, backend: Backend, config: OperationConfig) -> None:
+    def __init__(self, backend: Backend, config: SingleLayerConfig) -> None:
         super().__init__()
         self.backend = backend
         self.config = config
-        self.down: Layer | None = None
+        self.down: EngineLayer | None = None
         if config.kind is Kind.INVERSE:
             self.down = self._layer(Kind.STRIDED, config.fine, config.coarse)
         self.layer = self._layer(config.kind, *config.channels)
 
-    def _layer(self, kind: Kind, cin: int, cout: int) -> Layer:
+    def _layer(self, kind: Kind, cin: int, cout: int) -> EngineLayer:
         native = self.backend.convolution(kind, cin, cout, KERNELS[kind], 0)
-        return Layer(native, kind, cin, cout, KERNELS[kind])
+        return EngineLayer(native, kind, cin, cout, KERNELS[kind])
 
     def source(self, batch: SparseBatch, features: Tensor) -> Any:
         """Make the engine's tensor that the convolution reads."""
@@ -128,7 +128,7 @@ class Operation(nn.Module):
         return self.layer(x)
 
     def stored(self, x: Any) -> Tensor:
-        """Return the values of a tensor as the engine keeps them, computed if they waited."""
+        """Return a tensor's values in the engine's own order, after any deferred computation."""
         rows = getattr(self.backend, "rows", self.backend.features)
         return rows(x)
 
@@ -139,14 +139,14 @@ class Operation(nn.Module):
         assert isinstance(found, nn.Parameter)
         return found
 
-    def layers(self) -> Iterator[tuple[str, Layer]]:
+    def layers(self) -> Iterator[tuple[str, EngineLayer]]:
         """Yield the canonical name of each layer, and the layer."""
         for name, layer in (("down", self.down), ("layer", self.layer)):
             if layer is not None:
                 yield name, layer
 
 
-def initial(config: OperationConfig, dim: int) -> Weights:
+def initial(config: SingleLayerConfig, dim: int) -> Weights:
     """Draw the canonical weights; the same bits everywhere."""
     generator = torch.Generator().manual_seed(0)
     values: Weights = {}
@@ -154,7 +154,7 @@ def initial(config: OperationConfig, dim: int) -> Weights:
     if config.kind is Kind.INVERSE:
         names = {"down": Kind.STRIDED, "layer": Kind.INVERSE}
     for name, kind in names.items():
-        cin, cout = OperationConfig(kind, config.fine, config.coarse).channels
+        cin, cout = SingleLayerConfig(kind, config.fine, config.coarse).channels
         outer = (cin, cout) if kind is Kind.INVERSE else (cout, cin)
         taps = 1 if kind is Kind.INVERSE else KERNELS[kind] ** dim  # each fine site has one parent
         shape = (*outer, *[KERNELS[kind]] * dim)
@@ -162,30 +162,30 @@ def initial(config: OperationConfig, dim: int) -> Weights:
     return values
 
 
-class Trial:
-    """One phase of one convolution on some sites, prepared so that a call does nothing else.
+class LayerCall:
+    """One phase of one convolution on some sites, prepared so that a call does only that.
 
     The gradients are those of half the sum of the output's squares over the square root of the
-    number of sites: a loss that knows no order of sites, which engines choose as they like.
+    number of sites: a loss that does not depend on the order of sites, which engines choose.
 
     Parameters
     ----------
-    operation : Operation
+    operation : SingleLayer
         With its weights.
     batch : SparseBatch
         Where the operation's engine runs.
     features : Tensor
         (N, C), in the type of the engine's weights.
     phase : str
-        ``forward``, ``input-gradient`` or ``weight-gradient`` on a map that is there; ``map``:
-        from the sites to the result of a convolution that is as small as can be.
+        ``forward``, ``input-gradient`` or ``weight-gradient`` with a cached map; ``map``: from
+        the sites to the result of the smallest convolution.
     arithmetic : callable
         Returns the context in which forward passes run.
     """
 
     def __init__(
         self,
-        operation: Operation,
+        operation: SingleLayer,
         batch: SparseBatch,
         features: Tensor,
         phase: str,
@@ -208,7 +208,7 @@ class Trial:
             self._record()
 
     def _record(self) -> None:
-        """Run forward once, and keep the graph."""
+        """Run forward once, and retain the graph."""
         self._leaf = self.features.detach().clone().requires_grad_(self.phase == INPUT)
         with self.arithmetic():
             x = self.operation.source(self.batch, self._leaf)
@@ -232,10 +232,11 @@ class Trial:
         return self._last
 
     def result(self) -> Tensor:
-        """Return what the last call computed, as a table that is the same for every engine.
+        """Return what the last call computed, as a table that does not depend on the engine.
 
-        Engines number the sites of a coarser level as they like: there, each column is sorted. The
-        gradient of an inverse convolution's input is followed back to the level's own sites.
+        The order of the sites of a coarser level depends on the engine: there, each column is
+        sorted. The gradient of an inverse convolution's input is propagated to the level's own
+        sites.
         """
         operation, kind = self.operation, self.operation.config.kind
         if self.phase == WEIGHT:
@@ -247,15 +248,15 @@ class Trial:
             )
             return torch.zeros_like(self._leaf) if found is None else found
         rows = operation.backend.features(self._last)
-        return in_order(rows) if kind is Kind.STRIDED else rows
+        return sorted_columns(rows) if kind is Kind.STRIDED else rows
 
 
-def truth(
-    config: OperationConfig, values: Mapping[str, Tensor], batch: SparseBatch, phase: str
-) -> Truth:
-    """Compute in float64 what a phase returns."""
-    operation = Operation(reference(batch.dim), config).to(torch.float64)
+def layer_reference(
+    config: SingleLayerConfig, values: Mapping[str, Tensor], batch: SparseBatch, phase: str
+) -> Reference:
+    """Compute the result of a phase in float64."""
+    operation = SingleLayer(reference_backend(batch.dim), config).to(torch.float64)
     weights.load(operation, values)
-    trial = Trial(operation, batch, batch.features.double(), phase)
-    trial()
-    return Truth(trial.result().detach(), None, {}, {}, "reference")
+    call = LayerCall(operation, batch, batch.features.double(), phase)
+    call()
+    return Reference(call.result().detach(), None, {}, {}, "reference")

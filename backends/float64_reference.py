@@ -1,4 +1,4 @@
-"""The float64 truth that every engine is compared with."""
+"""The float64 reference that the results of every engine are compared with."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from backends.uresnet import UResNet, UResNetConfig
 from backends.weights import Weights
 
 DENSE_VOXELS = 2**16
-"""Largest batch volume (in voxels, batch x size**dim) that the dense truth takes on.
+"""Largest batch volume (in voxels, batch x size**dim) that the dense reference is computed for.
 
-Dense float64 on 2**16 voxels takes some ten seconds with 16 filters in 3D. Above, the truth is our
-plain-torch reference in float64, which the tests hold equal to the dense one up to this limit.
+Dense float64 on 2**16 voxels takes some ten seconds with 16 filters in 3D. Larger batches
+are computed by the plain-torch kernels of ``sscn`` in float64, which tests compare with the dense
+convolutions.
 """
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What a UResNet returns in float64 on the CPU.
+class Reference:
+    """Results of a UResNet in float64, on the CPU.
 
     Attributes
     ----------
@@ -48,13 +49,13 @@ class Truth:
     method: str
 
 
-def truth_method(batch: SparseBatch) -> str:
+def reference_method(batch: SparseBatch) -> str:
     """Return ``dense`` where the volume of the batch is within ``DENSE_VOXELS``."""
     voxels = batch.batch_size * batch.spatial_size**batch.dim
     return "dense" if voxels <= DENSE_VOXELS else "reference"
 
 
-def truth_network(
+def reference_network(
     config: UResNetConfig,
     values: Mapping[str, Tensor],
     dim: int,
@@ -62,7 +63,7 @@ def truth_network(
     method: str,
     device: str = "cpu",
 ) -> UResNet:
-    """Return the UResNet in float64 on the engine that computes the truth.
+    """Return the UResNet in float64 on the engine that computes the reference.
 
     Parameters
     ----------
@@ -86,13 +87,13 @@ def truth_network(
     return network
 
 
-def reference(dim: int) -> Backend:
-    """Return our reference in plain torch on the CPU, in float64."""
+def reference_backend(dim: int) -> Backend:
+    """Return ``sscn`` with its plain-torch kernels on the CPU, in float64."""
     options = {"kernels": "reference"}
     return registry.load("sscn", dim=dim, device="cpu", precision="fp64", options=options)
 
 
-def truth(
+def compute_reference(
     config: UResNetConfig,
     values: Mapping[str, Tensor],
     batch: SparseBatch,
@@ -100,8 +101,8 @@ def truth(
     step: bool,
     method: str | None = None,
     device: str = "cpu",
-) -> Truth:
-    """Compute what every engine has to return.
+) -> Reference:
+    """Compute the results of a UResNet in float64.
 
     Parameters
     ----------
@@ -117,31 +118,31 @@ def truth(
     method : str, optional
         ``dense`` or ``reference``; by default ``dense`` within ``DENSE_VOXELS``.
     device : str
-        Where to compute it; the answer is on the CPU.
+        Where to compute it; the results are on the CPU.
     """
-    method = method or truth_method(batch)
-    network = truth_network(config, values, batch.dim, method=method, device=device)
+    method = method or reference_method(batch)
+    network = reference_network(config, values, batch.dim, method=method, device=device)
     batch = batch.to(device)
     x = network.tensor(batch.sites, batch.features.double(), batch.spatial_size, batch.batch_size)
     if not step:
         network.eval()
         with torch.no_grad():
-            return Truth(network(x).cpu(), None, {}, {}, method)
+            return Reference(network(x).cpu(), None, {}, {}, method)
     assert batch.labels is not None, "a step needs labels"
     network.train()
     logits = network(x)
     loss = event_cross_entropy(logits, batch.labels, batch.sites[:, 0], batch.batch_size)
     loss.backward()
-    return Truth(
+    return Reference(
         logits.detach().cpu(),
         loss.detach().cpu(),
         weights.gradients(network),
-        statistics(network),
+        running_statistics(network),
         method,
     )
 
 
-def statistics(network: UResNet) -> Weights:
+def running_statistics(network: UResNet) -> Weights:
     """Return the running means and variances of a network, canonical, on the CPU."""
     return {
         name: value

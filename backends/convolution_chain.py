@@ -1,4 +1,4 @@
-"""A stack of convolutions of one kind: what dilation costs, without a network around it.
+"""Chains of convolutions of one kind, which measure the cost of dilation without a network.
 
 An ordinary convolution activates every site that its kernel reaches: one site becomes 3**dim, and
 (2 n + 1)**dim after n of them. A submanifold convolution keeps the sites (arXiv:1706.01307).
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from backends import weights
 from backends.contract import Backend, Kind, SparseBatch
-from backends.truth import Truth, reference
-from backends.uresnet import Layer
+from backends.float64_reference import Reference, reference_backend
+from backends.uresnet import EngineLayer
 from backends.weights import Weights
 
 KERNEL = 3
 
 
 @dataclass(frozen=True)
-class StackConfig:
-    """The size of a stack.
+class ChainConfig:
+    """The size of a chain.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class StackConfig:
     count : int
         Number of convolutions.
     channels : int
-        Features a site after each of them.
+        Features per site after each of them.
     """
 
     kind: Kind
@@ -43,8 +43,8 @@ class StackConfig:
     channels: int = 16
 
 
-class Stack(nn.Module):
-    """Convolutions of one kind, one after the other, with nothing between.
+class ConvolutionChain(nn.Module):
+    """Convolutions of one kind, one after the other, with nothing in between.
 
     Raises
     ------
@@ -52,7 +52,7 @@ class Stack(nn.Module):
         If the engine has no convolution of the kind.
     """
 
-    def __init__(self, backend: Backend, config: StackConfig) -> None:
+    def __init__(self, backend: Backend, config: ChainConfig) -> None:
         super().__init__()
         self.backend = backend
         self.margin = config.count * (KERNEL // 2)
@@ -60,32 +60,32 @@ class Stack(nn.Module):
         self.convolutions = nn.ModuleList()
         for cin, cout in itertools.pairwise(widths):
             native = backend.convolution(config.kind, cin, cout, KERNEL, 0)
-            self.convolutions.append(Layer(native, config.kind, cin, cout, KERNEL))
+            self.convolutions.append(EngineLayer(native, config.kind, cin, cout, KERNEL))
 
     def tensor(self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int) -> Any:
         """Make the engine's tensor, with room for the sites to grow in all directions.
 
-        Engines differ in what they do at the end of the volume; no site gets there.
+        Engines treat the border of the volume differently; no site reaches it.
         """
         moved = sites.clone()
         moved[:, 1:] += self.margin
         return self.backend.tensor(moved, features, spatial_size + 2 * self.margin, batch_size)
 
     def forward(self, x: Any) -> Tensor:
-        """Return the features of the sites that are active in the end, in any order."""
+        """Return the features of all sites of the last convolution, in any order."""
         for convolution in self.convolutions:
             x = convolution(x)
         return self.backend.features(x)
 
-    def layers(self) -> Iterator[tuple[str, Layer]]:
+    def layers(self) -> Iterator[tuple[str, EngineLayer]]:
         """Yield the canonical name of each layer, and the layer."""
         for index, layer in enumerate(self.convolutions):
-            assert isinstance(layer, Layer)
+            assert isinstance(layer, EngineLayer)
             yield f"convolutions.{index}", layer
 
 
-def initial(config: StackConfig, dim: int, seed: int = 0) -> Weights:
-    """Draw the canonical weights of a stack; the same seed gives the same bits everywhere."""
+def initial(config: ChainConfig, dim: int, seed: int = 0) -> Weights:
+    """Draw the canonical weights of a chain; the same seed gives the same bits everywhere."""
     generator = torch.Generator().manual_seed(seed)
     widths = [1] + [config.channels] * config.count
     values: Weights = {}
@@ -96,15 +96,17 @@ def initial(config: StackConfig, dim: int, seed: int = 0) -> Weights:
     return values
 
 
-def in_order(features: Tensor) -> Tensor:
-    """Sort each column, so that results compare whatever order an engine has its sites in."""
+def sorted_columns(features: Tensor) -> Tensor:
+    """Sort each column, so that results can be compared regardless of the order of sites."""
     return features.detach().cpu().double().sort(0).values
 
 
-def truth(config: StackConfig, values: Mapping[str, Tensor], batch: SparseBatch) -> Truth:
-    """Compute the features of a stack in float64, each column sorted."""
-    stack = Stack(reference(batch.dim), config).to(torch.float64)
-    weights.load(stack, values)
+def chain_reference(
+    config: ChainConfig, values: Mapping[str, Tensor], batch: SparseBatch
+) -> Reference:
+    """Compute the features of a chain in float64, each column sorted."""
+    chain = ConvolutionChain(reference_backend(batch.dim), config).to(torch.float64)
+    weights.load(chain, values)
     with torch.no_grad():
-        x = stack.tensor(batch.sites, batch.features.double(), batch.spatial_size, batch.batch_size)
-        return Truth(in_order(stack(x)), None, {}, {}, "reference")
+        x = chain.tensor(batch.sites, batch.features.double(), batch.spatial_size, batch.batch_size)
+        return Reference(sorted_columns(chain(x)), None, {}, {}, "reference")

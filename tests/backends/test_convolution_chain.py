@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from backends import registry, stack, weights
+from backends import convolution_chain, registry, weights
 from backends.agreement import DECIDED, TOLERANCE, compare
 from backends.contract import Kind, Unsupported, master_dtype
 from harness.run.plan import unavailable_reason
@@ -16,7 +16,9 @@ KINDS = (Kind.SUBMANIFOLD, Kind.ORDINARY)
 
 
 def stack_on(backend, config, values):
-    built = stack.Stack(backend, config).to(backend.device, master_dtype(backend.precision))
+    built = convolution_chain.ConvolutionChain(backend, config).to(
+        backend.device, master_dtype(backend.precision)
+    )
     weights.load(built, values)
     return built
 
@@ -38,12 +40,14 @@ def test_stacks_agree_with_float64(arithmetic, dim, kind, case):
     if arithmetic.precision in ("fp16", "bf16", "tf32"):
         pytest.skip("16 bits through a stack without norms lose what can be compared")
     batch = cases.CASES[case](dim)
-    config = stack.StackConfig(kind, 3, 4)
-    values = stack.initial(config, dim)
-    expected = stack.truth(config, values, batch)
+    config = convolution_chain.ChainConfig(kind, 3, 4)
+    values = convolution_chain.initial(config, dim)
+    expected = convolution_chain.chain_reference(config, values, batch)
     got = run(stack_on(arithmetic.load(dim), config, values), batch)
     bounds = DECIDED if arithmetic.precision == "fp32" else TOLERANCE[arithmetic.precision]
-    found = compare(expected, arithmetic.precision, stack.in_order(got), tolerance=bounds)
+    found = compare(
+        expected, arithmetic.precision, convolution_chain.sorted_columns(got), tolerance=bounds
+    )
     assert found.right, found.reason
 
 
@@ -53,19 +57,19 @@ def test_one_site_becomes_a_cube(engine, dim, count):
         pytest.skip(f"{engine.name} has no ordinary convolution")
     batch = cases.batch_of([[0] + [0] * dim], 16, 1)  # in a corner: it must grow outwards too
     for kind, expected in ((Kind.ORDINARY, (2 * count + 1) ** dim), (Kind.SUBMANIFOLD, 1)):
-        config = stack.StackConfig(kind, count, 2)
-        built = stack_on(engine.load(dim), config, stack.initial(config, dim))
+        config = convolution_chain.ChainConfig(kind, count, 2)
+        built = stack_on(engine.load(dim), config, convolution_chain.initial(config, dim))
         assert len(run(built, batch)) == expected
 
 
 def test_the_dense_engine_computes_the_same_stack(dim):
     batch = cases.random_sites(dim)
-    config = stack.StackConfig(Kind.ORDINARY, 2, 3)
-    values = stack.initial(config, dim)
+    config = convolution_chain.ChainConfig(Kind.ORDINARY, 2, 3)
+    values = convolution_chain.initial(config, dim)
     dense = registry.load("dense", dim=dim, device="cpu", precision="fp64")
     got = run(stack_on(dense, config, values), batch)
-    expected = stack.truth(config, values, batch)
-    assert compare(expected, "fp64", stack.in_order(got)).right
+    expected = convolution_chain.chain_reference(config, values, batch)
+    assert compare(expected, "fp64", convolution_chain.sorted_columns(got)).right
 
 
 def test_engines_without_the_operation_say_so(engine):
@@ -86,9 +90,11 @@ def test_a_cell_of_the_suite_is_checked_and_counted():
         cell = Cell("dilation", "sscn", 192, 1, phase, "cold", model=ModelSpec(depth=2))
         subject = Workload(cell, cases.random_sites(3))
         subject.call()()
-        config = stack.StackConfig(Kind(phase), 2, 16)
-        truth = stack.truth(config, stack.initial(config, 3), cases.random_sites(3))
-        agreement, loss_error = subject.check(truth)
+        config = convolution_chain.ChainConfig(Kind(phase), 2, 16)
+        reference = convolution_chain.chain_reference(
+            config, convolution_chain.initial(config, 3), cases.random_sites(3)
+        )
+        agreement, loss_error = subject.check(reference)
         assert agreement.right
         assert loss_error is None
         counts[phase] = subject.results()["active_sites"]
