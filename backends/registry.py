@@ -30,13 +30,13 @@ BUILT_IN = {
     "dense-study": "backends.dense_study",
     "spconv": "backends.spconv",
     "minkowski": "backends.minkowski",
+    "ocnn": "backends.ocnn",
     "sparseconvnet": "backends.sparseconvnet",
     "torchsparse": "backends.torchsparse",
     "spconv-triton": "backends.spconv_triton",
     "warpconvnet": "backends.warpconvnet",
     "fvdb": "backends.fvdb",
     "torch-lattice": "backends.torch_lattice",
-    "ocnn": "backends.ocnn",
 }
 
 PROBE_TIMEOUT = 60.0  # seconds; importing an engine with torch takes one to five

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable
 from io import StringIO
 from typing import TYPE_CHECKING, Any
+
+from backends.registry import BUILT_IN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,6 +17,12 @@ if TYPE_CHECKING:
 # yellow is too faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D46", "#7A5195")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+_PAIRS = [
+    (PALETTE[i], MARKERS[(i + shift) % len(MARKERS)])
+    for shift in range(len(MARKERS))
+    for i in range(len(PALETTE))
+]
 
 # Colours that the page replaces by its own, so that figures follow its light or dark theme.
 INK, FAINT, PAPER = "#010203", "#040506", "#070809"
@@ -47,22 +56,39 @@ SETTINGS: dict[Any, Any] = {
 
 
 class Looks:
-    """Assigns each engine its colour and marker, by the order of their names."""
+    """Assigns each engine its colour and marker, the same on every page and in every run.
+
+    The engines of the project have pairs of their own. An engine with options, a version or of a
+    third party has the pair that its name hashes to, or the next free one if another engine of
+    the page has that pair.
+
+    Parameters
+    ----------
+    engines : iterable of str
+        The engines of the page.
+    """
 
     def __init__(self, engines: Iterable[str]) -> None:
-        # Our own engine and the yardstick first, so that they never change colour between pages.
-        known = ("sscn", "dense")
-        self.engines = sorted(
-            set(engines), key=lambda e: (e not in known, known.index(e) if e in known else 0, e)
-        )
+        order = {name: place for place, name in enumerate(BUILT_IN)}
+        self.engines = sorted(set(engines), key=lambda name: (order.get(name, len(order)), name))
+        self._pairs = {name: _PAIRS[order[name]] for name in self.engines if name in order}
+        free = _PAIRS[len(order) :]
+        for name in self.engines:
+            if name not in order:
+                start = zlib.crc32(name.encode())
+                for step in range(len(free)):
+                    pair = free[(start + step) % len(free)]
+                    if pair not in self._pairs.values():
+                        break
+                self._pairs[name] = pair
 
     def color(self, engine: str) -> str:
         """Return the engine's colour as hexadecimal RGB."""
-        return PALETTE[self.engines.index(engine) % len(PALETTE)]
+        return self._pairs[engine][0]
 
     def marker(self, engine: str) -> str:
         """Return the engine's marker in matplotlib's notation."""
-        return MARKERS[self.engines.index(engine) % len(MARKERS)]
+        return self._pairs[engine][1]
 
 
 def svg(figure: Figure, title: str) -> str:

@@ -152,12 +152,19 @@ def test_two_runs_show_the_changes_first(two_runs):
     assert 'class="wide"' in html
 
 
-def test_an_engine_keeps_its_colour_when_others_come_and_go():
-    few, many = Looks(["sscn", "dense"]), Looks(["spconv", "dense", "minkowski", "sscn"])
-    assert few.color("sscn") == many.color("sscn")
-    assert few.color("dense") == many.color("dense")
-    assert len({many.color(e) for e in many.engines}) == 4
-    assert len({many.marker(e) for e in many.engines}) == 4
+def test_an_engine_keeps_its_look_when_others_come_and_go():
+    few, many = Looks(["minkowski"]), Looks(["spconv", "dense", "minkowski", "sscn", "ocnn"])
+    assert few.color("minkowski") == many.color("minkowski")
+    assert few.marker("minkowski") == many.marker("minkowski")
+    assert len({many.color(e) for e in many.engines}) == 5
+    assert len({many.marker(e) for e in many.engines}) == 5
+
+
+def test_engines_outside_the_table_have_looks_of_their_own():
+    names = ["sscn", "spconv", *(f"engine-{i}" for i in range(20))]
+    looks = Looks(names)
+    assert len({(looks.color(e), looks.marker(e)) for e in names}) == len(names)
+    assert Looks(["engine-3"]).color("engine-3") == Looks(["engine-3", "sscn"]).color("engine-3")
 
 
 def test_a_folder_that_cannot_be_written_is_named(one_run, tmp_path):
