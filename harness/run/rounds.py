@@ -151,21 +151,48 @@ def run(
             def write(task: Task, entries: Entries) -> Record:
                 return write_record(outs[task.source], task, entries, identity, seed)
 
-            possible = []
-            for group in todo:
-                able = []
-                for task in group:
-                    reason = unavailable_reason(task.job.cell, found[task.job.cell.backend])
-                    if reason:
-                        record = write(task, ended({}, "unavailable", reason))
-                        progress.left_out(record)
-                    else:
-                        able.append(task)
-                if able:
-                    possible.append(able)
-            for task, entries in executor(possible, seed, progress):
-                progress.finished(write(task, entries), task.source)
+            measure_groups(todo, found, seed, progress, write, executor)
     return [side.out for side in sides]
+
+
+def measure_groups(
+    groups: Sequence[Sequence[Task]],
+    found: Mapping[str, Availability],
+    seed: int,
+    progress: RunProgress,
+    write: Callable[[Task, Entries], Record],
+    executor: Executor = measure_locally,  # type: ignore[assignment]
+) -> None:
+    """Measure groups of tasks, and write a record of each task, available or not.
+
+    Parameters
+    ----------
+    groups : sequence of sequence of Task
+        Tasks of one group take turns.
+    found : mapping
+        Name of an engine -> its availability.
+    seed : int
+        Seed of the order of turns.
+    progress : RunProgress
+        Display.
+    write : callable
+        Appends and returns the record of a task with the given entries.
+    executor : callable
+        Measures the tasks.
+    """
+    possible = []
+    for group in groups:
+        able = []
+        for task in group:
+            reason = unavailable_reason(task.job.cell, found[task.job.cell.backend])
+            if reason:
+                progress.left_out(write(task, ended({}, "unavailable", reason)))
+            else:
+                able.append(task)
+        if able:
+            possible.append(able)
+    for task, entries in executor(possible, seed, progress):
+        progress.finished(write(task, entries), task.source)
 
 
 def against_path(out: Path) -> Path:

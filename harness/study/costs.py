@@ -1,4 +1,7 @@
-"""Measures the cells of a study in the run loop of the harness, each cell once."""
+"""Measures the cells of a study in the run loop of the harness, each cell once.
+
+Unlike the cells of a suite, these have different event files, and not all are checked.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from rich.console import Console
 
 from backends.registry import interpreter
 from harness.results import store
-from harness.results.record import ended
+from harness.results.record import Entries, Record
 from harness.run.job import Job
-from harness.run.plan import Availability, unavailable_reason
+from harness.run.plan import Availability
 from harness.run.progress import RunProgress
-from harness.run.rounds import measure_locally, write_record
+from harness.run.rounds import measure_groups, write_record
 from harness.run.source import EngineSource
 from harness.run.task import Task
 from harness.spec.cell import Cell, Question
@@ -53,17 +56,17 @@ def measure_costs(
     todo = [job for job in jobs if job.cell.name not in done]
     source = EngineSource.here()
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-study"
-    with tempfile.TemporaryDirectory(prefix="sscn-bench-") as references:
-        together: dict[Question, list[Task]] = defaultdict(list)
-        with RunProgress(len(todo), console) as progress:
-            for job in todo:
-                job = replace(job, references=references)
-                task = Task(job, 0, source, interpreter(job.cell.backend), timeout)
-                reason = unavailable_reason(job.cell, found[job.cell.backend])
-                if reason:
-                    entries = ended({}, "unavailable", reason)
-                    progress.finished(write_record(out, task, entries, run, seed))
-                else:
-                    together[job.cell.question].append(task)
-            for task, entries in measure_locally(list(together.values()), seed, progress):
-                progress.finished(write_record(out, task, entries, run, seed))
+
+    def write(task: Task, entries: Entries) -> Record:
+        return write_record(out, task, entries, run, seed)
+
+    with (
+        tempfile.TemporaryDirectory(prefix="sscn-bench-") as references,
+        RunProgress(len(todo), console) as progress,
+    ):
+        groups: dict[Question, list[Task]] = defaultdict(list)
+        for job in todo:
+            job = replace(job, references=references)
+            task = Task(job, 0, source, interpreter(job.cell.backend), timeout)
+            groups[job.cell.question].append(task)
+        measure_groups(list(groups.values()), found, seed, progress, write)
