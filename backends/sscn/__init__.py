@@ -1,1 +1,1 @@
-"""Our own engine: submanifold sparse convolutions for detector events."""
+"""This project's own engine for submanifold sparse convolutions; see docs/engine.md."""

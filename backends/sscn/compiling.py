@@ -1,4 +1,4 @@
-"""What ``torch.compile`` meets in a network that it traces: whole functions, or torch instead."""
+"""Support for ``torch.compile``: what the compiler may trace, and what it must call as it is."""
 
 from __future__ import annotations
 
@@ -7,25 +7,21 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from backends.sscn import reference
-from backends.sscn.kernels import Kernels
+from backends.sscn.kernel_set import KernelSet
+from backends.sscn.reference import REFERENCE
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def whole(function: Callable[P, R]) -> Callable[P, R]:
-    """Return a function that the compiler calls and never looks into."""
-
-    def called(*arguments: P.args, **named: P.kwargs) -> R:
-        if not torch.compiler.is_compiling():
-            return function(*arguments, **named)
-        left_alone: Callable[P, R] = torch.compiler.disable(function)
-        return left_alone(*arguments, **named)
-
-    return called
+def call_untraced(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+    """Call a function that the compiler must not trace; it ends the compiled graph there."""
+    if not torch.compiler.is_compiling():
+        return function(*arguments, **named)
+    disable: Callable[[Callable[P, R]], Callable[P, R]] = torch.compiler.disable
+    return disable(function)(*arguments, **named)
 
 
-def traced(functions: Kernels) -> Kernels:
-    """Return kernels for the compiler to look into while it does, the given ones otherwise."""
-    return reference if torch.compiler.is_compiling() else functions
+def traceable(kernels: KernelSet) -> KernelSet:
+    """Return the reference kernels while the compiler traces, which it can, else the given ones."""
+    return REFERENCE if torch.compiler.is_compiling() else kernels

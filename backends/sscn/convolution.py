@@ -1,8 +1,8 @@
-"""Convolutions over kernel maps with gradients: one operator for torch, for all kernel sets.
+"""Convolutions over kernel maps as torch operators, for networks under ``torch.compile``.
 
-``sscn::convolve`` and ``sscn::convolve_backward`` are torch custom operators, so ``torch.compile``
-keeps them whole. Eager networks call the same kernels through ``tape``, which spares the costs of
-the dispatcher and of autograd: detector networks have many small layers.
+``sscn::convolve`` and ``sscn::convolve_backward`` are custom operators, which the compiler calls
+without tracing into them. Networks that are not compiled run the same kernels through ``deferred``,
+which saves the costs of torch's dispatcher and of one autograd node per layer.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.sscn import kernels
-from backends.sscn.kernels import Connection, KernelMap, Kernels
+from backends.sscn import selection
+from backends.sscn.kernel_map import GatherMap, KernelMap
 
 
 def convolve(
     x: Tensor,
     skip: Tensor | None,
     weight: Tensor,
-    connection: Connection,
+    kernel_map: KernelMap,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     residual: Tensor | None = None,
@@ -37,16 +37,16 @@ def convolve(
         (N_in, C_x) and (N_in, C_skip) or None; the channels of both are the input.
     weight : Tensor
         (K, C_x + C_skip, C_out).
-    connection : Connection
+    kernel_map : KernelMap
         The kernel maps, made by the same kernel set.
     scale, shift : Tensor or None
         (C_in,), or None for an input without norm and ReLU.
     residual : Tensor or None
         (N_out, C_out).
     statistics : bool
-        Whether to sum up the result for the norm that follows.
+        Whether to compute the sums of the result for the norm that follows.
     kernel_set : str
-        Name of the kernel set.
+        Name of the kernel set, as ``selection.choose`` returns it.
 
     Returns
     -------
@@ -58,14 +58,15 @@ def convolve(
     Raises
     ------
     ValueError
-        If the rows of ``x`` are not those that the map was built for.
+        If ``x`` does not have as many rows as the map has input rows.
     """
-    connection.check(x.shape[0], weight.shape[0])
-    forward, backward, mirrored = connection
-    return torch.ops.sscn.convolve(
+    kernel_map.check(x.shape[0], weight.shape[0])
+    forward, backward, mirrored = kernel_map
+    out, sums = torch.ops.sscn.convolve(
         x, skip, weight, scale, shift, residual,
         forward.tensors, backward.tensors, forward.rows, mirrored, statistics, kernel_set,
     )  # fmt: skip
+    return out, sums
 
 
 def _forward(
@@ -82,66 +83,12 @@ def _forward(
     statistics: bool,
     kernel_set: str,
 ) -> tuple[Tensor, Tensor]:
-    kernel_map = KernelMap(tuple(forward_map), rows, weight.shape[0])
-    functions = kernels.load(kernel_set)
-    return functions.convolve(x, skip, weight, kernel_map, scale, shift, residual, statistics)
+    gather_map = GatherMap(tuple(forward_map), rows, weight.shape[0])
+    kernels = selection.load(kernel_set)
+    return kernels.convolve(x, skip, weight, gather_map, scale, shift, residual, statistics)
 
 
-def gradients(
-    functions: Kernels,
-    grad: Tensor,
-    out: Tensor,
-    grad_sums: Tensor | None,
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    connection: Connection,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    *,
-    to_input: bool,
-    to_weight: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Make the gradients of a convolution that are wanted.
-
-    Parameters
-    ----------
-    functions : Kernels
-        The kernel set.
-    grad, grad_sums : Tensor
-        What reaches the output and, if anything does, its sums.
-    out, x, skip, weight, connection, scale, shift
-        As ``convolve`` took and gave them.
-    to_input, to_weight : bool
-        What is wanted.
-
-    Returns
-    -------
-    to_x, to_skip, to_norm, to_weight : Tensor or None
-        ``to_norm`` is (2, C_in) float64, the gradients of scale and shift.
-    total : Tensor or None
-        What reaches ``out`` in all, and so the residual: None if it is ``grad``.
-    """
-    forward, backward, mirrored = connection
-    together = getattr(functions, "gradients", None)
-    if together is not None:
-        return together(
-            grad, out, grad_sums, x, skip, weight, backward, mirrored, scale, shift, to_input,
-            to_weight,
-        )  # fmt: skip
-    to_x = to_skip = to_norm = weights = total = None
-    if grad_sums is not None:
-        grad = total = functions.statistics_gradient(grad, out, grad_sums)
-    if to_input:
-        to_x, to_skip, to_norm = functions.input_gradient(
-            grad, weight, backward, mirrored, x, skip, scale, shift
-        )
-    if to_weight:
-        weights = functions.weight_gradient(x, skip, grad, forward, scale, shift)
-    return to_x, to_skip, to_norm, weights, total
-
-
-def _gradients_for_torch(
+def _gradients(
     grad: Tensor,
     out: Tensor | None,
     grad_sums: Tensor | None,
@@ -157,18 +104,18 @@ def _gradients_for_torch(
     to_weight: bool,
     kernel_set: str,
 ) -> tuple[Tensor, ...]:
-    """As ``gradients``, with (0,) for what was not asked: operators return no None."""
+    """Compute gradients; those not requested have shape (0,): an operator cannot return None."""
     taps = weight.shape[0]
-    connection = Connection(
-        KernelMap(tuple(forward_map), grad.shape[0], taps),
-        KernelMap(tuple(backward_map), x.shape[0], taps),
+    kernel_map = KernelMap(
+        GatherMap(tuple(forward_map), grad.shape[0], taps),
+        GatherMap(tuple(backward_map), x.shape[0], taps),
         mirrored,
     )
-    made = gradients(
-        kernels.load(kernel_set), grad, grad if out is None else out, grad_sums, x, skip, weight,
-        connection, scale, shift, to_input=to_input, to_weight=to_weight,
+    found = selection.load(kernel_set).gradients(
+        grad, out, grad_sums, x, skip, weight, kernel_map, scale, shift,
+        to_input=to_input, to_weight=to_weight,
     )  # fmt: skip
-    return tuple(grad.new_empty(0) if value is None else value for value in made)
+    return tuple(grad.new_empty(0) if value is None else value for value in found)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -178,8 +125,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.set_materialize_grads(False)
     ctx.maps = len(forward_map)
     ctx.mirrored, ctx.kernel_set = mirrored, name
-    kept = output[0] if statistics else None
-    ctx.save_for_backward(kept, x, skip, weight, scale, shift, *forward_map, *backward_map)
+    out = output[0] if statistics else None
+    ctx.save_for_backward(out, x, skip, weight, scale, shift, *forward_map, *backward_map)
 
 
 torch.library.define(
@@ -195,7 +142,7 @@ torch.library.define(
     "bool to_input, bool to_weight, str kernel_set) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.impl("sscn::convolve", ("cpu", "cuda"), _forward)
-torch.library.impl("sscn::convolve_backward", ("cpu", "cuda"), _gradients_for_torch)
+torch.library.impl("sscn::convolve_backward", ("cpu", "cuda"), _gradients)
 
 
 def _backward(ctx: Any, grad: Tensor | None, grad_sums: Tensor | None) -> tuple[Any, ...]:
@@ -237,7 +184,6 @@ torch.library.register_autograd(
 )
 
 
-@torch.library.register_fake("sscn::convolve")
 def _shapes(
     x: Tensor,
     skip: Tensor | None,
@@ -257,7 +203,6 @@ def _shapes(
     return x.new_empty((rows, channels)), x.new_empty(sums, dtype=torch.float64)
 
 
-@torch.library.register_fake("sscn::convolve_backward")
 def _gradient_shapes(
     grad: Tensor,
     out: Tensor | None,
@@ -282,3 +227,7 @@ def _gradient_shapes(
         torch.empty_like(weight) if to_weight else x.new_empty(0),
         torch.empty_like(grad) if grad_sums is not None else x.new_empty(0),
     )
+
+
+torch.library.register_fake("sscn::convolve", _shapes)
+torch.library.register_fake("sscn::convolve_backward", _gradient_shapes)

@@ -1,28 +1,30 @@
-"""Batch normalisation as a scale and a shift per channel, from sums that a kernel left behind."""
+"""Batch normalisation as a scale and a shift per channel, from sums that kernels compute."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from backends.norm import batch_norm
-from backends.sscn.kernels import Kernels
-from backends.sscn.tape import BatchNorm, Folding, Rows, known
+from backends.sscn.deferred_layer import BatchNorm, Folding, Rows, computed
+from backends.sscn.kernel_set import KernelSet
 
 
 def differentiable(
-    norm: BatchNorm, sources: tuple[Rows, ...], functions: Kernels
+    norm: BatchNorm, sources: tuple[Rows, ...], kernels: KernelSet
 ) -> tuple[Tensor, Tensor]:
-    """Return scale and shift of a batch as functions of its sums, for autograd to see through."""
-    sums = torch.cat([known(rows.sums) for rows in sources], 1)
-    folding = norm.fold(sources, functions)
-    return _Fold.apply(sums, norm.weight, norm.bias, folding, norm.rows, functions)
+    """Return scale and shift of the norm of a batch, with an autograd node back to its sums."""
+    sums = torch.cat([computed(rows.sums) for rows in sources], 1)
+    folding = kernels.fold_norm(norm, sources)
+    apply: Callable[..., tuple[Tensor, Tensor]] = _Fold.apply
+    return apply(sums, norm.weight, norm.bias, folding, norm.rows, kernels)
 
 
 class _Fold(torch.autograd.Function):
-    """From sums over rows to scale and shift, which have been computed."""
+    """From sums over rows to scale and shift, whose values have been computed before."""
 
     @staticmethod
     def forward(
@@ -32,22 +34,22 @@ class _Fold(torch.autograd.Function):
         bias: Tensor,
         folding: Folding,
         rows: int,
-        functions: Kernels,
+        kernels: KernelSet,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(weight)
-        ctx.moments, ctx.rows, ctx.functions = folding.moments, rows, functions
+        ctx.moments, ctx.rows, ctx.kernels = folding.moments, rows, kernels
         return folding.scale.clone(), folding.shift.clone()
 
     @staticmethod
     def backward(ctx: Any, to_scale: Tensor, to_shift: Tensor) -> tuple[Any, ...]:
         (weight,) = ctx.saved_tensors
         to_norm = torch.stack([to_scale, to_shift]).double()
-        of_sums_and_parameters = ctx.functions.fold_gradient(to_norm, weight, ctx.moments, ctx.rows)
+        of_sums_and_parameters = ctx.kernels.fold_gradient(to_norm, weight, ctx.moments, ctx.rows)
         return *of_sums_and_parameters, None, None, None
 
 
 class _Folded(NamedTuple):
-    """Folded running statistics, and the addresses and versions of what they were folded from."""
+    """Folded running statistics, and the addresses and versions of the tensors they come from."""
 
     state: tuple[int, ...]
     scale: Tensor
@@ -55,10 +57,10 @@ class _Folded(NamedTuple):
 
 
 class NormReLU(nn.Module):
-    """Batch normalisation and ReLU, given as relu(scale * x + shift).
+    """Batch normalisation and ReLU in the form relu(scale * x + shift).
 
-    Training takes mean and variance from the sums of x and of its squares over all rows;
-    evaluation folds the running statistics.
+    In training, mean and variance come from the sums of x and of its squares over all rows. In
+    evaluation, the running statistics are folded into scale and shift.
     """
 
     def __init__(self, channels: int) -> None:
@@ -67,7 +69,7 @@ class NormReLU(nn.Module):
         self._folded: _Folded | None = None
 
     def from_batch(self, sources: tuple[Rows, ...]) -> BatchNorm:
-        """Return the norm of a batch in training, whose sums are known once its rows are.
+        """Return the norm of a batch in training; it is folded when a layer applies it.
 
         Raises
         ------
@@ -78,13 +80,15 @@ class NormReLU(nn.Module):
         if rows < 2:
             raise ValueError("batch normalisation in training needs at least 2 sites")
         weight, bias, mean, variance = self._parts()
-        return BatchNorm(rows, weight, bias, (mean, variance), self.norm.eps)
+        momentum = self.norm.momentum
+        assert momentum is not None
+        return BatchNorm(rows, weight, bias, (mean, variance), self.norm.eps, momentum)
 
     def from_running(self) -> tuple[Tensor, Tensor]:
-        """Return scale and shift of the running statistics, folded once until they change."""
+        """Return scale and shift of the running statistics; they are cached until these change."""
         weight, bias, mean, variance = self._parts()
-        wanted = torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)
-        if wanted or torch.compiler.is_compiling():
+        requires_grad = torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)
+        if requires_grad or torch.compiler.is_compiling():
             return self._fold()
         state = (
             weight.data_ptr(), weight._version, bias.data_ptr(), bias._version,
@@ -97,12 +101,12 @@ class NormReLU(nn.Module):
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         norm = self.norm
-        parameters, buffers = norm._parameters, norm._buffers  # quicker than attributes
+        parameters, buffers = norm._parameters, norm._buffers  # faster than attributes
         return (
-            known(parameters["weight"]),
-            known(parameters["bias"]),
-            known(buffers["running_mean"]),
-            known(buffers["running_var"]),
+            computed(parameters["weight"]),
+            computed(parameters["bias"]),
+            computed(buffers["running_mean"]),
+            computed(buffers["running_var"]),
         )
 
     def _fold(self) -> tuple[Tensor, Tensor]:

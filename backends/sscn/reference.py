@@ -1,7 +1,7 @@
-"""Our engine in plain torch, any device and float type: what the operations mean.
+"""The ``reference`` kernel set: plain torch for any device and float type.
 
-A kernel map is a table (rows, K) of int32: the input row that tap k of the kernel meets at each
-output row, or -1. Taps are numbered as in torch's weights, the last axis fastest.
+It defines the results that other kernel sets must give. Its gather maps are tables (rows, K) int32
+of the input row that each tap reads at each output row, -1 where the tap meets no site.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from backends.contract import InvalidBatch
-from backends.sscn.kernels import Connection, KernelMap, axis_bits, demorton, morton
+from backends.sscn.kernel_map import GatherMap, KernelMap, axis_bits, demorton, morton
+from backends.sscn.layerwise import LayerwiseKernelSet
 
 
 def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
-    """Sort sites by their Morton keys; see ``kernels.Kernels``."""
+    """Sort sites by their Morton keys; see ``KernelSet``."""
     bounds = sites[:, 1:]
     if len(sites) and (int(bounds.min()) < 0 or int(bounds.max()) >= spatial_size):
         raise InvalidBatch(f"a site lies outside a volume of {spatial_size} voxels a side")
@@ -39,7 +40,7 @@ def tap_offsets(kernel_size: int, dim: int, device: torch.device) -> Tensor:
 
 
 def lookup(keys: Tensor, wanted: Tensor) -> Tensor:
-    """Find the row of each wanted key among ascending keys, (M,) int32, -1 where it is absent."""
+    """Return the row of each wanted key among ascending keys, (M,) int32, -1 where it is absent."""
     if len(keys) == 0:
         return torch.full_like(wanted, -1, dtype=torch.int32)
     position = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
@@ -48,8 +49,8 @@ def lookup(keys: Tensor, wanted: Tensor) -> Tensor:
 
 def table(
     keys_in: Tensor, keys_out: Tensor, dim: int, kernel_size: int, spatial_size: int
-) -> KernelMap:
-    """Build the kernel map between two sets of sites for an odd, centred kernel."""
+) -> GatherMap:
+    """Build the gather map between two sets of sites for an odd, centred kernel."""
     bits = axis_bits(spatial_size)
     sites = demorton(keys_out, bits, dim)
     columns = []
@@ -58,18 +59,18 @@ def table(
         inside = ((reached[:, 1:] >= 0) & (reached[:, 1:] < spatial_size)).all(1)
         rows = lookup(keys_in, morton(reached * inside[:, None], bits))
         columns.append(torch.where(inside, rows, -1))
-    return KernelMap((torch.stack(columns, 1),), len(keys_out), len(columns))
+    return GatherMap((torch.stack(columns, 1),), len(keys_out), len(columns))
 
 
-def submanifold_map(keys: Tensor, dim: int, kernel_size: int, spatial_size: int) -> Connection:
-    """Connect the sites of a level with each other."""
+def submanifold_map(keys: Tensor, dim: int, kernel_size: int, spatial_size: int) -> KernelMap:
+    """Build the map from the sites of a level to themselves; see ``KernelSet``."""
     same = table(keys, keys, dim, kernel_size, spatial_size)
-    return Connection(same, same, True)
+    return KernelMap(same, same, True)
 
 
-def strided_map(keys: Tensor, dim: int) -> tuple[Tensor, Connection]:
-    """Connect sites with their parents for kernel 2 and stride 2."""
-    coarse, parent = (keys >> dim).unique(return_inverse=True)
+def strided_map(keys: Tensor, dim: int) -> tuple[Tensor, KernelMap]:
+    """Build the map from sites to their parents; see ``KernelSet``."""
+    coarse, parent = torch.unique(keys >> dim, return_inverse=True)
     taps = 2**dim
     tap = keys & (taps - 1)
     rows = torch.arange(len(keys), device=keys.device)
@@ -77,8 +78,8 @@ def strided_map(keys: Tensor, dim: int) -> tuple[Tensor, Connection]:
     down[parent, tap] = rows.int()
     up = torch.full((len(keys), taps), -1, dtype=torch.int32, device=keys.device)
     up[rows, tap] = parent.int()
-    forward, backward = KernelMap((down,), len(coarse), taps), KernelMap((up,), len(keys), taps)
-    return coarse, Connection(forward, backward, False)
+    forward, backward = GatherMap((down,), len(coarse), taps), GatherMap((up,), len(keys), taps)
+    return coarse, KernelMap(forward, backward, False)
 
 
 def dilated(keys: Tensor, dim: int, kernel_size: int, spatial_size: int) -> Tensor:
@@ -87,33 +88,34 @@ def dilated(keys: Tensor, dim: int, kernel_size: int, spatial_size: int) -> Tens
     offsets = tap_offsets(kernel_size, dim, keys.device)
     reached = (demorton(keys, bits, dim)[:, None] + offsets).reshape(-1, dim + 1)
     inside = ((reached[:, 1:] >= 0) & (reached[:, 1:] < spatial_size)).all(1)
-    return morton(reached[inside], bits).unique()
+    unique: Tensor = torch.unique(morton(reached[inside], bits))
+    return unique
 
 
 def ordinary_map(
     keys: Tensor, dim: int, kernel_size: int, spatial_size: int
-) -> tuple[Tensor, Connection]:
-    """Connect sites with every site that an odd, centred kernel reaches; its keys first."""
+) -> tuple[Tensor, KernelMap]:
+    """Build the map to all sites that an odd, centred kernel reaches; see ``KernelSet``."""
     keys_out = dilated(keys, dim, kernel_size, spatial_size)
     forward = table(keys, keys_out, dim, kernel_size, spatial_size)
     backward = table(keys_out, keys, dim, kernel_size, spatial_size)
-    return keys_out, Connection(forward, backward, True)
+    return keys_out, KernelMap(forward, backward, True)
 
 
 def convolve(
     x: Tensor,
     skip: Tensor | None,
     weight: Tensor,
-    kernel_map: KernelMap,
+    gather_map: GatherMap,
     scale: Tensor | None,
     shift: Tensor | None,
     residual: Tensor | None,
     statistics: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Convolve, add the residual, and sum up the result; see ``kernels.Kernels``."""
+    """Convolve, add the residual, and sum the result; see ``KernelSet``."""
     inputs = _wide(_activated(_joined(x, skip), scale, shift))
-    out = inputs.new_zeros((kernel_map.rows, weight.shape[2]))
-    for tap, rows_in, rows_out in _pairs(kernel_map, x.device):
+    out = inputs.new_zeros((gather_map.rows, weight.shape[2]))
+    for tap, rows_in, rows_out in _pairs(gather_map, x.device):
         out.index_add_(0, rows_out, inputs[rows_in] @ _wide(weight[tap]))
     if residual is not None:
         out += residual
@@ -128,23 +130,24 @@ def convolve(
 def input_gradient(
     grad: Tensor,
     weight: Tensor,
-    kernel_map: KernelMap,
+    gather_map: GatherMap,
     mirrored: bool,
     x: Tensor,
     skip: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Propagate the gradient of ``out`` to the inputs; see ``kernels.Kernels``."""
+    """Propagate the gradient of ``out`` to the input; see ``LayerwiseKernelSet``."""
     back = (weight.flip(0) if mirrored else weight).transpose(1, 2)
-    gradient, sums = convolve(grad, None, back, kernel_map, None, None, None, False)
+    gradient, sums = convolve(grad, None, back, gather_map, None, None, None, False)
     if scale is not None:
         inputs = _joined(x, skip)
         gradient = gradient * (_activated(inputs, scale, shift) > 0)
         exact = gradient.double()
         sums = torch.stack([(exact * inputs).sum(0), exact.sum(0)])
         gradient = (gradient * scale).to(x.dtype)
-    to_x, to_skip = gradient.split([x.shape[1], gradient.shape[1] - x.shape[1]], 1)
+    widths = (x.shape[1], gradient.shape[1] - x.shape[1])
+    to_x, to_skip = torch.split_with_sizes(gradient, widths, 1)
     return to_x.contiguous(), to_skip.contiguous() if skip is not None else x.new_zeros(0), sums
 
 
@@ -152,14 +155,14 @@ def weight_gradient(
     x: Tensor,
     skip: Tensor | None,
     grad: Tensor,
-    kernel_map: KernelMap,
+    gather_map: GatherMap,
     scale: Tensor | None,
     shift: Tensor | None,
 ) -> Tensor:
-    """Return the gradient of the weights, (K, C_in, C_out); see ``kernels.Kernels``."""
+    """Return the gradient of the weights, (K, C_in, C_out); see ``LayerwiseKernelSet``."""
     inputs, grad = _wide(_activated(_joined(x, skip), scale, shift)), _wide(grad)
-    out = inputs.new_zeros((kernel_map.taps, inputs.shape[1], grad.shape[1]))
-    for tap, rows_in, rows_out in _pairs(kernel_map, x.device):
+    out = inputs.new_zeros((gather_map.taps, inputs.shape[1], grad.shape[1]))
+    for tap, rows_in, rows_out in _pairs(gather_map, x.device):
         out[tap] = inputs[rows_in].T @ grad[rows_out]
     return out.to(x.dtype)
 
@@ -179,7 +182,7 @@ def fold(
     eps: float,
     momentum: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fold the norm of a batch into scale and shift; see ``kernels.Kernels``."""
+    """Fold the norm of a batch into scale and shift; see ``KernelSet``."""
     mean, square = (sums / rows).unbind(0)
     variance = (square - mean * mean).clamp(min=0)
     inverse = (variance + eps).rsqrt()
@@ -193,13 +196,26 @@ def fold(
 def fold_gradient(
     to_norm: Tensor, weight: Tensor, moments: Tensor, rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Propagate gradients through ``fold``; see ``kernels.Kernels``."""
+    """Return the gradients of the inputs of ``fold``; see ``KernelSet``."""
     (to_scale, to_shift), (mean, inverse) = to_norm, moments
     to_weight = (to_scale - to_shift * mean) * inverse
     # The variance enters through inverse = (variance + eps)^(-1/2).
     to_square = to_weight * weight * inverse.square() * (-0.5 / rows)
     to_sum = to_shift * weight * inverse * (-1 / rows) - 2 * mean * to_square
     return torch.stack([to_sum, to_square]), to_weight.to(weight.dtype), to_shift.to(weight.dtype)
+
+
+def inverted(order: Tensor) -> Tensor:
+    """Return the inverse of a permutation; see ``KernelSet``."""
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order), device=order.device)
+    return inverse
+
+
+def take(rows: Tensor, order: Tensor, bias: Tensor | None) -> Tensor:
+    """Return rows in another order, with a bias added to each; see ``KernelSet``."""
+    reordered = rows.index_select(0, order)
+    return reordered if bias is None else reordered + bias
 
 
 def _joined(x: Tensor, skip: Tensor | None) -> Tensor:
@@ -214,31 +230,40 @@ def _activated(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
+    """Return 16-bit values as float32, others unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _pairs(kernel_map: KernelMap, device: torch.device) -> list[tuple[int, Tensor, Tensor]]:
-    """List (tap, input rows, output rows) of the taps that meet anything."""
-    if not kernel_map.tensors:
-        rows = torch.arange(kernel_map.rows, device=device)
+def _pairs(gather_map: GatherMap, device: torch.device) -> list[tuple[int, Tensor, Tensor]]:
+    """Return (tap, input rows, output rows) for each tap that meets a site."""
+    if not gather_map.tensors:
+        rows = torch.arange(gather_map.rows, device=device)
         return [(0, rows, rows)]
-    rows_in = kernel_map.tensors[0]
+    rows_in = gather_map.tensors[0]
     pairs = []
-    for tap in range(kernel_map.taps):
+    for tap in range(gather_map.taps):
         rows_out = (rows_in[:, tap] >= 0).nonzero().squeeze(1)
         if len(rows_out):
             pairs.append((tap, rows_in[rows_out, tap], rows_out))
     return pairs
 
 
-def inverted(order: Tensor) -> Tensor:
-    """Return the place of each row in an order; see ``kernels.Kernels``."""
-    places = torch.empty_like(order)
-    places[order] = torch.arange(len(order), device=order.device)
-    return places
+class ReferenceKernels(LayerwiseKernelSet):
+    """The functions of this module as a kernel set."""
+
+    name = "reference"
+    sort_sites = staticmethod(sort_sites)
+    submanifold_map = staticmethod(submanifold_map)
+    strided_map = staticmethod(strided_map)
+    ordinary_map = staticmethod(ordinary_map)
+    convolve = staticmethod(convolve)
+    input_gradient = staticmethod(input_gradient)
+    weight_gradient = staticmethod(weight_gradient)
+    statistics_gradient = staticmethod(statistics_gradient)
+    fold = staticmethod(fold)
+    fold_gradient = staticmethod(fold_gradient)
+    inverted = staticmethod(inverted)
+    take = staticmethod(take)
 
 
-def take(rows: Tensor, order: Tensor, bias: Tensor | None) -> Tensor:
-    """Put rows in another order, a bias added to each; see ``kernels.Kernels``."""
-    taken = rows.index_select(0, order)
-    return taken if bias is None else taken + bias
+REFERENCE = ReferenceKernels()

@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # for type checkers: the present places
         layer_reference,
     )
     from backends.single_layer import initial as initial_layer_weights
-    from backends.sscn.cpu import peak
+    from backends.sscn.cpu.processor import peak
     from backends.uresnet import Block, EngineLayer, Level, UResNet, UResNetConfig
     from backends.weights import gradients
     from backends.weights import initial as initial_weights
@@ -194,7 +194,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     # config.in_channels
     "UResNet": ("backends.uresnet:UResNet",),
     # (rounds, double, threads) -> operations done by multiply-adds in registers
-    "peak": ("backends.sscn.cpu:peak",),
+    "peak": ("backends.sscn.cpu.processor:peak", "backends.sscn.cpu:peak"),
 }
 """Name here -> the places where it is or was, as ``module:attribute``, the newest first."""
 

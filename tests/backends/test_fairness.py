@@ -25,7 +25,7 @@ BUILDERS = {
     "ocnn": (("ocnn.octree.octree.Octree", "construct_all_neigh"), 1),
     "dense": (("backends.dense", "_coarser"), LEVELS - 1),
     # These keep all maps in one object that belongs to the tensor: count the objects.
-    "sscn": (("backends.sscn.adapter.Pyramid", "__init__"), 1),
+    "sscn": (("backends.sscn.coordinates.CoordinateManager", "__init__"), 1),
     "minkowski": (("MinkowskiCoordinateManager.CoordinateManager", "__init__"), 1),
 }
 

@@ -111,12 +111,11 @@ def test_a_level_has_the_sites_that_strided_convolutions_lead_to():
     ],
 )
 def test_a_call_does_nothing_but_its_phase(phase, counts, monkeypatch):
-    from backends.sscn import kernels
-    from backends.sscn.cpu.instructions import Instructions
+    from backends.sscn.cpu.instructions import InstructionStream
 
     backend = registry.load("sscn", dim=3, device="cpu", precision="fp32")
     call, _ = trial_on(backend, Kind.SUBMANIFOLD, 0, phase, cases.random_sites(3))
-    functions, called = kernels.load(backend.kernel_set), {}
+    kernels, called = backend.graph.kernels, {}
 
     def counted(name, whole):
         def call(*arguments, **named):
@@ -126,13 +125,13 @@ def test_a_call_does_nothing_but_its_phase(phase, counts, monkeypatch):
         return call
 
     for name in ("sort_sites", "submanifold_map", "strided_map"):
-        monkeypatch.setattr(functions, name, counted(name, getattr(functions, name)))
-    write = Instructions.write
+        monkeypatch.setattr(kernels, name, counted(name, getattr(kernels, name)))
+    write = InstructionStream.write
 
     def written(self, kind, *words):
         counted(kind.name.lower(), write)(self, kind, *words)
 
-    monkeypatch.setattr(Instructions, "write", written)
+    monkeypatch.setattr(InstructionStream, "write", written)
     call()
     assert called == counts
 
@@ -170,18 +169,18 @@ def test_a_layer_is_checked_and_timed_like_every_cell(phase, tmp_path):
     ],
 )
 def test_a_wrong_layer_gets_no_times(phase, kernel, words, tmp_path, monkeypatch):
-    from backends.sscn import kernels
+    from backends.sscn import selection
 
     cell = replace(make_cell("submanifold-1", phase), options={"kernels": "reference"})
     load_reference(Job(cell, references=str(tmp_path)))
-    functions = kernels.load("reference")
-    whole = getattr(functions, kernel)
+    kernels = selection.load("reference")
+    original = getattr(kernels, kernel)
 
     def off(*arguments, **named):
-        out = whole(*arguments, **named)
+        out = original(*arguments, **named)
         return (out[0] * 1.001, *out[1:]) if isinstance(out, tuple) else out * 1.001
 
-    monkeypatch.setattr(functions, kernel, off)
+    monkeypatch.setattr(kernels, kernel, off)
     found = measured(cell, tmp_path)
     assert found["outcome"] == "wrong"
     assert words in found["reason"]

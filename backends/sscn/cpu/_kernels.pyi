@@ -1,4 +1,7 @@
-"""The C++ module. Addresses are ``data_ptr()`` of contiguous arrays, 0 for none."""
+"""Type annotations of the compiled module.
+
+Addresses are ``data_ptr()`` of contiguous arrays, 0 for an absent array.
+"""
 
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...

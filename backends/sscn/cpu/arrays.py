@@ -1,41 +1,48 @@
-"""Arrays as the C++ functions take them: checked, and passed on by address."""
+"""Arrays in the form that the C++ functions take, and the memory layout of gather maps."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from backends.sscn.kernels import KernelMap
+from backends.sscn.kernel_map import GatherMap
 
 _FLOAT = torch.float32
 
 
 def checked(values: Tensor) -> Tensor:
-    """Return contiguous float32 values on the CPU, or say what is wrong with them."""
+    """Return values as a contiguous array.
+
+    Raises
+    ------
+    ValueError
+        If they are not float32 on the CPU.
+    """
     if values.dtype is not _FLOAT or not values.is_cpu:
         raise ValueError(f"the cpu kernels need float32 on the CPU, not {values.dtype}")
     return values.contiguous()
 
 
 def block_rows(rows: int) -> int:
-    """Return how many output rows make a block: few rows make small blocks, for all threads."""
+    """Return the number of output rows per block: smaller for few rows, to occupy all threads."""
     return 256 if rows >= 8192 else 128 if rows >= 2048 else 64
 
 
-def empty_map(rows: int, taps: int, like: Tensor) -> KernelMap:
-    """Make room for a map in one piece; memory that pairs do not reach is never touched.
+def empty_map(rows: int, taps: int, like: Tensor) -> GatherMap:
+    """Return a gather map of one uninitialised array, large enough for all possible pairs.
 
-    First the input row of each pair (int32), then where the pairs of each block and tap start
-    (int32), then the output row of each pair within its block (uint8).
+    It has three parts: the input row of each pair (int32); where the pairs of each block and tap
+    start (int32); and the output row of each pair within its block (uint8). Each block has room
+    for all its rows and taps; pages of memory that no pair occupies are never touched.
     """
     spans = -(-rows // block_rows(rows)) * (taps + 1)
     size = 5 * rows * taps + 4 * spans
-    return KernelMap((like.new_empty(-(-size // 8), dtype=torch.int64),), rows, taps)
+    return GatherMap((like.new_empty(-(-size // 8), dtype=torch.int64),), rows, taps)
 
 
-def pairs(kernel_map: KernelMap) -> tuple[int, int, int, int, int, int]:
-    """Return the addresses and sizes of a map."""
-    tensors, rows, taps = kernel_map
+def pairs(gather_map: GatherMap) -> tuple[int, int, int, int, int, int]:
+    """Return the words of a gather map: its three addresses and its sizes."""
+    tensors, rows, taps = gather_map
     block = block_rows(rows)
     if not tensors:
         return 0, 0, 0, rows, taps, block
@@ -45,9 +52,9 @@ def pairs(kernel_map: KernelMap) -> tuple[int, int, int, int, int, int]:
     return rows_in, rows_out, spans, rows, taps, block
 
 
-def count_pairs(kernel_map: KernelMap) -> int:
-    """Return how many pairs of input and output rows a map lists."""
-    tensors, rows, taps = kernel_map
+def count_pairs(gather_map: GatherMap) -> int:
+    """Return the number of pairs of input and output rows in a gather map."""
+    tensors, rows, taps = gather_map
     if not tensors:
         return rows
     blocks = -(-rows // block_rows(rows))

@@ -297,11 +297,11 @@ void activate(const Source& source, int64_t begin, int64_t end, typename Format:
 template <class Format>
 const typename Format::Element* gathered(const Source& source, int threads) {
   using Element = typename Format::Element;
-  if (source.active) return static_cast<const Element*>(source.active);
+  if (source.activated) return static_cast<const Element*>(source.activated);
   if constexpr (!Format::kRounds)
     if (!source.skip && !source.scale) return source.x;
   const int stride = Format::elements(source.channels());
-  Scratch& room = workspace().input(source.waiting);
+  Scratch& room = workspace().input(source.reserved);
   auto* to = room.get<Element>(static_cast<size_t>(source.rows) * stride);
   constexpr int64_t kChunk = 512;
   parallel_for(threads, (source.rows + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
@@ -438,7 +438,7 @@ namespace {
 template <class Format>
 const void* convolve_in(const Source& source, const float* weight, int out_channels,
                         const Pairs& pairs, const float* residual, float* out, double* sums,
-                        const Next& next, int threads) {
+                        const NextInput& next, int threads) {
   using Element = typename Format::Element;
   const int channels = source.channels();
   const float* w = packed<Format>(weight, pairs.taps, channels, out_channels, threads);
@@ -449,7 +449,7 @@ const void* convolve_in(const Source& source, const float* weight, int out_chann
   const int stride = Format::elements(out_channels);
   const auto finish = [&](int64_t block, int64_t first, int rows, int from, int width,
                           const float* acc) {
-    const bool raw = !active || !next.alone;
+    const bool raw = !active || !next.sole_consumer;
     ColumnSums block_sums;
     for (int i = 0; i < rows; ++i) {
       float* to = out + (first + i) * out_channels;
@@ -504,8 +504,8 @@ const void* convolve_in(const Source& source, const float* weight, int out_chann
 }  // namespace
 
 const void* convolve(Source source, const float* weight, int out_channels, Pairs pairs,
-                     Products products, const float* residual, float* out, double* sums, Next next,
-                     int threads) {
+                     Products products, const float* residual, float* out, double* sums,
+                     NextInput next, int threads) {
   const auto function =
       products == Products::kFloat32 ? convolve_in<Float32> : convolve_in<Bfloat16>;
   return function(source, weight, out_channels, pairs, residual, out, sums, next, threads);

@@ -1,28 +1,28 @@
-// What every instruction set provides, and the arguments that its functions share.
+// The functions that each instruction set provides, and the types of their arguments.
 #pragma once
 
 #include <cstdint>
 
 namespace sscn {
 
-// Rows of an output are cut into blocks; a block's pairs are listed tap after tap.
+// A gather map: for each output row and tap, the input row that the tap reads. Output rows are
+// divided into blocks; the pairs (input row, output row) of a block are listed tap after tap.
 struct Pairs {
   const int32_t* in;    // input row of each pair; block b starts at b * block * taps
   const uint8_t* out;   // output row within the block; null for the identity with one tap
-  const int32_t* span;  // (blocks, taps + 1) where each tap's pairs start within the block
-  int64_t rows;
+  const int32_t* span;  // (blocks, taps + 1): where the pairs of each tap start within the block
+  int64_t rows;         // output rows
   int taps;
-  int block;  // output rows a block, at most 256
+  int block;  // output rows per block, at most 256
 
   int64_t blocks() const { return (rows + block - 1) / block; }
 };
 
-// What rows and weights are rounded to before they are multiplied.
+// The type to which rows and weights are rounded before they are multiplied.
 enum class Products : int { kFloat32, kBfloat16 };
 
-// An input relu(scale * [x, skip] + shift); skip, and scale with shift, may be null. `active` is
-// where its rows lie already, if they do, rounded as the convolution wants them; `waiting` where
-// those of a later one do.
+// The input of a convolution: relu(scale * [x, skip] + shift). `skip` may be null, and so may
+// `scale` together with `shift`.
 struct Source {
   const float* x;
   const float* skip;
@@ -31,21 +31,23 @@ struct Source {
   int skip_channels;
   const float* scale;
   const float* shift;
-  const void* active = nullptr;
-  const void* waiting = nullptr;
+  // The rows of this input, if an earlier convolution has computed and rounded them; or null.
+  const void* activated = nullptr;
+  // Such rows of a later convolution's input, which this one must not overwrite; or null.
+  const void* reserved = nullptr;
 
   int channels() const { return x_channels + skip_channels; }
 };
 
-// What the next convolution makes of the rows that one writes, relu(scale * out + shift), where
-// scale is not null; `alone` if nobody else reads them.
-struct Next {
+// The input that a later convolution computes from the rows that this one writes,
+// relu(scale * out + shift); `scale` is null if there is no such convolution.
+struct NextInput {
   const float* scale = nullptr;
   const float* shift = nullptr;
-  bool alone = false;
+  bool sole_consumer = false;  // nothing else reads the rows, so they need not be stored
 };
 
-// How sites are numbered: `bits` an axis interleaved below the batch index.
+// The numbering of sites: `bits` per axis, interleaved below the batch index (Morton order).
 struct Numbering {
   int dim;
   int bits;
@@ -54,8 +56,8 @@ struct Numbering {
 struct Engine {
   const char* name;
 
-  // Sort sites (rows, 1 + dim) by key. Returns -1, or the row of a site outside the volume, or
-  // rows + the row of a site given before.
+  // Sort sites (rows, 1 + dim) by key. Returns -1 on success, the row of a site outside of the
+  // volume, or `rows` plus the row of a site that is given twice.
   int64_t (*sort_sites)(const int32_t* sites, int64_t rows, Numbering numbering, int64_t size,
                         int64_t* keys, int64_t* order, int threads);
 
@@ -64,7 +66,7 @@ struct Engine {
                   int64_t rows_out, Numbering numbering, int kernel_size, int block, int32_t* in,
                   uint8_t* out, int32_t* span, int threads);
 
-  // Write the parents' keys and the first child of each; returns their number.
+  // Write the keys of the parents and the first child of each; returns the number of parents.
   int64_t (*coarsen)(const int64_t* keys, int64_t rows, int dim, int64_t* coarse, int32_t* first);
 
   // List the pairs from children to parents (down), and from parents to children (up).
@@ -73,18 +75,19 @@ struct Engine {
   void (*connect_up)(const int64_t* keys, int64_t rows, const int32_t* first, int64_t parents,
                      int dim, int block, int32_t* in, uint8_t* out, int32_t* span, int threads);
 
-  // sums is (2, C_out) or null. Returns the rows of the next convolution's input, if that is
-  // known; they stay there until that one has run, if those between are told of them.
+  // `sums` is (2, C_out) or null. Returns the rows of the input described by `next`, or null if
+  // there is none. They stay valid until the convolution that uses them has run, provided that
+  // convolutions in between get them as `source.reserved`.
   const void* (*convolve)(Source source, const float* weight, int out_channels, Pairs pairs,
                           Products products, const float* residual, float* out, double* sums,
-                          Next next, int threads);
+                          NextInput next, int threads);
 
-  // `source` is the convolution's input, whose gradient is wanted; sums is (2, C_in) or null.
-  // `carried` and `carried_skip`, if there, are added to to_x and to_skip.
+  // `source` is the input of the convolution, `sums` (2, C_in) or null. `added_x` and `added_skip`
+  // are added to `to_x` and `to_skip` unless they are null.
   void (*input_gradient)(const float* grad, int64_t grad_rows, int grad_channels,
                          const float* weight, Pairs back, bool mirrored, Products products,
-                         Source source, const float* carried, const float* carried_skip,
-                         float* to_x, float* to_skip, double* sums, int threads);
+                         Source source, const float* added_x, const float* added_skip, float* to_x,
+                         float* to_skip, double* sums, int threads);
 
   void (*weight_gradient)(Source source, const float* grad, int64_t grad_rows, int grad_channels,
                           Pairs back, bool mirrored, float* out, int threads);
@@ -92,8 +95,8 @@ struct Engine {
   void (*statistics_gradient)(const float* grad, const float* out, const double* grad_sums,
                               int64_t rows, int channels, float* result, int threads);
 
-  // Multiply and add floats or doubles in registers alone; returns the number of floating-point
-  // operations. Timed from outside, it is the peak that convolutions are compared with.
+  // Multiply and add floats or doubles in registers only; returns the number of floating-point
+  // operations. Its rate is the peak that convolutions are compared with.
   double (*peak)(int64_t rounds, bool doubles, int threads);
 };
 

@@ -1,7 +1,7 @@
-// The Python module: picks the instruction set and passes arrays on by address.
+// The Python module: chooses the instruction set and passes arrays on by address.
 //
-// Arrays come as addresses of contiguous memory, checked by the Python side: converting torch
-// tensors one by one costs more than many of the layers here.
+// Arrays are given as addresses of contiguous memory, which the Python side has checked: a
+// conversion of each torch tensor would take longer than many of the layers.
 #include "engine.hpp"
 #include "program.hpp"
 
@@ -52,8 +52,8 @@ T* at(Address address) {
 
 NB_MODULE(_kernels, m) {
 #if defined(__GLIBC__)
-  // Freed rows stay with the process for the next layer or step: to return their pages to the
-  // kernel and fault them in again takes a quarter of a training step.
+  // Keep freed memory in the process for the next layer or step: returning its pages to the
+  // operating system and faulting them in again takes a quarter of a training step.
   mallopt(M_MMAP_THRESHOLD, 32 << 20);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
 #endif
@@ -127,5 +127,5 @@ NB_MODULE(_kernels, m) {
         const nb::gil_scoped_release released;
         run(*engine, at<int64_t>(words), number, at<double>(times), threads);
       },
-      "Run instructions one after the other; see program.hpp.");
+      "Run a stream of instructions; see program.hpp.");
 }

@@ -1,243 +1,117 @@
-// Instructions that Python writes down for many layers, and the loop that runs them: one call in
-// place of hundreds.
+// The loop that runs a stream of instructions. Python writes one stream for many layers, so that a
+// single call from Python runs all of them.
 #pragma once
 
+#include <chrono>
+
 #include "engine.hpp"
+#include "instructions.hpp"
 #include "norm.hpp"
 #include "rows.hpp"
 
-#include <chrono>
-#include <cstring>
-
 namespace sscn {
 
-// An instruction is kWords integers: what to do, then the arguments of the function in their
-// order. Addresses, numbers and, by their bits, doubles.
-constexpr int64_t kWords = 25;
-
-enum class Instruction : int64_t {
-  kFold,
-  kConvolve,
-  kStatisticsGradient,
-  kInputGradient,
-  kWeightGradient,
-  kFoldGradient,
-  kAdd,
-  kTake,
-  kInvert,
-};
-
-// The arguments of a convolution; `alone` if only one other reads its output.
-struct Convolution {
-  Source source;
-  const float* weight;
-  int channels;
-  Pairs pairs;
-  Products products;
-  const float* residual;
-  float* out;
-  double* sums;
-  bool alone;
-};
-
-// Takes the words of an instruction one after the other as what a function wants.
-class Reader {
+// Fuses the norm and ReLU before a convolution into the convolution that produces its input: the
+// rows relu(scale * out + shift) are computed while `out` is in registers.
+class NextInputFusion {
  public:
-  explicit Reader(const int64_t* words) : next_(words) {}
-
-  template <class T>
-  T* pointer() {
-    return reinterpret_cast<T*>(static_cast<uintptr_t>(*next_++));
-  }
-  int64_t number() { return *next_++; }
-  int integer() { return static_cast<int>(*next_++); }
-  double real() {
-    double value;
-    std::memcpy(&value, next_++, sizeof value);
-    return value;
-  }
-  Instruction instruction() { return static_cast<Instruction>(*next_++); }
-  Products products() { return static_cast<Products>(integer()); }
-  Source source() {
-    Source source;
-    source.x = pointer<float>();
-    source.skip = pointer<float>();
-    source.rows = number();
-    source.x_channels = integer();
-    source.skip_channels = integer();
-    source.scale = pointer<float>();
-    source.shift = pointer<float>();
-    return source;
-  }
-  Pairs pairs() {
-    Pairs pairs;
-    pairs.in = pointer<int32_t>();
-    pairs.out = pointer<uint8_t>();
-    pairs.span = pointer<int32_t>();
-    pairs.rows = number();
-    pairs.taps = integer();
-    pairs.block = integer();
-    return pairs;
-  }
-  Convolution convolution() {
-    Convolution found;
-    found.source = source();
-    found.weight = pointer<float>();
-    found.channels = integer();
-    found.pairs = pairs();
-    found.products = products();
-    found.residual = pointer<float>();
-    found.out = pointer<float>();
-    found.sums = pointer<double>();
-    found.alone = integer() != 0;
-    return found;
-  }
-
- private:
-  const int64_t* next_;
-};
-
-// Lets a convolution write what the next one makes of its output, while that is in registers.
-class Ahead {
- public:
-  // Convolve; `left` instructions follow.
-  void convolve(const Engine& engine, Convolution now, const int64_t* following, int64_t left,
+  // Run a convolution; `left` instructions follow it, starting at `following`.
+  void convolve(const Engine& engine, Convolve now, const int64_t* following, int64_t left,
                 int threads) {
-    const bool between = active_ && !makes(now, out_);
-    (between ? now.source.waiting : now.source.active) = active_;
-    const Next next = between ? Next{} : next_of(now, following, left);
-    const void* active =
-        engine.convolve(now.source, now.weight, now.channels, now.pairs, now.products, now.residual,
-                        now.out, now.sums, next, threads);
+    // A convolution between a producer and its consumer, of a shortcut, must not overwrite the rows
+    // that the producer has computed for the consumer.
+    const bool between = rows_ && !consumes(now, out_);
+    (between ? now.source.reserved : now.source.activated) = rows_;
+    const NextInput next = between ? NextInput{} : find_consumer(now, following, left);
+    const void* rows =
+        engine.convolve(now.source, now.weight, now.channels, now.forward, now.products,
+                        now.residual, now.out, now.sums, next, threads);
     if (between) return;
-    active_ = active;
+    rows_ = rows;
     out_ = now.out;
   }
 
  private:
-  // Whether a convolution takes the output of another alone, with norm and ReLU.
-  static bool makes(const Convolution& then, const float* out) {
+  // Return whether `out` is the only source of a convolution, with a norm.
+  static bool consumes(const Convolve& then, const float* out) {
     return then.source.x == out && !then.source.skip && then.source.scale;
   }
 
-  // Find that one: the next or, where a shortcut comes between, the one after it.
-  static Next next_of(const Convolution& now, const int64_t* following, int64_t left) {
+  // Look for the consumer of the output: the next instruction or, where the convolution of a
+  // shortcut lies between, the one after it.
+  static NextInput find_consumer(const Convolve& now, const int64_t* following, int64_t left) {
     for (int64_t i = 0; i < left && i < 2; ++i) {
-      Reader read(following + i * kWords);
-      if (read.instruction() != Instruction::kConvolve) break;
-      const Convolution then = read.convolution();
-      if (then.products == now.products && makes(then, now.out))
-        return {then.source.scale, then.source.shift, now.alone};
+      const int64_t* words = following + i * kWords;
+      if (as<Opcode>(words[0]) != Opcode::kConvolve) break;
+      const Convolve then(words);
+      if (then.products == now.products && consumes(then, now.out))
+        return {then.source.scale, then.source.shift, now.sole_consumer};
     }
     return {};
   }
 
-  const void* active_ = nullptr;
-  const float* out_ = nullptr;
+  const void* rows_ = nullptr;  // input of the consumer, if a producer has computed it
+  const float* out_ = nullptr;  // output of that producer
 };
 
-inline void run_one(const Engine& engine, const int64_t* words, int64_t left, Ahead& ahead,
-                    int threads) {
-  Reader read(words);
-  switch (read.instruction()) {
-    case Instruction::kFold: {
-      const auto* sums = read.pointer<double>();
-      const auto* weight = read.pointer<float>();
-      const auto* bias = read.pointer<float>();
-      auto* mean = read.pointer<float>();
-      auto* variance = read.pointer<float>();
-      const int64_t rows = read.number();
-      const int channels = read.integer();
-      const double eps = read.real(), momentum = read.real();
-      auto* scale = read.pointer<float>();
-      auto* shift = read.pointer<float>();
-      auto* moments = read.pointer<double>();
-      fold(sums, weight, bias, mean, variance, rows, channels, eps, momentum, scale, shift, moments,
-           read.integer());
+// Run one instruction; `left` others follow it.
+inline void run_one(const Engine& engine, const int64_t* words, int64_t left,
+                    NextInputFusion& fusion, int threads) {
+  switch (as<Opcode>(words[0])) {
+    case Opcode::kFold: {
+      const Fold it(words);
+      fold(it.sums, it.weight, it.bias, it.running_mean, it.running_var, it.rows, it.channels,
+           it.eps, it.momentum, it.scale, it.shift, it.moments, it.stride);
       return;
     }
-    case Instruction::kConvolve: {
-      ahead.convolve(engine, read.convolution(), words + kWords, left, threads);
+    case Opcode::kConvolve:
+      fusion.convolve(engine, Convolve(words), words + kWords, left, threads);
+      return;
+    case Opcode::kStatisticsGradient: {
+      const StatisticsGradient it(words);
+      engine.statistics_gradient(it.grad, it.out, it.grad_sums, it.rows, it.channels, it.total,
+                                 threads);
       return;
     }
-    case Instruction::kStatisticsGradient: {
-      const auto* grad = read.pointer<float>();
-      const auto* out = read.pointer<float>();
-      const auto* sums = read.pointer<double>();
-      const int64_t rows = read.number();
-      const int channels = read.integer();
-      engine.statistics_gradient(grad, out, sums, rows, channels, read.pointer<float>(), threads);
+    case Opcode::kInputGradient: {
+      const InputGradient it(words);
+      engine.input_gradient(it.grad, it.rows, it.channels, it.weight, it.backward, it.mirrored,
+                            it.products, it.source, it.added_x, it.added_skip, it.to_x, it.to_skip,
+                            it.to_norm, threads);
       return;
     }
-    case Instruction::kInputGradient: {
-      const auto* grad = read.pointer<float>();
-      const int64_t rows = read.number();
-      const int channels = read.integer();
-      const auto* weight = read.pointer<float>();
-      const Pairs back = read.pairs();
-      const bool mirrored = read.integer() != 0;
-      const Products products = read.products();
-      const Source source = read.source();
-      const auto* carried = read.pointer<float>();
-      const auto* carried_skip = read.pointer<float>();
-      auto* to_x = read.pointer<float>();
-      auto* to_skip = read.pointer<float>();
-      engine.input_gradient(grad, rows, channels, weight, back, mirrored, products, source, carried,
-                            carried_skip, to_x, to_skip, read.pointer<double>(), threads);
+    case Opcode::kWeightGradient: {
+      const WeightGradient it(words);
+      engine.weight_gradient(it.source, it.grad, it.rows, it.channels, it.backward, it.mirrored,
+                             it.to_weight, threads);
       return;
     }
-    case Instruction::kWeightGradient: {
-      const Source source = read.source();
-      const auto* grad = read.pointer<float>();
-      const int64_t rows = read.number();
-      const int channels = read.integer();
-      const Pairs back = read.pairs();
-      const bool mirrored = read.integer() != 0;
-      engine.weight_gradient(source, grad, rows, channels, back, mirrored, read.pointer<float>(),
-                             threads);
+    case Opcode::kFoldGradient: {
+      const FoldGradient it(words);
+      fold_gradient(it.to_norm, it.weight, it.moments, it.rows, it.channels, it.stride, it.to_sums,
+                    it.accumulate, it.to_weight, it.to_bias);
       return;
     }
-    case Instruction::kFoldGradient: {
-      const auto* to_norm = read.pointer<double>();
-      const auto* weight = read.pointer<float>();
-      const auto* moments = read.pointer<double>();
-      const int64_t rows = read.number();
-      const int channels = read.integer(), stride = read.integer();
-      auto* to_sums = read.pointer<double>();
-      const bool more = read.integer() != 0;
-      auto* to_weight = read.pointer<float>();
-      fold_gradient(to_norm, weight, moments, rows, channels, stride, to_sums, more, to_weight,
-                    read.pointer<float>());
+    case Opcode::kAdd: {
+      const Add it(words);
+      for (int64_t i = 0; i < it.size; ++i) it.total[i] = it.a[i] + it.b[i];
       return;
     }
-    case Instruction::kAdd: {
-      auto* to = read.pointer<float>();
-      const auto* a = read.pointer<float>();
-      const auto* b = read.pointer<float>();
-      const int64_t size = read.number();
-      for (int64_t i = 0; i < size; ++i) to[i] = a[i] + b[i];
+    case Opcode::kTake: {
+      const Take it(words);
+      take(it.rows, it.order, it.number, it.channels, it.bias, it.out, threads);
       return;
     }
-    case Instruction::kTake: {
-      const auto* rows = read.pointer<float>();
-      const auto* order = read.pointer<int64_t>();
-      const int64_t number = read.number();
-      const int channels = read.integer();
-      const auto* bias = read.pointer<float>();
-      take(rows, order, number, channels, bias, read.pointer<float>(), threads);
-      return;
-    }
-    case Instruction::kInvert: {
-      const auto* order = read.pointer<int64_t>();
-      const int64_t number = read.number();
-      invert(order, number, read.pointer<int64_t>(), threads);
+    case Opcode::kInvert: {
+      const Invert it(words);
+      invert(it.order, it.number, it.inverse, threads);
       return;
     }
   }
 }
 
-// Run instructions one after the other; `times`, if there, gets the second at which the first
-// began and each ended, on the clock that only goes forward.
+// Run instructions in order. If `times` is not null, it receives the time at which the first began
+// and the time at which each ended, in seconds of the monotonic clock.
 inline void run(const Engine& engine, const int64_t* words, int64_t number, double* times,
                 int threads) {
   const auto now = [] {
@@ -245,9 +119,9 @@ inline void run(const Engine& engine, const int64_t* words, int64_t number, doub
         .count();
   };
   if (times) times[0] = now();
-  Ahead ahead;
+  NextInputFusion fusion;
   for (int64_t i = 0; i < number; ++i) {
-    run_one(engine, words + i * kWords, number - i - 1, ahead, threads);
+    run_one(engine, words + i * kWords, number - i - 1, fusion, threads);
     if (times) times[i + 1] = now();
   }
 }

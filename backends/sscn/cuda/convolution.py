@@ -19,7 +19,7 @@ from torch import Tensor
 from backends.contract import Unsupported
 from backends.sscn.cuda.blocks import convolution_blocks, dot_precision, tile_rows
 from backends.sscn.cuda.launching import INTERPRETED, on_device_of_first
-from backends.sscn.kernels import KernelMap
+from backends.sscn.kernel_map import GatherMap
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 STAGES = 3
@@ -197,7 +197,7 @@ def convolve(
     x: Tensor,
     skip: Tensor | None,
     weight: Tensor,
-    kernel_map: KernelMap,
+    gather_map: GatherMap,
     scale: Tensor | None,
     shift: Tensor | None,
     residual: Tensor | None,
@@ -205,12 +205,12 @@ def convolve(
 ) -> tuple[Tensor, Tensor]:
     """Convolve, add the residual, and sum up the result for the norm that follows."""
     taps, inputs, channels = weight.shape
-    rows = kernel_map.rows
+    rows = gather_map.rows
     check(x, skip, scale, shift, inputs)
-    check_weight(weight, kernel_map, x.dtype)
+    check_weight(weight, gather_map, x.dtype)
     if residual is not None:
         check_rows(residual, rows, channels, x.dtype, "residual")
-    if not kernel_map.tensors:
+    if not gather_map.tensors:
         check_rows(x, rows, x.shape[1], x.dtype, "input")
     first, second = x.shape[1], 0 if skip is None else skip.shape[1]
     tiles = triton.cdiv(rows, tile_rows(rows))
@@ -222,11 +222,11 @@ def convolve(
         shape = convolution_blocks(rows, sources, channels, x.dtype, precision)
         convolve_tile[(tiles, triton.cdiv(channels, shape.columns))](
             x.contiguous(), _or(skip, x), _or(scale, x), _or(shift, x), weight.contiguous(),
-            *map_tensors(kernel_map, x), _or(residual, x), out, sums, rows,
+            *map_tensors(gather_map, x), _or(residual, x), out, sums, rows,
             FIRST=first, SECOND=second, OUT=channels, TAPS=taps,
             BLOCK_M=shape.rows, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
             NORM=scale is not None, RESIDUAL=residual is not None, STATISTICS=statistics,
-            IDENTITY=not kernel_map.tensors, **arithmetic(x, precision),
+            IDENTITY=not gather_map.tensors, **arithmetic(x, precision),
             num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip
     return out, sums.sum(0) if statistics else sums
@@ -236,7 +236,7 @@ def convolve(
 def input_gradient(
     grad: Tensor,
     weight: Tensor,
-    kernel_map: KernelMap,
+    gather_map: GatherMap,
     mirrored: bool,
     x: Tensor,
     skip: Tensor | None,
@@ -245,9 +245,9 @@ def input_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Propagate the gradient of the output to the inputs, over the backward map."""
     taps, channels, outputs = weight.shape
-    rows = kernel_map.rows
+    rows = gather_map.rows
     check(x, skip, scale, shift, channels)
-    check_weight(weight, kernel_map, x.dtype)
+    check_weight(weight, gather_map, x.dtype)
     check_rows(x, rows, x.shape[1], x.dtype, "input")
     check_rows(grad, len(grad), outputs, x.dtype, "gradient")
     first, second = x.shape[1], 0 if skip is None else skip.shape[1]
@@ -261,10 +261,10 @@ def input_gradient(
         shape = convolution_blocks(rows, (outputs,), channels, x.dtype, precision)
         input_gradient_tile[(tiles, triton.cdiv(channels, shape.columns))](
             grad.contiguous(), x.contiguous(), _or(skip, x), _or(scale, x), _or(shift, x),
-            weight.contiguous(), *map_tensors(kernel_map, x), to_x, to_skip, sums, rows,
+            weight.contiguous(), *map_tensors(gather_map, x), to_x, to_skip, sums, rows,
             FIRST=first, SECOND=second, OUT=outputs, TAPS=taps,
             BLOCK_M=shape.rows, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
-            NORM=norm, MIRRORED=mirrored, IDENTITY=not kernel_map.tensors,
+            NORM=norm, MIRRORED=mirrored, IDENTITY=not gather_map.tensors,
             **arithmetic(x, precision), num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip
     return to_x, to_skip, sums.sum(0) if norm else sums
@@ -311,11 +311,11 @@ def check_rows(values: Tensor, rows: int, channels: int, dtype: torch.dtype, nam
         )
 
 
-def check_weight(weight: Tensor, kernel_map: KernelMap, dtype: torch.dtype) -> None:
+def check_weight(weight: Tensor, gather_map: GatherMap, dtype: torch.dtype) -> None:
     """Refuse weights of another number of taps than the map, or another type than the rows."""
-    if weight.shape[0] != kernel_map.taps or weight.dtype != dtype:
+    if weight.shape[0] != gather_map.taps or weight.dtype != dtype:
         raise ValueError(
-            f"the weights must have {kernel_map.taps} taps of {dtype}, not {weight.shape[0]} of "
+            f"the weights must have {gather_map.taps} taps of {dtype}, not {weight.shape[0]} of "
             f"{weight.dtype}"
         )
 
@@ -329,9 +329,9 @@ def arithmetic(x: Tensor, precision: str) -> dict[str, Any]:
     }
 
 
-def map_tensors(kernel_map: KernelMap, absent: Tensor) -> tuple[Tensor, ...]:
+def map_tensors(gather_map: GatherMap, absent: Tensor) -> tuple[Tensor, ...]:
     """Return the tensors of a map; an identity needs none, and its kernel reads none."""
-    return kernel_map.tensors or (absent,) * 4
+    return gather_map.tensors or (absent,) * 4
 
 
 def _or(tensor: Tensor | None, absent: Tensor) -> Tensor:

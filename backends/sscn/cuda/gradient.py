@@ -18,7 +18,7 @@ from backends.sscn.cuda.convolution import (
     multiply,
 )
 from backends.sscn.cuda.launching import on_device_of_first
-from backends.sscn.kernels import KernelMap
+from backends.sscn.kernel_map import GatherMap
 
 RUN = 512
 """Positions of a map that one list of pairs covers; 16 bits number them."""
@@ -108,24 +108,24 @@ def weight_gradient(
     x: Tensor,
     skip: Tensor | None,
     grad: Tensor,
-    kernel_map: KernelMap,
+    gather_map: GatherMap,
     scale: Tensor | None,
     shift: Tensor | None,
 ) -> Tensor:
     """Return the gradient of the weights over the forward map, the same bits for the same input."""
     sources = [x] if skip is None else [x, skip]
     channels, outputs = sum(source.shape[1] for source in sources), grad.shape[1]
-    rows, taps = kernel_map.rows, kernel_map.taps
+    rows, taps = gather_map.rows, gather_map.taps
     check(x, skip, scale, shift, channels)
     check_rows(grad, rows, outputs, x.dtype, "gradient")
     if rows == 0:
         return x.new_zeros((taps, channels, outputs))
     precision = dot_precision(x.dtype)
     grad = grad.contiguous()
-    table, order, _, _ = map_tensors(kernel_map, x)
+    table, order, _, _ = map_tensors(gather_map, x)
     runs = triton.cdiv(rows, RUN)
     pairs = counts = x
-    if kernel_map.tensors:
+    if gather_map.tensors:
         pairs = torch.empty((taps, runs, RUN), dtype=torch.int16, device=x.device)
         counts = torch.empty((taps, runs), dtype=torch.int32, device=x.device)
         list_pairs[(runs, taps)](table, pairs, counts, rows, RUN=RUN)
@@ -144,7 +144,7 @@ def weight_gradient(
             partial, rows, runs, share,
             FIRST=first, CHANNELS=width, IN=channels, OUT=outputs,
             BLOCK_I=shape.inputs, BLOCK_O=shape.outputs, BLOCK_R=PAIRS, RUN=RUN,
-            NORM=scale is not None, IDENTITY=not kernel_map.tensors,
+            NORM=scale is not None, IDENTITY=not gather_map.tensors,
             **arithmetic(x, precision), num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip
         first += width

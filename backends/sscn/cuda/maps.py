@@ -23,7 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from backends.contract import InvalidBatch
 from backends.sscn.cuda.blocks import tile_rows
 from backends.sscn.cuda.launching import on_device_of_first
-from backends.sscn.kernels import Connection, KernelMap, axis_bits
+from backends.sscn.kernel_map import GatherMap, KernelMap, axis_bits
 
 BLOCK = 256
 """Rows of a program in the kernels of this module."""
@@ -225,17 +225,17 @@ def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
 
 
 @on_device_of_first
-def submanifold_map(keys: Tensor, dim: int, kernel_size: int, spatial_size: int) -> Connection:
+def submanifold_map(keys: Tensor, dim: int, kernel_size: int, spatial_size: int) -> KernelMap:
     """Connect the sites of a level with each other; half the taps are searched."""
     taps = kernel_size**dim
     table = _empty_table(taps, len(keys), keys)
     _fill_tables(keys, keys, table, table, taps // 2, dim, kernel_size, spatial_size)
     both = _in_tiles(table)
-    return Connection(both, both, True)
+    return KernelMap(both, both, True)
 
 
 @on_device_of_first
-def strided_map(keys: Tensor, dim: int) -> tuple[Tensor, Connection]:
+def strided_map(keys: Tensor, dim: int) -> tuple[Tensor, KernelMap]:
     """Connect sites with their parents for kernel 2 and stride 2."""
     rows = len(keys)
     above = _rows_above.get(keys)
@@ -253,13 +253,13 @@ def strided_map(keys: Tensor, dim: int) -> tuple[Tensor, Connection]:
             keys, numbers, coarse, down, up, rows, coarse_rows, DIM=dim, BLOCK=BLOCK
         )
     _rows_above[coarse] = above[1:]
-    return coarse, Connection(_in_tiles(down), _in_tiles(up), False)
+    return coarse, KernelMap(_in_tiles(down), _in_tiles(up), False)
 
 
 @on_device_of_first
 def ordinary_map(
     keys: Tensor, dim: int, kernel_size: int, spatial_size: int
-) -> tuple[Tensor, Connection]:
+) -> tuple[Tensor, KernelMap]:
     """Connect sites with every site that the kernel reaches; the host waits for their number."""
     taps, rows = kernel_size**dim, len(keys)
     bits = axis_bits(spatial_size)
@@ -274,7 +274,7 @@ def ordinary_map(
     forward = _empty_table(taps, len(reached), keys)
     backward = _empty_table(taps, rows, keys)
     _fill_tables(keys, reached, backward, forward, 0, dim, kernel_size, spatial_size)
-    return reached, Connection(_in_tiles(forward), _in_tiles(backward), True)
+    return reached, KernelMap(_in_tiles(forward), _in_tiles(backward), True)
 
 
 def _grid(rows: int) -> tuple[int]:
@@ -322,7 +322,7 @@ def _fill_tables(
     )  # fmt: skip
 
 
-def _in_tiles(table: Tensor) -> KernelMap:
+def _in_tiles(table: Tensor) -> GatherMap:
     """Order the rows of a table (taps, rows) by the taps they have, and list those of each tile."""
     taps, rows = table.shape
     block = tile_rows(rows)
@@ -339,4 +339,4 @@ def _in_tiles(table: Tensor) -> KernelMap:
     counts = torch.empty(tiles, dtype=torch.int32, device=table.device)
     if rows:
         _tile[(tiles,)](table, order, in_order, lists, counts, rows, TAPS=taps, BLOCK=block)
-    return KernelMap((in_order, order, lists, counts), rows, taps)
+    return GatherMap((in_order, order, lists, counts), rows, taps)

@@ -69,7 +69,7 @@ def fold(
     eps: float,
     momentum: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fold the statistics of a batch; see ``kernels.Kernels``."""
+    """Fold the statistics of a batch; see ``KernelSet``."""
     channels = len(weight)
     scale, shift = torch.empty_like(weight), torch.empty_like(bias)
     moments = torch.empty_like(sums)
@@ -85,7 +85,7 @@ def fold(
 def fold_gradient(
     to_norm: Tensor, weight: Tensor, moments: Tensor, rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Propagate gradients through ``fold``; see ``kernels.Kernels``."""
+    """Propagate gradients through ``fold``; see ``KernelSet``."""
     channels = len(weight)
     to_sums = torch.empty_like(moments)
     to_weight, to_bias = torch.empty_like(weight), torch.empty_like(weight)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from backends import registry
-from backends.sscn import kernels
+from backends.sscn import selection
 
-COMPILED = kernels.is_compiled()
+COMPILED = selection.is_compiled()
 SETS = ["reference", "cpu"] if COMPILED else ["reference"]
 needs_cpu = pytest.mark.skipif(not COMPILED, reason="the C++ kernels are not built")
 

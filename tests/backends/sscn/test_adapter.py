@@ -1,4 +1,4 @@
-"""Our engine's layers wait for each other; what they compute must not show it."""
+"""The engine behind the contract: results do not depend on fusion or on deferred execution."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_the_network_and_its_gradients_are_those_of_dense_convolutions(dim, trai
         logits = network(network.tensor(sites, features.to(dtype), SIZE, 2))
         event_cross_entropy(logits, labels, sites[:, 0], 2).backward()
         outcomes.append({"logits": logits.detach(), **weights.gradients(network)})
-    truth, found = outcomes
-    for name, expected in truth.items():
+    exact, found = outcomes
+    for name, expected in exact.items():
         error = (found[name].double() - expected).norm() / expected.norm()
         assert error < 1e-4, f"{name}: {error}"
 
@@ -118,7 +118,7 @@ def test_rows_below_the_finest_level_ascend_by_site():
     torch.testing.assert_close(found, expected)
 
 
-def test_evaluation_follows_weights_that_change():
+def test_evaluation_uses_weights_and_statistics_that_have_changed():
     backend = engine()
     sites, features = batch()
     norm = backend.norm_relu(1).eval()
@@ -149,7 +149,7 @@ def test_one_site_cannot_be_normalised_in_training():
         backend.norm_relu(1)(one)
 
 
-def test_what_cannot_be_built_is_refused():
+def test_unsupported_layers_and_options_are_refused():
     backend = engine()
     with pytest.raises(Unsupported, match="kernel 2"):
         backend.convolution(Kind.STRIDED, 1, 1, 3, 0)

@@ -1,4 +1,4 @@
-"""Networks under ``torch.compile``: the same numbers, whatever the compiler can look into."""
+"""Networks under ``torch.compile`` give the results of networks that are not compiled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from backends.uresnet import UResNet, UResNetConfig
 from tests.backends.sscn.sets import COMPILED, SETS, engine
 
 CONFIG = UResNetConfig(filters=4, depth=2, reps=1)
-pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler warns of what it does itself
+pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler warns about its own code
 ENGINES = [(name, "fp32") for name in SETS] + [("cpu", "bf16")] * COMPILED
 
 
@@ -31,7 +31,7 @@ def tensor(made: UResNet, seed: int):
 
 
 @pytest.fixture(autouse=True)
-def forgotten():
+def without_compiled_code():
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -40,7 +40,7 @@ def forgotten():
 @pytest.mark.parametrize(("name", "precision"), ENGINES)
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
-def test_batches_of_any_size_give_what_the_plain_network_gives(name, precision, training):
+def test_batches_of_any_size_give_the_results_of_the_plain_network(name, precision, training):
     plain, other = (network(name, precision).train(training) for _ in range(2))
     compiled = torch.compile(other, backend="eager")
     for seed in range(3):
@@ -53,7 +53,7 @@ def test_batches_of_any_size_give_what_the_plain_network_gives(name, precision, 
 
 
 @pytest.mark.parametrize(("name", "precision"), ENGINES)
-def test_with_maps_that_are_there_a_network_is_one_graph(name, precision):
+def test_with_maps_that_are_built_a_network_is_one_graph(name, precision):
     made = network(name, precision).eval()
     x = tensor(made, 0)
     with torch.no_grad():

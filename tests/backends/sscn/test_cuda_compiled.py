@@ -20,12 +20,14 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from backends.sscn import cuda  # noqa: E402
 from backends.sscn.cuda import blocks, launching, maps, norm  # noqa: E402
-from backends.sscn.kernels import KernelMap, choose, identity  # noqa: E402
+from backends.sscn.kernel_map import GatherMap, identity  # noqa: E402
+from backends.sscn.selection import choose, load  # noqa: E402
 
 # Triton 3.9 announces another default for contracted multiply-adds; either is right here.
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
+
+cuda = load("cuda")
 
 SHARED_MEMORY = 99 * 1024
 """Bytes that a block may have on every GPU of compute capability 8.0 and up (8.6 has the least)."""
@@ -112,7 +114,7 @@ def check_launches(launches, capability, *expected):
 
 def map_of(rows, taps):
     tiles = -(-rows // blocks.tile_rows(rows))
-    return KernelMap(
+    return GatherMap(
         (
             torch.empty((taps, rows), dtype=torch.int32),
             torch.empty(rows, dtype=torch.int64),
@@ -127,15 +129,15 @@ def map_of(rows, taps):
 def train_layer(widths, taps, dtype, rows=20000):
     """Launch all kernels of a training step of one layer."""
     first, second, outputs = widths
-    kernel_map = map_of(rows, taps) if taps > 1 else identity(rows).forward
+    gather_map = map_of(rows, taps) if taps > 1 else identity(rows).forward
     x = torch.empty((rows, first), dtype=dtype)
     skip = torch.empty((rows, second), dtype=dtype) if second else None
     weight = torch.empty((taps, first + second, outputs), dtype=dtype)
     fold = torch.empty(first + second)
     residual = torch.empty((rows, outputs), dtype=dtype)
-    out, sums = cuda.convolve(x, skip, weight, kernel_map, fold, fold, residual, True)
-    cuda.input_gradient(out, weight, kernel_map, taps % 2 == 1, x, skip, fold, fold)
-    cuda.weight_gradient(x, skip, out, kernel_map, fold, fold)
+    out, sums = cuda.convolve(x, skip, weight, gather_map, fold, fold, residual, True)
+    cuda.input_gradient(out, weight, gather_map, taps % 2 == 1, x, skip, fold, fold)
+    cuda.weight_gradient(x, skip, out, gather_map, fold, fold)
     cuda.statistics_gradient(out, out, sums)
 
 
@@ -263,7 +265,11 @@ def test_the_arithmetic_follows_the_newer_interface_of_torch():
 
 @pytest.mark.parametrize(
     "name",
-    sorted(set(cuda.__all__) - {"inverted", "take"}),  # these two are torch's
+    sorted(
+        name
+        for name, value in vars(type(cuda)).items()
+        if isinstance(value, staticmethod) and name not in ("inverted", "take")  # these are torch's
+    ),
 )
 @pytest.mark.parametrize(("current", "entered"), [(0, [1]), (1, [])])
 def test_launches_happen_on_the_device_of_the_tensors(name, current, entered, monkeypatch):

@@ -23,13 +23,15 @@ if not INTERPRETED and not torch.cuda.is_available():
 
 from backends import network, weights  # noqa: E402
 from backends.contract import InvalidBatch, Unsupported, master_dtype  # noqa: E402
-from backends.sscn import adapter, cuda, reference  # noqa: E402
+from backends.sscn import adapter  # noqa: E402
 from backends.sscn.cuda import blocks, maps  # noqa: E402
-from backends.sscn.kernels import Connection, KernelMap, identity, load, morton  # noqa: E402
+from backends.sscn.deferred_layer import Rows  # noqa: E402
+from backends.sscn.kernel_map import GatherMap, KernelMap, identity, morton  # noqa: E402
 from backends.sscn.norm import NormReLU, differentiable  # noqa: E402
-from backends.sscn.tape import Rows  # noqa: E402
+from backends.sscn.selection import load  # noqa: E402
 from backends.uresnet import UResNetConfig  # noqa: E402
 
+cuda, reference = load("cuda"), load("reference")
 DEVICE = "cpu" if INTERPRETED else "cuda"
 # Triton 3.9 announces another default for contracted multiply-adds; either is right here.
 # Triton's interpreter up to 3.6 converts arrays of one element, which NumPy before 2.4 deprecates.
@@ -69,9 +71,9 @@ def some_sites(seed, dim, size, count, batch=2):
     return sites[torch.randperm(len(sites), generator=generator)].to(DEVICE)
 
 
-def table_by_row(kernel_map):
+def table_by_row(gather_map):
     """Return the table (rows, taps) that a map of the cuda set stands for."""
-    table, order, *_ = kernel_map.tensors
+    table, order, *_ = gather_map.tensors
     by_row = torch.full_like(table, -7)
     by_row[:, order] = table
     return by_row.t().long()
@@ -116,10 +118,10 @@ def test_submanifold_map_is_the_brute_force_one(seed, dim, size, count):
     sites = some_sites(seed, dim, size, count)
     keys, ordered = sorted_levels(sites, size)
     assert torch.equal(keys.cpu(), morton(sites.cpu(), max(size - 1, 0).bit_length()).sort().values)
-    connection = cuda.submanifold_map(keys, dim, 3, size)
-    assert connection.mirrored
+    kernel_map = cuda.submanifold_map(keys, dim, 3, size)
+    assert kernel_map.mirrored
     expected = brute_force(ordered, ordered, 3)
-    assert torch.equal(table_by_row(connection.forward).cpu(), expected)
+    assert torch.equal(table_by_row(kernel_map.forward).cpu(), expected)
 
 
 @few
@@ -128,18 +130,18 @@ def test_strided_maps_are_the_brute_force_ones(seed, dim, count):
     size = 12
     keys, ordered = sorted_levels(some_sites(seed, dim, size, count), size)
     for _ in range(2):
-        coarse, connection = cuda.strided_map(keys, dim)
+        coarse, kernel_map = cuda.strided_map(keys, dim)
         halved = torch.cat([ordered[:, :1], ordered[:, 1:] // 2], 1)
         parents = halved.unique(dim=0)
         size //= 2
         parents = parents[morton(parents, (size - 1).bit_length()).argsort()]
         assert torch.equal(coarse.cpu(), morton(parents, (size - 1).bit_length()))
         down = brute_force(ordered, parents, 2, stride=2)
-        assert torch.equal(table_by_row(connection.forward).cpu(), down)
+        assert torch.equal(table_by_row(kernel_map.forward).cpu(), down)
         up = torch.full((len(ordered), 2**dim), -1)
         parent, tap = (down >= 0).nonzero().unbind(1)
         up[down[parent, tap], tap] = parent
-        assert torch.equal(table_by_row(connection.backward).cpu(), up)
+        assert torch.equal(table_by_row(kernel_map.backward).cpu(), up)
         keys, ordered = coarse, parents.int()
 
 
@@ -149,7 +151,7 @@ def test_strided_maps_are_the_brute_force_ones(seed, dim, count):
 def test_ordinary_map_reaches_every_site_inside(dim, kernel_size):
     size = 5
     keys, ordered = sorted_levels(some_sites(1, dim, size, 12), size)
-    reached, connection = cuda.ordinary_map(keys, dim, kernel_size, size)
+    reached, kernel_map = cuda.ordinary_map(keys, dim, kernel_size, size)
     steps = range(-(kernel_size // 2), kernel_size // 2 + 1)
     sites = {
         (batch, *(at + by for at, by in zip(place, step, strict=True)))
@@ -160,9 +162,9 @@ def test_ordinary_map_reaches_every_site_inside(dim, kernel_size):
     inside = inside[morton(inside, 3).argsort()]
     assert torch.equal(reached.cpu(), morton(inside, 3))
     forward = brute_force(ordered, inside, kernel_size)
-    assert torch.equal(table_by_row(connection.forward).cpu(), forward)
+    assert torch.equal(table_by_row(kernel_map.forward).cpu(), forward)
     backward = brute_force(inside, ordered, kernel_size)
-    assert torch.equal(table_by_row(connection.backward).cpu(), backward)
+    assert torch.equal(table_by_row(kernel_map.backward).cpu(), backward)
 
 
 def test_far_sites_of_large_batches_are_told_apart():
@@ -170,19 +172,19 @@ def test_far_sites_of_large_batches_are_told_apart():
     sites = torch.cat([corner, torch.tensor([[0, 0, 0, 0], [255, 0, 0, 0]])]).int().to(DEVICE)
     keys, ordered = sorted_levels(sites, 768)
     assert int(keys[-1]) > 2**37
-    connection = cuda.submanifold_map(keys, 3, 3, 768)
+    kernel_map = cuda.submanifold_map(keys, 3, 3, 768)
     expected = brute_force(ordered, ordered, 3)
-    assert torch.equal(table_by_row(connection.forward).cpu(), expected)
+    assert torch.equal(table_by_row(kernel_map.forward).cpu(), expected)
     assert (expected >= 0).sum() == 7
 
 
 def test_rows_ordered_by_their_taps_keep_the_map(monkeypatch):
     monkeypatch.setattr(maps, "ORDERED_FROM", 0)
     keys, ordered = sorted_levels(some_sites(3, 2, 14, 120, batch=1), 14)
-    connection = cuda.submanifold_map(keys, 2, 3, 14)
-    table, _, taps, counts = connection.forward.tensors
+    kernel_map = cuda.submanifold_map(keys, 2, 3, 14)
+    table, _, taps, counts = kernel_map.forward.tensors
     expected = brute_force(ordered, ordered, 3)
-    assert torch.equal(table_by_row(connection.forward).cpu(), expected)
+    assert torch.equal(table_by_row(kernel_map.forward).cpu(), expected)
     masks = ((table >= 0).long() << torch.arange(9, device=DEVICE)[:, None]).sum(0)
     assert bool((masks.diff() >= 0).all())
     block = maps.tile_rows(len(keys))
@@ -242,12 +244,12 @@ class Layer:
         return kernels.convolve(*values, table, *self.norm(kernels, norm), to_add, statistics)
 
     def to_input(self, kernels, norm=True):
-        connection = self.map(kernels)
+        kernel_map = self.map(kernels)
         return kernels.input_gradient(
             _as(kernels, self.grad),
             _as(kernels, self.weight),
-            connection.backward,
-            connection.mirrored,
+            kernel_map.backward,
+            kernel_map.mirrored,
             _as(kernels, self.x),
             _as(kernels, self.skip),
             *self.norm(kernels, norm),
@@ -276,7 +278,7 @@ def _connections(kind, keys, dim, size):
         return tuple(each.ordinary_map(keys, dim, 3, size)[1] for each in (cuda, reference))
     pair = [each.strided_map(keys, dim)[1] for each in (cuda, reference)]
     if kind == "inverse":
-        pair = [Connection(each.backward, each.forward, False) for each in pair]
+        pair = [KernelMap(each.backward, each.forward, False) for each in pair]
     return tuple(pair)
 
 
@@ -433,30 +435,30 @@ def test_weight_gradient_of_many_runs(monkeypatch):
 def test_no_sites_give_no_rows_and_zero_gradients(kind):
     keys, order = cuda.sort_sites(torch.empty((0, 4), dtype=torch.int32, device=DEVICE), 8)
     assert keys.shape == order.shape == (0,)
-    connection, _ = _connections(kind, keys, 3, 8)
-    taps = connection.forward.taps
+    kernel_map, _ = _connections(kind, keys, 3, 8)
+    taps = kernel_map.forward.taps
     x = torch.empty((0, 16), device=DEVICE)
     weight = torch.ones((taps, 16, 8), device=DEVICE)
-    out, sums = cuda.convolve(x, None, weight, connection.forward, None, None, None, True)
+    out, sums = cuda.convolve(x, None, weight, kernel_map.forward, None, None, None, True)
     assert out.shape == (0, 8)
     assert torch.equal(sums, torch.zeros((2, 8), dtype=torch.float64, device=DEVICE))
     scale = torch.ones(16, device=DEVICE)
     to_x, _, norm = cuda.input_gradient(
-        out, weight, connection.backward, connection.mirrored, x, None, scale, scale
+        out, weight, kernel_map.backward, kernel_map.mirrored, x, None, scale, scale
     )
     assert to_x.shape == (0, 16)
     assert float(norm.abs().sum()) == 0
-    weights = cuda.weight_gradient(x, None, out, connection.forward, None, None)
+    weights = cuda.weight_gradient(x, None, out, kernel_map.forward, None, None)
     assert torch.equal(weights, torch.zeros_like(weight))
     assert cuda.statistics_gradient(out, out, sums).shape == (0, 8)
 
 
 def test_a_single_site_meets_only_the_centre_tap():
     keys, _ = cuda.sort_sites(torch.tensor([[0, 5, 5]], dtype=torch.int32, device=DEVICE), 8)
-    connection = cuda.submanifold_map(keys, 2, 3, 8)
+    kernel_map = cuda.submanifold_map(keys, 2, 3, 8)
     weight = torch.randn(9, 4, 4, device=DEVICE)
     x = torch.randn(1, 4, device=DEVICE)
-    out, _ = cuda.convolve(x, None, weight, connection.forward, None, None, None, False)
+    out, _ = cuda.convolve(x, None, weight, kernel_map.forward, None, None, None, False)
     assert torch.allclose(out, x @ weight[4], rtol=1e-5, atol=1e-6)
 
 
@@ -464,13 +466,13 @@ def test_a_full_block_is_a_dense_convolution():
     size = 6
     grid = torch.cartesian_prod(torch.arange(1), torch.arange(size), torch.arange(size)).int()
     keys, order = cuda.sort_sites(grid.to(DEVICE), size)
-    connection = cuda.submanifold_map(keys, 2, 3, size)
+    kernel_map = cuda.submanifold_map(keys, 2, 3, size)
     image = torch.randn(1, 3, size, size, dtype=torch.float64)
     weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
     dense = torch.nn.functional.conv2d(image, weight, padding=1)
     rows = image[0].flatten(1).t().float().to(DEVICE)[order]
     native = weight.flatten(2).permute(2, 1, 0).float().to(DEVICE)
-    out, _ = cuda.convolve(rows, None, native, connection.forward, None, None, None, False)
+    out, _ = cuda.convolve(rows, None, native, kernel_map.forward, None, None, None, False)
     assert_close(out, dense[0].flatten(1).t().to(DEVICE)[order], BOUNDS["fp32"])
 
 
@@ -552,7 +554,7 @@ def test_float64_rows_are_refused():
     rows = torch.zeros((1, 4), dtype=torch.float64, device=DEVICE)
     weight = torch.zeros((1, 4, 4), dtype=torch.float64, device=DEVICE)
     with pytest.raises(Unsupported, match="use kernels=reference"):
-        cuda.convolve(rows, None, weight, KernelMap((), 1, 1), None, None, None, False)
+        cuda.convolve(rows, None, weight, GatherMap((), 1, 1), None, None, None, False)
 
 
 def test_shapes_that_do_not_fit_are_refused():
@@ -573,7 +575,7 @@ def test_shapes_that_do_not_fit_are_refused():
             cuda.convolve(*arguments, False)
     with pytest.raises(ValueError, match="gradient must have"):
         cuda.weight_gradient(layer.x, layer.skip, layer.grad[1:], table, *norm)
-    layer.tested = Connection(table, table, False)
+    layer.tested = KernelMap(table, table, False)
     with pytest.raises(ValueError, match="input must have"):
         layer.to_input(cuda)
 
@@ -586,10 +588,10 @@ def test_the_host_waits_once_for_all_levels():
     torch.cuda.set_sync_debug_mode("error")
     try:
         for level in range(4):
-            connection = cuda.submanifold_map(keys, 3, 3, 64 >> level)
+            kernel_map = cuda.submanifold_map(keys, 3, 3, 64 >> level)
             x = torch.ones((len(keys), 16), device=DEVICE)
             weight = torch.ones((27, 16, 16), device=DEVICE)
-            cuda.convolve(x, None, weight, connection.forward, None, None, None, True)
+            cuda.convolve(x, None, weight, kernel_map.forward, None, None, None, True)
             keys, _ = cuda.strided_map(keys, 3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -601,10 +603,10 @@ def test_a_new_number_of_sites_compiles_nothing_new():
 
     def run(count):
         keys, _ = cuda.sort_sites(some_sites(count, 3, 64, count), 64)
-        connection = cuda.submanifold_map(keys, 3, 3, 64)
+        kernel_map = cuda.submanifold_map(keys, 3, 3, 64)
         x = torch.ones((len(keys), 16), device=DEVICE)
         weight = torch.ones((27, 16, 16), device=DEVICE)
-        cuda.convolve(x, None, weight, connection.forward, None, None, None, False)
+        cuda.convolve(x, None, weight, kernel_map.forward, None, None, None, False)
         return sum(len(cache[0]) for cache in convolve_tile.device_caches.values())
 
     compiled = run(3000)

@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from backends.contract import InvalidBatch
-from backends.sscn import convolution, kernels
+from backends.sscn import convolution, selection
+from backends.sscn.kernel_map import KernelMap, axis_bits, demorton
 from tests.backends.sscn.sets import COMPILED, needs_cpu
 
 if COMPILED:
-    from backends.sscn import cpu
+    from backends.sscn.cpu import processor
 
-EACH = ["reference"] + ([f"cpu/{name}" for name in cpu.instruction_sets()] if COMPILED else [])
+EACH = ["reference"] + (
+    [f"cpu/{name}" for name in processor.instruction_sets()] if COMPILED else []
+)
 examples = settings(max_examples=12, deadline=None)
 
 
@@ -29,10 +32,10 @@ def kernel_set(request: pytest.FixtureRequest) -> Iterator[str]:
     if not instructions:
         yield name
         return
-    before = cpu.instruction_set()
-    cpu.use(instructions)
+    before = processor.instruction_set()
+    processor.use(instructions)
     yield name
-    cpu.use(before)
+    processor.use(before)
 
 
 @st.composite
@@ -65,7 +68,7 @@ def offsets(kernel_size: int, dim: int) -> list[tuple[int, ...]]:
 
 
 def sorted_sites(name: str, sites: Tensor, size: int) -> tuple[Tensor, list[tuple[int, ...]]]:
-    keys, order = kernels.load(name).sort_sites(sites, size)
+    keys, order = selection.load(name).sort_sites(sites, size)
     return keys, [tuple(row) for row in sites[order].tolist()]
 
 
@@ -100,11 +103,11 @@ def test_submanifold_convolution_is_its_definition(kernel_set, case, kernel_size
         }
         for offset in offsets(kernel_size, sites.shape[1] - 1)
     ]
-    functions = kernels.load(kernel_set)
-    connection = functions.submanifold_map(keys, sites.shape[1] - 1, kernel_size, size)
+    kernels = selection.load(kernel_set)
+    kernel_map = kernels.submanifold_map(keys, sites.shape[1] - 1, kernel_size, size)
     x, weight = values(len(sites), channels[0]), values(len(taps), *channels, seed=1)
     expected = rows_by_definition(taps, x, weight, len(sites))
-    out, sums = functions.convolve(x, None, weight, connection.forward, None, None, None, True)
+    out, sums = kernels.convolve(x, None, weight, kernel_map.forward, None, None, None, True)
     assert_near(out, expected)
     assert_near(sums, torch.stack([expected.sum(0), expected.square().sum(0)]))
 
@@ -117,8 +120,9 @@ def test_products_of_bf16_lose_nothing_of_numbers_that_it_holds(kernel_set, widt
     if kernel_set != "cpu":
         pytest.skip("the C++ kernels alone round products")
     sites = some_sites(size=7)
+    cpu = selection.load("cpu")
     keys, _ = cpu.sort_sites(sites, 7)
-    connection = cpu.submanifold_map(keys, 3, 3, 7)
+    kernel_map = cpu.submanifold_map(keys, 3, 3, 7)
     x_width, skip_width, out_width = widths
     channels = x_width + skip_width
 
@@ -130,18 +134,18 @@ def test_products_of_bf16_lose_nothing_of_numbers_that_it_holds(kernel_set, widt
         integers(len(sites), x_width, seed=0),
         integers(len(sites), skip_width, seed=1) if skip_width else None,
         integers(27, channels, out_width, seed=2),
-        connection.forward,
+        kernel_map.forward,
         integers(channels, seed=3) if normed else None,
         integers(channels, seed=4) if normed else None,
         integers(len(sites), out_width, seed=5),
         True,
     )
-    rounding = kernels.load("cpu.bf16")
+    rounding = selection.load("cpu.bf16")
     exact, rounded = cpu.convolve(*arguments), rounding.convolve(*arguments)
     assert torch.equal(rounded[0], exact[0])
     assert torch.equal(rounded[1], exact[1])
     x, skip, weight, _, scale, shift, grad, _ = arguments
-    back = grad, None, None, x, skip, weight, connection.backward, True, scale, shift
+    back = grad, None, None, x, skip, weight, kernel_map, scale, shift
     for one, two in zip(rounding.gradients(*back), cpu.gradients(*back), strict=True):
         assert one is two is None or torch.equal(one, two)
 
@@ -152,16 +156,17 @@ def test_products_of_bf16_are_those_of_rounded_numbers(kernel_set, channels):
     if kernel_set != "cpu":
         pytest.skip("the C++ kernels alone round products")
     sites = some_sites(size=9)
+    cpu = selection.load("cpu")
     keys, _ = cpu.sort_sites(sites, 9)
-    kernel_map = cpu.submanifold_map(keys, 3, 3, 9).forward
+    gather_map = cpu.submanifold_map(keys, 3, 3, 9).forward
     x, weight = values(len(sites), channels[0]), values(27, *channels, seed=1)
     assert not torch.equal(x, x.bfloat16().float())
-    expected, _ = kernels.load("reference").convolve(
+    expected, _ = selection.load("reference").convolve(
         x.bfloat16().double(), None, weight.bfloat16().double(),
-        kernels.load("reference").submanifold_map(keys, 3, 3, 9).forward, None, None, None, False,
+        selection.load("reference").submanifold_map(keys, 3, 3, 9).forward, None, None, None, False,
     )  # fmt: skip
-    functions = kernels.load("cpu.bf16")
-    out, _ = functions.convolve(x, None, weight, kernel_map, None, None, None, False)
+    kernels = selection.load("cpu.bf16")
+    out, _ = kernels.convolve(x, None, weight, gather_map, None, None, None, False)
     assert_near(out, expected)
 
 
@@ -172,11 +177,11 @@ def test_kernels_that_reach_beyond_the_next_bricks(kernel_set, dim, kernel_size,
     sites = torch.tensor(list(itertools.product([0, 2], *[ends] * dim)), dtype=torch.int32)
     results = []
     for name in ("reference", kernel_set):
-        functions = kernels.load(name)
-        keys, _ = functions.sort_sites(sites, size)
-        kernel_map = functions.submanifold_map(keys, dim, kernel_size, size).forward
+        kernels = selection.load(name)
+        keys, _ = kernels.sort_sites(sites, size)
+        gather_map = kernels.submanifold_map(keys, dim, kernel_size, size).forward
         x, weight = values(len(sites), 2), values(kernel_size**dim, 2, 3, seed=1)
-        results.append(functions.convolve(x, None, weight, kernel_map, None, None, None, False)[0])
+        results.append(kernels.convolve(x, None, weight, gather_map, None, None, None, False)[0])
     assert_near(results[1], results[0].double())
 
 
@@ -186,10 +191,10 @@ def test_strided_convolution_and_its_inverse_are_their_definitions(kernel_set, c
     sites, size = case
     dim = sites.shape[1] - 1
     keys, ordered = sorted_sites(kernel_set, sites, size)
-    functions = kernels.load(kernel_set)
-    coarse_keys, down = functions.strided_map(keys, dim)
-    bits = kernels.axis_bits(size) - 1
-    coarse = [tuple(site) for site in kernels.demorton(coarse_keys, bits, dim).tolist()]
+    kernels = selection.load(kernel_set)
+    coarse_keys, down = kernels.strided_map(keys, dim)
+    bits = axis_bits(size) - 1
+    coarse = [tuple(site) for site in demorton(coarse_keys, bits, dim).tolist()]
     assert set(coarse) == {(event, *(a // 2 for a in at)) for event, *at in ordered}
     row = {site: i for i, site in enumerate(coarse)}
     children: list[dict[int, int]] = [{} for _ in range(2**dim)]
@@ -201,10 +206,10 @@ def test_strided_convolution_and_its_inverse_are_their_definitions(kernel_set, c
         parents[tap][i] = parent
     weight = values(2**dim, 6, 17, seed=1)
     x = values(len(sites), 6)
-    out, _ = functions.convolve(x, None, weight, down.forward, None, None, None, False)
+    out, _ = kernels.convolve(x, None, weight, down.forward, None, None, None, False)
     assert_near(out, rows_by_definition(children, x, weight, len(coarse)))
     x = values(len(coarse), 6)
-    out, _ = functions.convolve(x, None, weight, down.backward, None, None, None, False)
+    out, _ = kernels.convolve(x, None, weight, down.backward, None, None, None, False)
     assert_near(out, rows_by_definition(parents, x, weight, len(sites)))
 
 
@@ -214,11 +219,9 @@ def test_ordinary_convolution_is_its_definition(kernel_set, case):
     sites, size = case
     dim = sites.shape[1] - 1
     keys, ordered = sorted_sites(kernel_set, sites, size)
-    functions = kernels.load(kernel_set)
-    reached_keys, connection = functions.ordinary_map(keys, dim, 3, size)
-    reached = [
-        tuple(s) for s in kernels.demorton(reached_keys, kernels.axis_bits(size), dim).tolist()
-    ]
+    kernels = selection.load(kernel_set)
+    reached_keys, kernel_map = kernels.ordinary_map(keys, dim, 3, size)
+    reached = [tuple(s) for s in demorton(reached_keys, axis_bits(size), dim).tolist()]
     row = {site: i for i, site in enumerate(ordered)}
     taps = [
         {
@@ -235,17 +238,17 @@ def test_ordinary_convolution_is_its_definition(kernel_set, case):
         for offset in offsets(3, dim)
     )
     x, weight = values(len(sites), 3), values(3**dim, 3, 4, seed=1)
-    out, _ = functions.convolve(x, None, weight, connection.forward, None, None, None, False)
+    out, _ = kernels.convolve(x, None, weight, kernel_map.forward, None, None, None, False)
     assert_near(out, rows_by_definition(taps, x, weight, len(reached)))
 
 
 def layer(kernel_set: str, sites: Tensor, size: int, split: tuple[int, int], out_channels: int):
     """A convolution with everything that can be fused: its maps and its float32 arguments."""
-    keys, _ = kernels.load(kernel_set).sort_sites(sites, size)
+    keys, _ = selection.load(kernel_set).sort_sites(sites, size)
     dim = sites.shape[1] - 1
-    connection = kernels.load(kernel_set).submanifold_map(keys, dim, 3, size)
+    kernel_map = selection.load(kernel_set).submanifold_map(keys, dim, 3, size)
     rows, channels = len(sites), sum(split)
-    return connection, {
+    return kernel_map, {
         "x": values(rows, split[0], seed=1),
         "skip": values(rows, split[1], seed=2) if split[1] else None,
         "weight": values(3**dim, channels, out_channels, seed=3),
@@ -255,14 +258,14 @@ def layer(kernel_set: str, sites: Tensor, size: int, split: tuple[int, int], out
     }
 
 
-def outcome(kernel_set: str, connection: kernels.Connection, arguments: dict[str, Tensor | None]):
+def outcome(kernel_set: str, kernel_map: KernelMap, arguments: dict[str, Tensor | None]):
     """The output, the sums, and the gradients of a loss that depends on both."""
     leaves = {
         name: None if value is None else value.clone().requires_grad_()
         for name, value in arguments.items()
     }
     out, sums = convolution.convolve(
-        **leaves, connection=connection, statistics=True, kernel_set=kernel_set
+        **leaves, kernel_map=kernel_map, statistics=True, kernel_set=kernel_set
     )
     pull = values(*out.shape, seed=7).to(out.dtype)
     loss = (out * pull).sum() + (sums * values(*sums.shape, seed=8)).sum() * 0.01
@@ -274,11 +277,11 @@ def outcome(kernel_set: str, connection: kernels.Connection, arguments: dict[str
 @given(site_sets(), st.sampled_from([(4, 0), (16, 16), (7, 18)]), st.sampled_from([3, 16, 40]))
 @examples
 def test_fused_layers_and_their_gradients_match_float64(kernel_set, case, split, out_channels):
-    connection, arguments = layer(kernel_set, *case, split, out_channels)
+    kernel_map, arguments = layer(kernel_set, *case, split, out_channels)
     exact_map, _ = layer("reference", *case, split, out_channels)
     exact = {k: None if v is None else v.double() for k, v in arguments.items()}
     expected = outcome("reference", exact_map, exact)
-    for name, value in outcome(kernel_set, connection, arguments).items():
+    for name, value in outcome(kernel_set, kernel_map, arguments).items():
         scale = expected[name].abs().max().clamp(min=1)
         torch.testing.assert_close(
             value.double() / scale, expected[name] / scale, rtol=0, atol=5e-6, msg=name
@@ -288,13 +291,13 @@ def test_fused_layers_and_their_gradients_match_float64(kernel_set, case, split,
 def test_gradients_of_the_reference_are_derivatives():
     generator = torch.Generator().manual_seed(0)
     sites = (torch.rand(2, 4, 4, generator=generator) < 0.5).nonzero().int()
-    connection, arguments = layer("reference", sites, 4, (2, 1), 2)
+    kernel_map, arguments = layer("reference", sites, 4, (2, 1), 2)
     leaves = {name: value.double().requires_grad_() for name, value in arguments.items()}
 
     def run(*inputs: Tensor) -> tuple[Tensor, Tensor]:
         return convolution.convolve(
             **dict(zip(leaves, inputs, strict=True)),
-            connection=connection,
+            kernel_map=kernel_map,
             statistics=True,
             kernel_set="reference",
         )
@@ -310,8 +313,8 @@ def test_the_same_input_gives_the_same_bits_on_any_number_of_threads(kernel_set)
     try:
         for number in (1, 2, 2):
             torch.set_num_threads(number)
-            connection, arguments = layer(kernel_set, sites, 24, (16, 16), 16)
-            found.append(outcome(kernel_set, connection, arguments))
+            kernel_map, arguments = layer(kernel_set, sites, 24, (16, 16), 16)
+            found.append(outcome(kernel_set, kernel_map, arguments))
     finally:
         torch.set_num_threads(threads)
     if kernel_set == "reference":
@@ -325,14 +328,14 @@ def test_the_same_input_gives_the_same_bits_on_any_number_of_threads(kernel_set)
 def test_a_repeated_site_is_refused_by_name(kernel_set, dim):
     sites = torch.tensor([[0, 1, 2, 3], [0, 0, 0, 0], [0, 1, 2, 3]], dtype=torch.int32)
     with pytest.raises(InvalidBatch, match=r"\[0, 1, 2.* is given twice"):
-        kernels.load(kernel_set).sort_sites(sites[:, : dim + 1].contiguous(), 8)
+        selection.load(kernel_set).sort_sites(sites[:, : dim + 1].contiguous(), 8)
 
 
 @pytest.mark.parametrize("bad", [[0, 8, 0, 0], [0, 0, -1, 0], [-1, 0, 0, 0]])
 def test_a_site_outside_the_volume_is_refused(kernel_set, bad):
     sites = torch.tensor([[0, 1, 2, 3], bad], dtype=torch.int32)
     with pytest.raises(InvalidBatch):
-        kernels.load(kernel_set).sort_sites(sites, 8)
+        selection.load(kernel_set).sort_sites(sites, 8)
 
 
 def test_neighbours_are_right_at_the_far_end_of_a_large_batch(kernel_set):
@@ -341,12 +344,12 @@ def test_neighbours_are_right_at_the_far_end_of_a_large_batch(kernel_set):
         [[255, 767, 767, 767], [255, 767, 767, 766], [254, 767, 767, 767], [255, 0, 0, 0]],
         dtype=torch.int32,
     )
-    functions = kernels.load(kernel_set)
-    keys, order = functions.sort_sites(sites, 768)
-    connection = functions.submanifold_map(keys, 3, 3, 768)
+    kernels = selection.load(kernel_set)
+    keys, order = kernels.sort_sites(sites, 768)
+    kernel_map = kernels.submanifold_map(keys, 3, 3, 768)
     x = torch.tensor([[1.0], [10.0], [100.0], [1000.0]])
-    out, _ = functions.convolve(
-        x[order], None, torch.ones(27, 1, 1), connection.forward, None, None, None, False
+    out, _ = kernels.convolve(
+        x[order], None, torch.ones(27, 1, 1), kernel_map.forward, None, None, None, False
     )
     found = torch.empty(4, 1)
     found[order] = out
@@ -354,21 +357,21 @@ def test_neighbours_are_right_at_the_far_end_of_a_large_batch(kernel_set):
 
 
 def test_nothing_in_gives_nothing_out(kernel_set):
-    functions = kernels.load(kernel_set)
-    keys, _ = functions.sort_sites(torch.empty(0, 4, dtype=torch.int32), 8)
-    connection = functions.submanifold_map(keys, 3, 3, 8)
-    out, _ = functions.convolve(
-        torch.empty(0, 4), None, torch.ones(27, 4, 6), connection.forward, None, None, None, True
+    kernels = selection.load(kernel_set)
+    keys, _ = kernels.sort_sites(torch.empty(0, 4, dtype=torch.int32), 8)
+    kernel_map = kernels.submanifold_map(keys, 3, 3, 8)
+    out, _ = kernels.convolve(
+        torch.empty(0, 4), None, torch.ones(27, 4, 6), kernel_map.forward, None, None, None, True
     )
     assert out.shape == (0, 6)
 
 
 def test_rows_of_another_level_are_refused(kernel_set):
     sites = torch.tensor([[0, 1, 2, 3], [0, 4, 5, 6]], dtype=torch.int32)
-    connection, arguments = layer(kernel_set, sites, 8, (4, 0), 4)
+    kernel_map, arguments = layer(kernel_set, sites, 8, (4, 0), 4)
     arguments["x"] = torch.ones(3, 4)
     with pytest.raises(ValueError, match="takes 2 rows"):
-        convolution.convolve(**arguments, connection=connection, kernel_set=kernel_set)
+        convolution.convolve(**arguments, kernel_map=kernel_map, kernel_set=kernel_set)
 
 
 @needs_cpu
@@ -384,25 +387,25 @@ def test_rows_of_another_level_are_refused(kernel_set):
 )
 def test_arguments_that_do_not_fit_are_refused_before_any_memory_is_read(change, message):
     sites = torch.tensor([[0, 1, 2, 3], [0, 4, 5, 6]], dtype=torch.int32)
-    connection, arguments = layer("cpu", sites, 8, (4, 0), 4)
+    kernel_map, arguments = layer("cpu", sites, 8, (4, 0), 4)
     with pytest.raises(ValueError, match=message):
-        convolution.convolve(**arguments | change, connection=connection, kernel_set="cpu")
+        convolution.convolve(**arguments | change, kernel_map=kernel_map, kernel_set="cpu")
 
 
 @pytest.mark.parametrize("split", [(4, 0), (3, 5)])
 def test_operators_pass_opcheck(kernel_set, split):
     generator = torch.Generator().manual_seed(2)
     sites = (torch.rand(1, 5, 5, 5, generator=generator) < 0.3).nonzero().int()
-    connection, arguments = layer(kernel_set, sites, 5, split, 6)
+    kernel_map, arguments = layer(kernel_set, sites, 5, split, 6)
     leaves = [None if v is None else v.requires_grad_() for v in arguments.values()]
     torch.library.opcheck(
         torch.ops.sscn.convolve,
         (
             *leaves,
-            list(connection.forward.tensors),
-            list(connection.backward.tensors),
-            connection.forward.rows,
-            connection.mirrored,
+            list(kernel_map.forward.tensors),
+            list(kernel_map.backward.tensors),
+            kernel_map.forward.rows,
+            kernel_map.mirrored,
             True,
             kernel_set,
         ),
@@ -412,27 +415,27 @@ def test_operators_pass_opcheck(kernel_set, split):
 @given(st.integers(0, 10000), st.integers(1, 20), st.booleans(), st.integers(0, 2**16))
 @examples
 def test_rows_are_put_in_order_and_back(kernel_set, number, channels, biased, seed):
-    functions = kernels.load(kernel_set)
+    kernels = selection.load(kernel_set)
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(number, channels, generator=generator)
     order = torch.randperm(number, generator=generator)
     bias = torch.randn(channels, generator=generator) if biased else None
-    taken = functions.take(rows, order, bias)
-    assert torch.equal(taken, rows[order] if bias is None else rows[order] + bias)
-    back = functions.inverted(order)
+    reordered = kernels.take(rows, order, bias)
+    assert torch.equal(reordered, rows[order] if bias is None else rows[order] + bias)
+    back = kernels.inverted(order)
     assert torch.equal(order[back], torch.arange(number))
-    assert torch.equal(functions.take(functions.take(rows, order, None), back, None), rows)
+    assert torch.equal(kernels.take(kernels.take(rows, order, None), back, None), rows)
 
 
 def test_compiled_code_computes_the_same(kernel_set):
     generator = torch.Generator().manual_seed(3)
     sites = (torch.rand(1, 6, 6, 6, generator=generator) < 0.3).nonzero().int()
-    connection, arguments = layer(kernel_set, sites, 6, (4, 4), 8)
+    kernel_map, arguments = layer(kernel_set, sites, 6, (4, 4), 8)
 
     def two_layers(x: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
-        out, _ = convolution.convolve(x, skip, weight, connection, kernel_set=kernel_set)
+        out, _ = convolution.convolve(x, skip, weight, kernel_map, kernel_set=kernel_set)
         again, _ = convolution.convolve(
-            out, None, weight, connection, residual=out, kernel_set=kernel_set
+            out, None, weight, kernel_map, residual=out, kernel_set=kernel_set
         )
         return again.relu()
 

@@ -11,9 +11,9 @@ from tests.harness.profile.made import CEILINGS
 
 
 def test_the_best_of_several_tries_counts(monkeypatch):
-    from backends.sscn import cpu
+    from backends.sscn.cpu import processor
 
-    monkeypatch.setattr(cpu, "peak", lambda rounds, doubles, threads: 100.0 * threads)
+    monkeypatch.setattr(processor, "peak", lambda rounds, doubles, threads: 100.0 * threads)
     ticks = itertools.accumulate(itertools.cycle([0.0, 4.0, 0.0, 2.0]))
     assert ceilings.fma_peak(3, now=lambda: next(ticks)) == pytest.approx(150.0)
 
@@ -90,6 +90,6 @@ def test_a_gpu_has_every_ceiling():
 
 
 def test_doubles_are_half_as_many_in_a_register():
-    from backends.sscn import cpu
+    from backends.sscn.cpu import processor
 
-    assert cpu.peak(10, True, 3) == cpu.peak(10, False, 3) / 2 > 0
+    assert processor.peak(10, True, 3) == processor.peak(10, False, 3) / 2 > 0

@@ -1,4 +1,4 @@
-"""Layers that run together: what they compute and keep must not show it."""
+"""Deferred execution gives the results and frees the memory of layers run one by one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from backends.contract import Kind
-from backends.sscn import kernels, tape
+from backends.sscn import selection
+from backends.sscn.deferred_layer import DeferredLayer
+from backends.sscn.layerwise import LayerwiseForward
 from tests.backends.sscn.sets import SETS, engine, needs_cpu
 
 SIZE = 8
@@ -36,7 +38,7 @@ def filled(layer, seed: int, dtype: torch.dtype = torch.float32):
 
 
 def network(seed: int, name: str, precision: str, training: bool = True) -> dict[str, Tensor]:
-    """Run layers wired at random; return what comes out and, in training, every gradient."""
+    """Run randomly connected layers; return the outputs and, in training, every gradient."""
     choose = random.Random(seed)
     dtype = torch.float64 if precision == "fp64" else torch.float32
     backend = engine(name, precision)
@@ -110,7 +112,7 @@ def network(seed: int, name: str, precision: str, training: bool = True) -> dict
 
 @given(st.integers(0, 2**31))
 @settings(max_examples=60, deadline=None)
-def test_layers_wired_at_random_and_their_gradients_match_float64(seed):
+def test_randomly_connected_layers_and_their_gradients_match_float64(seed):
     expected = network(seed, "reference", "fp64")
     for name in SETS:
         found = network(seed, name, "fp32")
@@ -129,11 +131,11 @@ def test_layers_wired_at_random_and_their_gradients_match_float64(seed):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @given(st.integers(0, 2**31))
 @settings(max_examples=60, deadline=None)
-def test_in_evaluation_they_give_the_bits_of_one_after_the_other(precision, seed):
-    functions = kernels.load(engine("cpu", precision).kernel_set)
+def test_in_evaluation_the_bits_are_those_of_layers_run_one_by_one(precision, seed):
+    kernels = selection.load(engine("cpu", precision).kernel_set)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patched:
         together = network(seed, "cpu", precision, training=False)
-        patched.delattr(functions, "Forward")
+        patched.setattr(kernels, "forward_runner", lambda: LayerwiseForward(kernels))
         alone = network(seed, "cpu", precision, training=False)
     for key, value in alone.items():
         assert torch.equal(together[key], value), key
@@ -141,8 +143,8 @@ def test_in_evaluation_they_give_the_bits_of_one_after_the_other(precision, seed
 
 @needs_cpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_input_made_ahead_waits_for_a_layer_with_a_norm_of_its_own(precision):
-    # a -> norm -> c -> norm -> d, and between a and c a layer b that makes its input too.
+def test_a_fused_input_survives_a_layer_with_a_norm_between_producer_and_consumer(precision):
+    # a -> norm -> c -> norm -> d, and between a and c a layer b with a norm of its own.
     backend = engine("cpu", precision)
     sites = some_sites()
     a, b, c, d = (
@@ -151,23 +153,23 @@ def test_an_input_made_ahead_waits_for_a_layer_with_a_norm_of_its_own(precision)
     norms = [filled(backend.norm_relu(16), 4 + seed).eval() for seed in range(3)]
     features = torch.randn(len(sites), 16, generator=torch.Generator().manual_seed(0))
 
-    def run(ask) -> Tensor:
+    def run(read) -> Tensor:
         x = backend.tensor(sites, features, SIZE, 2)
-        at_a = ask(a(x))
-        at_b = ask(backend.add(b(norms[0](x)), x))
-        at_c = ask(c(norms[1](at_a)))
+        at_a = read(a(x))
+        at_b = read(backend.add(b(norms[0](x)), x))
+        at_c = read(c(norms[1](at_a)))
         return backend.features(backend.add(d(norms[2](at_c)), at_b))
 
-    def asked(x):
-        backend.rows(x)  # run now
+    def read_now(x):
+        backend.rows(x)  # runs the layers
         return x
 
     with torch.no_grad():
-        assert torch.equal(run(lambda x: x), run(asked))
+        assert torch.equal(run(lambda x: x), run(read_now))
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_what_somebody_holds_is_not_overwritten_by_layers_after_it(name):
+def test_a_tensor_that_is_held_is_not_overwritten_by_later_layers(name):
     backend = engine(name)
     sites = some_sites()
     convolutions = [
@@ -190,7 +192,7 @@ def test_what_somebody_holds_is_not_overwritten_by_layers_after_it(name):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_features_outlive_the_tensor_that_they_were_asked_of(name):
+def test_features_outlive_their_site_tensor(name):
     backend = engine(name)
     sites = some_sites()
     first, *others = [
@@ -201,7 +203,7 @@ def test_features_outlive_the_tensor_that_they_were_asked_of(name):
         y = x
         for convolution in others:
             y = convolution(y)
-        rows = y.rows  # noted, before anything has run
+        rows = y.rows  # recorded, before any layer has run
         held = backend.rows(x)
         before = held.clone()
         del x
@@ -211,34 +213,34 @@ def test_features_outlive_the_tensor_that_they_were_asked_of(name):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_nothing_is_kept_once_the_gradients_are_there(name):
+def test_no_tensor_is_saved_after_the_backward_pass(name):
     backend = engine(name)
     sites = some_sites()
     channels = 7
     layers = [filled(backend.convolution(Kind.SUBMANIFOLD, 7, 7, 3, 0), s) for s in range(4)]
     norms = [backend.norm_relu(7) for _ in layers]
-    kept: list[weakref.ref[Kept]] = []
+    saved: list[weakref.ref[Saved]] = []
 
-    class Kept:
+    class Saved:
         def __init__(self, values: Tensor) -> None:
             self.values = values
-            kept.append(weakref.ref(self))
+            saved.append(weakref.ref(self))
 
     x = backend.tensor(sites, torch.ones(len(sites), channels), SIZE, 2)
-    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda each: each.values):
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda each: each.values):
         for layer, norm in zip(layers, norms, strict=True):
             x = layer(norm(x))
         loss = backend.features(x).square().sum()
     del x
-    assert any(each() is not None for each in kept)
+    assert any(each() is not None for each in saved)
     loss.backward()
     gc.collect()
-    assert not any(each() is not None for each in kept), "saved tensors outlive the gradients"
-    assert not any(type(each) is tape.Layer for each in gc.get_objects()), "layers outlive them"
+    assert not any(each() is not None for each in saved), "saved tensors outlive the gradients"
+    assert not any(type(each) is DeferredLayer for each in gc.get_objects()), "layers outlive them"
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_features_asked_for_in_the_middle_are_part_of_the_graph(name):
+def test_features_read_between_layers_are_part_of_the_autograd_graph(name):
     backend = engine(name)
     sites = some_sites()
     below = filled(backend.convolution(Kind.SUBMANIFOLD, 1, 4, 3, 0), 0)
@@ -253,7 +255,7 @@ def test_features_asked_for_in_the_middle_are_part_of_the_graph(name):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_frozen_layers_below_leave_gradients_to_those_above(name):
+def test_layers_above_frozen_layers_get_gradients(name):
     backend = engine(name)
     sites = some_sites()
     below = filled(backend.convolution(Kind.SUBMANIFOLD, 1, 4, 3, 0), 0)
@@ -272,7 +274,7 @@ def test_frozen_layers_below_leave_gradients_to_those_above(name):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_norm_that_two_layers_apply_moves_its_statistics_once(name):
+def test_a_norm_that_two_layers_apply_updates_its_statistics_once(name):
     backend = engine(name)
     sites = some_sites()
     features = torch.rand(len(sites), 2, generator=torch.Generator().manual_seed(0))
@@ -287,7 +289,7 @@ def test_a_norm_that_two_layers_apply_moves_its_statistics_once(name):
 
 
 @needs_cpu
-def test_a_layer_that_cannot_run_leaves_none_behind_that_seems_to_have_run():
+def test_after_a_failed_run_the_layers_before_it_run_again():
     backend = engine("cpu")
     sites = some_sites()
     good = filled(backend.convolution(Kind.SUBMANIFOLD, 1, 4, 3, 0), 0)
@@ -302,7 +304,7 @@ def test_a_layer_that_cannot_run_leaves_none_behind_that_seems_to_have_run():
 
 
 @needs_cpu
-def test_other_threads_run_while_layers_do():
+def test_other_threads_run_during_layers():
     backend = engine("cpu")
     generator = torch.Generator().manual_seed(0)
     sites = (torch.rand(1, 48, 48, 48, generator=generator) < 0.5).nonzero().int()
@@ -318,7 +320,7 @@ def test_other_threads_run_while_layers_do():
         x = backend.tensor(sites, torch.ones(len(sites), 32), 48, 1)
         for layer in layers:
             x = layer(x)
-        pending = x.rows  # noted, and the maps built
+        pending = x.rows  # recorded, and the maps are built
         thread.start()
         before = turns[0]
         backend.features(x)

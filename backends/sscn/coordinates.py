@@ -1,0 +1,107 @@
+"""Sites and kernel maps of all levels of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
+
+from torch import Tensor
+
+from backends.contract import site_keys
+from backends.sscn.compiling import call_untraced, traceable
+from backends.sscn.deferred import DeferredGraph
+from backends.sscn.kernel_map import KernelMap, axis_bits, demorton
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass
+class Level:
+    """The sites of one level, as sorted Morton keys, and the kernel maps built on them so far."""
+
+    keys: Tensor
+    spatial_size: int
+    submanifold: dict[int, KernelMap] = field(default_factory=dict)
+    down: KernelMap | None = None
+
+
+class CoordinateManager:
+    """The levels of one batch, shared by all tensors on them; maps are built at their first use.
+
+    Parameters
+    ----------
+    keys : Tensor
+        (N,) int64, the sorted Morton keys of the finest level.
+    order : Tensor or None
+        (N,) int64, the input row of each sorted row, where the sites are those of an input.
+    spatial_size : int
+        Voxels per side of the finest level.
+    dim : int
+        2 or 3.
+    graph : DeferredGraph
+        Records the layers that use the maps; its kernel set builds them.
+    """
+
+    def __init__(
+        self, keys: Tensor, order: Tensor | None, spatial_size: int, dim: int, graph: DeferredGraph
+    ) -> None:
+        self.levels = [Level(keys, spatial_size)]
+        self.order = order
+        self.dim = dim
+        self.graph = graph
+        self._input_order: tuple[Tensor, Tensor] | None = None
+
+    def submanifold(self, level: int, kernel_size: int) -> KernelMap:
+        """Return the map from the sites of a level to themselves."""
+        at = self.levels[level]
+        if kernel_size not in at.submanifold:
+            at.submanifold[kernel_size] = self._build(
+                self.graph.kernels.submanifold_map,
+                at.keys, self.dim, kernel_size, at.spatial_size,
+            )  # fmt: skip
+        return at.submanifold[kernel_size]
+
+    def down(self, level: int) -> KernelMap:
+        """Return the map from a level to the next coarser one, which is added if it is missing."""
+        at = self.levels[level]
+        if at.down is None:
+            if at.spatial_size < 2:
+                raise ValueError("a volume of one voxel a side has no coarser level")
+            keys, at.down = self._build(self.graph.kernels.strided_map, at.keys, self.dim)
+            self.levels.append(Level(keys, (at.spatial_size + 1) // 2))
+        return at.down
+
+    def ordinary(self, level: int, kernel_size: int) -> tuple[CoordinateManager, KernelMap]:
+        """Return a manager of the sites that a kernel reaches, and the map to them."""
+        at = self.levels[level]
+        keys, kernel_map = self._build(
+            self.graph.kernels.ordinary_map, at.keys, self.dim, kernel_size, at.spatial_size
+        )
+        return CoordinateManager(keys, None, at.spatial_size, self.dim, self.graph), kernel_map
+
+    def input_order(self, level: int) -> tuple[Tensor, Tensor]:
+        """Return the order of a level's rows outside of the engine, and its inverse.
+
+        The finest level of an input has the order of the input; all other sites are in ascending
+        order of (batch, x, y, z).
+        """
+        if level == 0 and self._input_order is not None:
+            return self._input_order
+        kernels = traceable(self.graph.kernels)
+        order = self.order if level == 0 else None
+        if order is None:
+            at = self.levels[level]
+            sites = demorton(at.keys, axis_bits(at.spatial_size), self.dim)
+            order = kernels.inverted(site_keys(sites, at.spatial_size).argsort())
+        inverse = kernels.inverted(order)
+        if level == 0:
+            self._input_order = order, inverse
+        return order, inverse
+
+    def _build(self, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+        observer = self.graph.observer
+        if observer is not None:
+            function = observer.within("map")(function)
+        return call_untraced(function, *arguments, **named)

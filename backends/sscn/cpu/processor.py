@@ -1,0 +1,16 @@
+"""The compiled module, with the processor's instruction set chosen.
+
+``SSCN_INSTRUCTION_SET`` (avx512_bf16, avx512, avx2 or portable) in the environment overrides the
+choice, which is otherwise the fastest one that the processor has.
+"""
+
+from __future__ import annotations
+
+import os
+
+from backends.sscn.cpu._kernels import instruction_set, instruction_sets, peak, run, use
+
+__all__ = ["instruction_set", "instruction_sets", "peak", "run", "use"]
+
+if "SSCN_INSTRUCTION_SET" in os.environ:
+    use(os.environ["SSCN_INSTRUCTION_SET"])

@@ -1,0 +1,223 @@
+"""Base of kernel sets that run one layer at a time: ``reference`` and ``cuda``."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from backends.sscn.deferred_layer import BatchNorm, DeferredLayer, GradientStep, features
+from backends.sscn.kernel_map import GatherMap, KernelMap
+from backends.sscn.kernel_set import ConvolutionGradients, IntervalCallback, KernelSet
+
+
+class LayerwiseKernelSet(KernelSet):
+    """A kernel set whose runners call ``convolve`` and the gradients of one layer at a time."""
+
+    @abstractmethod
+    def input_gradient(
+        self,
+        grad: Tensor,
+        weight: Tensor,
+        gather_map: GatherMap,
+        mirrored: bool,
+        x: Tensor,
+        skip: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        /,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Propagate the gradient of the output to the input over the backward map.
+
+        Let g be the gradient of ``scale * x + shift``: the convolved gradient, zero where the ReLU
+        cuts off. Without a norm, g is the convolved gradient.
+
+        Returns
+        -------
+        to_x, to_skip : Tensor
+            Gradients of the two sources, ``scale * g`` (g without a norm); ``to_skip`` is (0,)
+            without ``skip``.
+        to_norm : Tensor
+            (2, C_in) float64: the gradients of ``scale`` (sum of g * x) and of ``shift`` (sum of
+            g); (0,) without a norm.
+        """
+
+    @abstractmethod
+    def weight_gradient(
+        self,
+        x: Tensor,
+        skip: Tensor | None,
+        grad: Tensor,
+        gather_map: GatherMap,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        /,
+    ) -> Tensor:
+        """Return the gradient of the weights, (K, C_in, C_out), over the forward map."""
+
+    @abstractmethod
+    def statistics_gradient(self, grad: Tensor, out: Tensor, grad_sums: Tensor, /) -> Tensor:
+        """Return the gradient of ``out`` with the parts through the sums of it and its squares.
+
+        It is ``grad + grad_sums[0] + 2 * out * grad_sums[1]``.
+        """
+
+    def gradients(
+        self,
+        grad: Tensor,
+        out: Tensor | None,
+        grad_sums: Tensor | None,
+        x: Tensor,
+        skip: Tensor | None,
+        weight: Tensor,
+        kernel_map: KernelMap,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        *,
+        to_input: bool = True,
+        to_weight: bool = True,
+    ) -> ConvolutionGradients:
+        """Compute the requested gradients one after the other."""
+        forward, backward, mirrored = kernel_map
+        total = to_x = to_skip = to_norm = weights = None
+        if grad_sums is not None:
+            assert out is not None
+            grad = total = self.statistics_gradient(grad, out, grad_sums)
+        if to_input:
+            to_x, to_skip, to_norm = self.input_gradient(
+                grad, weight, backward, mirrored, x, skip, scale, shift
+            )
+        if to_weight:
+            weights = self.weight_gradient(x, skip, grad, forward, scale, shift)
+        return ConvolutionGradients(to_x, to_skip, to_norm, weights, total)
+
+    def forward_runner(self) -> LayerwiseForward:
+        """Return a runner that runs each layer when it is added."""
+        return LayerwiseForward(self)
+
+    def backward_runner(
+        self, saved: Sequence[Tensor], needed: Sequence[bool], /
+    ) -> LayerwiseBackward:
+        """Return a runner that computes the gradients of each layer when its step is added."""
+        return LayerwiseBackward(self, saved, needed)
+
+
+class LayerwiseForward:
+    """Runs each layer when it is added, with the functions of any kernel set."""
+
+    def __init__(self, kernels: KernelSet) -> None:
+        self._kernels = kernels
+        self._begin = 0.0
+
+    def add(self, layer: DeferredLayer) -> None:
+        """Run a layer, and release the inputs that no other layer needs."""
+        self._begin = time.perf_counter()
+        sources = [features(origin) for origin in layer.sources]
+        norm = layer.norm
+        scale = shift = None
+        if isinstance(norm, BatchNorm):
+            scale, shift, _ = self._kernels.fold_norm(norm, layer.sources)
+        elif norm is not None:
+            scale, shift = norm
+        with torch.no_grad():
+            out, sums = self._kernels.convolve(
+                sources[0], sources[1] if len(sources) > 1 else None, layer.weight,
+                layer.kernel_map.forward, scale, shift,
+                None if layer.residual is None else features(layer.residual), layer.statistics,
+            )  # fmt: skip
+        layer.out, layer.sums = out, sums if layer.statistics else None
+        for origin in layer.inputs():
+            if isinstance(origin, DeferredLayer) and origin.consumed():
+                origin.out = origin.sums = None
+
+    def report(self, callback: IntervalCallback) -> None:
+        """Report the interval of the layer that was added last."""
+        callback(self._begin, time.perf_counter())
+
+    def run(self) -> None:
+        """Do nothing: all layers have run."""
+
+
+class LayerwiseBackward:
+    """Computes the gradients of each layer when its step is added, with any kernel set.
+
+    Parameters
+    ----------
+    kernels : KernelSet
+        The kernel set.
+    saved, needed
+        As in ``KernelSet.backward_runner``.
+    """
+
+    def __init__(self, kernels: KernelSet, saved: Sequence[Tensor], needed: Sequence[bool]) -> None:
+        self._kernels = kernels
+        self._saved = saved
+        self._needed = needed
+        self._begin = 0.0
+        self._gradients: dict[int, Tensor] = {}
+
+    @property
+    def gradients(self) -> dict[int, Tensor]:
+        """The gradients of leaves by slot."""
+        return self._gradients
+
+    def add_gradient(self, slot: int, gradient: Tensor | None) -> None:
+        """Add to the gradient of a slot."""
+        if gradient is not None:
+            before = self._gradients.get(slot)
+            self._gradients[slot] = gradient if before is None else before + gradient
+
+    def add(self, step: GradientStep) -> None:
+        """Compute the gradients of one layer and add them to those of its inputs."""
+        self._begin = time.perf_counter()
+        saved, folding = self._saved, step.folding
+        grad = self._gradients.pop(step.out, None)
+        grad_sums = self._gradients.pop(step.out_sums, None)
+        if grad is None:
+            if grad_sums is None:
+                return
+            grad = torch.zeros_like(saved[step.out])
+        scale = shift = None
+        if folding is not None:
+            scale, shift, _ = folding
+        elif step.norm:
+            scale, shift = (saved[slot] for slot in step.norm)
+        x, skip = step.sources[0], step.sources[1] if len(step.sources) > 1 else None
+        to_x, to_skip, to_norm, to_weight, total = self._kernels.gradients(
+            grad, saved[step.out], grad_sums, saved[x],
+            None if skip is None else saved[skip], saved[step.weight], step.kernel_map,
+            scale, shift, to_input=step.needs_input_gradient(self._needed),
+            to_weight=self._needed[step.weight],
+        )  # fmt: skip
+        self.add_gradient(x, to_x)
+        if skip is not None:
+            self.add_gradient(skip, to_skip)
+        self.add_gradient(step.weight, to_weight)
+        if step.residual is not None:
+            self.add_gradient(step.residual, grad if total is None else total)
+        if not step.norm or to_norm is None:
+            return
+        weight = saved[step.norm[0]]
+        of_norm: Sequence[Tensor]
+        if folding is None:
+            of_norm = to_norm.to(weight.dtype).unbind(0)
+        else:
+            to_sums, *of_norm = self._kernels.fold_gradient(
+                to_norm, weight, folding.moments, step.rows
+            )
+            for slot, share in zip(
+                step.sums, torch.split_with_sizes(to_sums, step.widths, 1), strict=True
+            ):
+                self.add_gradient(slot, share)
+        for slot, gradient in zip(step.norm, of_norm, strict=True):
+            self.add_gradient(slot, gradient)
+
+    def report(self, callback: IntervalCallback) -> None:
+        """Report the interval of the step that was added last."""
+        callback(self._begin, time.perf_counter())
+
+    def run(self) -> None:
+        """Do nothing: all gradients are computed."""
