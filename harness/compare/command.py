@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +18,8 @@ from harness.compare.comparison import (
     disturbance,
     failures,
     finding,
+    machine_labels,
+    relative_to,
     standings,
     tally,
 )
@@ -26,7 +27,7 @@ from harness.compare.rows import change_rows, spread, standing_rows
 from harness.errors import BadInput
 from harness.report.rows import Format, times, write_rows
 from harness.results.store import AGAINST, load, read, resolve
-from harness.results.summary import Measured, pool
+from harness.results.summary import CellSummary, summarize
 from harness.results.verdict import Verdict, percent
 from harness.spec.metrics import format_value
 from harness.terminal import table_console
@@ -54,13 +55,16 @@ def standing_table(ranked: Sequence[Standing]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("note", overflow="fold")
     question = None
+    names = machine_labels(s.measured for s in ranked)
     for s in [s for s in ranked if s.measured.tried][:LINES_ON_A_SCREEN]:
         m = s.measured
-        if m.question != question:
+        machine = names.get(id(m.environment), "")
+        if (machine, m.question) != question:
             if question is not None:
                 table.add_section()
-            question = m.question
-            table.add_row(f"[bold]{m.where}[/bold]", *[""] * 6, m.extent)
+            question = machine, m.question
+            where = f"{escape(machine)}: {m.where}" if machine else m.where
+            table.add_row(f"[bold]{where}[/bold]", *[""] * 6, m.extent)
         quickest = s.over_best is not None and s.over_best >= 1
         style = "green" if quickest else ""
         table.add_row(
@@ -71,7 +75,7 @@ def standing_table(ranked: Sequence[Standing]) -> Table:
             "–" if m.error is None else f"{m.error:.1e}",
             times(s.over_dense),
             times(s.over_best),
-            escape(m.side.reason),
+            escape(m.note),
             style=style,
         )
     return table
@@ -175,6 +179,13 @@ def compare(
         bool,
         typer.Option("--explain", help="A and B are profiles: say which layers differ most."),
     ] = False,
+    relative: Annotated[
+        str,
+        typer.Option(
+            "--relative-to",
+            help="With two runs: divide times by this engine's, to compare two machines.",
+        ),
+    ] = "",
 ) -> None:
     """Compare the engines of one run side by side, or say what changed between two runs."""
     gates = parse_gates(fail_on)
@@ -184,9 +195,8 @@ def compare(
         _explain(a, b, report, format)
         return
     frame_before, frame = load_sides(a, b)
-    gc.freeze()  # looking for garbage among a hundred thousand records costs seconds
-    cells = pool(frame)
-    ranked = standings(cells.values())
+    cells = summarize(frame)
+    ranked = standings(cells)
     if not ranked:
         raise BadInput(f"{b or a or 'latest'} holds no valid record; measure one with: harness run")
     found: list[Change] = []
@@ -195,7 +205,11 @@ def compare(
             raise BadInput("--fail-on other than 'wrong' needs two runs; name the one before too")
         verdicts = [Verdict.WRONG for s in ranked if s.measured.side.outcome == "wrong"]
     else:
-        found = changes(pool(frame_before), cells)
+        before = summarize(frame_before)
+        if relative:
+            before, cells = relative_to(before, relative), relative_to(cells, relative)
+        found = changes(before, cells)
+        _refuse_gate_across_machines(gates, found)
         verdicts = [c.judgement.verdict for c in found]
     if format is Format.table:
         _print_tables(ranked, cells, found, frame_before is not None)
@@ -212,6 +226,16 @@ def compare(
         counts = Counter(verdicts)
         typer.echo(f"failed on {', '.join(f'{counts[v]} {v}' for v in hit)}", err=True)
         raise typer.Exit(1)
+
+
+def _refuse_gate_across_machines(gates: set[Verdict], found: Sequence[Change]) -> None:
+    """Raise `BadInput` if a gate would have to judge times of two machines."""
+    apart = next((c for c in found if c.two_machines), None)
+    if gates and apart is not None:
+        raise BadInput(
+            f"--fail-on cannot judge runs {apart.judgement.reason}; measure both on one machine "
+            "(run --against), or compare ratios with --relative-to ENGINE"
+        )
 
 
 def _explain(a: str | None, b: str | None, report: Path | None, format: Format) -> None:
@@ -237,7 +261,7 @@ def _explain(a: str | None, b: str | None, report: Path | None, format: Format) 
 
 def _print_tables(
     ranked: Sequence[Standing],
-    cells: Mapping[str, Measured],
+    cells: Sequence[CellSummary],
     found: Sequence[Change],
     two_runs: bool,
 ) -> None:
@@ -250,7 +274,7 @@ def _print_tables(
         console.print(said.claim, style="bold")
         for sentence in said.sentences:
             console.print(sentence, markup=False)
-        for f in failures(cells.values()):
+        for f in failures(cells):
             if f.outcome == "unavailable":
                 console.print(f"{f.engine} is not available here: {escape(f.reason)}", style="dim")
         _print_disturbance(console, cells)
@@ -269,8 +293,8 @@ def _print_tables(
     _print_left_out(console, moved)
 
 
-def _print_disturbance(console: Any, cells: Mapping[str, Measured]) -> None:
-    said = disturbance(cells.values())
+def _print_disturbance(console: Any, cells: Sequence[CellSummary]) -> None:
+    said = disturbance(cells)
     if said:
         console.print(said, markup=False, style="yellow")
 

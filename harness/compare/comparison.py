@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
-from harness.results.summary import Measured
+from harness.errors import BadInput
+from harness.results.environment import Environment, labels
+from harness.results.summary import CellSummary
 from harness.results.verdict import Judgement, Pair, Verdict, judge, judge_metric
+from harness.spec.cell import Question
 from harness.spec.metrics import TIME, Metric, format_value
+from harness.spec.quantiles import median, quartiles
 
 MUCH_STOLEN = 0.05
 """Part of the processors' time from which a measurement counts as disturbed."""
@@ -27,7 +33,7 @@ class Standing:
         either has no time.
     """
 
-    measured: Measured
+    measured: CellSummary
     over_dense: float | None
     over_best: float | None
 
@@ -36,14 +42,15 @@ class Standing:
 class Change:
     """What became of one metric of one cell."""
 
-    measured: Measured
+    measured: CellSummary
     metric: Metric
     before: float | None
     after: float | None
     judgement: Judgement
+    two_machines: bool = False
 
 
-def standings(cells: Iterable[Measured]) -> list[Standing]:
+def standings(cells: Iterable[CellSummary]) -> list[Standing]:
     """Rank the engines on every question that a run asked.
 
     Returns
@@ -52,14 +59,16 @@ def standings(cells: Iterable[Measured]) -> list[Standing]:
         Question by question, ordered by size, batch, phase and map; within one, the quickest first
         and what has no time last.
     """
-    questions: dict[tuple[Any, ...], list[Measured]] = defaultdict(list)
-    for measured in cells:
-        questions[measured.question].append(measured)
     ranked = []
-    for rivals in sorted(questions.values(), key=_question_order):
+    contests = [
+        rivals
+        for own in by_environment(cells).values()
+        for rivals in sorted(_by_question(own), key=_question_order)
+    ]
+    for rivals in contests:
         times = {m.name: m.seconds for m in rivals if m.ok and m.seconds}
         dense = next(
-            (times[m.name] for m in rivals if m.cell["backend"] == "dense" and m.name in times),
+            (times[m.name] for m in rivals if m.cell.backend == "dense" and m.name in times),
             None,
         )
         for m in sorted(rivals, key=lambda m: (times.get(m.name, math.inf), m.engine)):
@@ -67,7 +76,7 @@ def standings(cells: Iterable[Measured]) -> list[Standing]:
             others = [
                 times[o.name]
                 for o in rivals
-                if o.name in times and o.cell["backend"] != m.cell["backend"]
+                if o.name in times and o.cell.backend != m.cell.backend
             ]
             ranked.append(
                 Standing(
@@ -79,46 +88,66 @@ def standings(cells: Iterable[Measured]) -> list[Standing]:
     return ranked
 
 
-def _question_order(rivals: Sequence[Measured]) -> tuple[Any, ...]:
-    c = rivals[0].cell
-    keys = ("device", "precision", "dim", "phase", "map", "size", "batch", "events.seed")
-    return tuple(c[key] for key in keys)
+def by_environment(cells: Iterable[CellSummary]) -> dict[int, list[CellSummary]]:
+    """Group summaries by machine and versions, in order of appearance; values are not joined."""
+    groups: dict[int, list[CellSummary]] = defaultdict(list)
+    for measured in cells:
+        groups[id(measured.environment)].append(measured)
+    return groups
 
 
-def changes(before: Mapping[str, Measured], after: Mapping[str, Measured]) -> list[Change]:
+def machine_labels(cells: Iterable[CellSummary]) -> dict[int, str]:
+    """Name the environments of some summaries by their ``id``; empty if there is only one."""
+    found = [own[0].environment for own in by_environment(cells).values()]
+    if len(found) < 2:
+        return {}
+    return {id(each): name for each, name in zip(found, labels(found), strict=True)}
+
+
+def _by_question(cells: Iterable[CellSummary]) -> list[list[CellSummary]]:
+    questions: dict[Question, list[CellSummary]] = defaultdict(list)
+    for measured in cells:
+        questions[measured.question].append(measured)
+    return list(questions.values())
+
+
+def _question_order(rivals: Sequence[CellSummary]) -> tuple[str | int, ...]:
+    return rivals[0].question.order
+
+
+def changes(before: Sequence[CellSummary], after: Sequence[CellSummary]) -> list[Change]:
     """Judge every cell of two runs, what matters most first.
+
+    Times of two machines are shown side by side and never judged.
 
     Parameters
     ----------
     before, after
-        Pooled records by the cell's name.
+        Summaries of the two runs.
 
     Returns
     -------
     list[Change]
         Time, memory and error of each cell, sorted by consequence and then by size of the change.
     """
-    names = [
-        name
-        for name in dict.fromkeys([*before, *after])
-        if any(name in run and run[name].tried for run in (before, after))
+    couples = [
+        (old, new) for old, new in _couples(before, after) if any(m and m.tried for m in (old, new))
     ]
+    same = [(old, new) for old, new in couples if not _other_machine(old, new)]
     pairs = []
-    for name in names:
-        old, new = before.get(name), after.get(name)
+    for old, new in same:
         turns = bool(old and new and old.side.rounds.keys() & new.side.rounds.keys())
         pairs.append(Pair(old.side if old else None, new.side if new else None, turns))
+    judged = iter(judge(pairs))
     found = []
-    for name, judgement in zip(names, judge(pairs), strict=True):
-        old, new = before.get(name), after.get(name)
+    for old, new in couples:
         shown = new or old
         assert shown is not None
-        found.append(
-            Change(
-                shown, TIME, old.seconds if old else None, new.seconds if new else None, judgement
-            )
-        )
-        if old is None or new is None or not (old.ok and new.ok):
+        apart = _other_machine(old, new)
+        judgement = Judgement(Verdict.UNCLEAR, apart) if apart else next(judged)
+        times = (old.seconds if old else None, new.seconds if new else None)
+        found.append(Change(shown, TIME, *times, judgement, bool(apart)))
+        if apart or old is None or new is None or not (old.ok and new.ok):
             continue
         for metric, was, now in (
             (new.memory_metric, old.memory, new.memory),
@@ -127,6 +156,101 @@ def changes(before: Mapping[str, Measured], after: Mapping[str, Measured]) -> li
             if was is not None or now is not None:
                 found.append(Change(new, metric, was, now, judge_metric(was, now, metric)))
     return sorted(found, key=_consequence)
+
+
+Couple = tuple[CellSummary | None, CellSummary | None]
+
+
+def _couples(before: Sequence[CellSummary], after: Sequence[CellSummary]) -> list[Couple]:
+    """Pair the summaries of each cell: those of one machine, preferably with the same versions."""
+    names = dict.fromkeys(m.name for m in (*before, *after))
+    old_of: dict[str, list[CellSummary]] = {name: [] for name in names}
+    new_of: dict[str, list[CellSummary]] = {name: [] for name in names}
+    for m in before:
+        old_of[m.name].append(m)
+    for m in after:
+        new_of[m.name].append(m)
+    couples: list[Couple] = []
+    for name in names:
+        left = list(old_of[name])
+        for new in new_of[name]:
+            old = max(left, key=partial(_likeness, new), default=None)
+            if old is not None:
+                left.remove(old)
+            couples.append((old, new))
+        couples += [(old, None) for old in left]
+    return couples
+
+
+def _likeness(new: CellSummary, old: CellSummary) -> tuple[bool, bool]:
+    """Whether two summaries are of one machine, and of the same versions, too."""
+    facts = new.environment.facts
+    return not _other_machine(old, new), old.environment.agrees(facts)
+
+
+def _other_machine(old: CellSummary | None, new: CellSummary | None) -> str:
+    """Name the machines if two times are of two machines; empty otherwise."""
+    if old is None or new is None or not (old.ok and new.ok):
+        return ""
+    one, other = old.environment.machine, new.environment.machine
+    if one.agrees(other.facts):
+        return ""
+    return f"measured on two machines ({one.difference(other)}), whose times do not compare"
+
+
+def relative_to(cells: Sequence[CellSummary], engine: str) -> list[CellSummary]:
+    """Divide the times of each cell by those of a reference engine, round by round.
+
+    The reference's times are of the same question, machine and round, so that ratios of two
+    machines can be compared.
+
+    Parameters
+    ----------
+    cells
+        Summaries of a run.
+    engine
+        The reference, with its options if it has any.
+
+    Returns
+    -------
+    list[CellSummary]
+        The other engines' summaries whose reference has times; their ``seconds`` are ratios, and
+        their environments name no machine.
+
+    Raises
+    ------
+    BadInput
+        If the run has no times of the reference.
+    """
+    found = []
+    for own in by_environment(cells).values():
+        for rivals in _by_question(own):
+            reference = next((m for m in rivals if m.engine == engine and m.ok), None)
+            if reference is not None:
+                found += [_divided(m, reference) for m in rivals if m is not reference]
+    if not found:
+        raise BadInput(f"no other engine was measured beside {engine!r}, so there are no ratios")
+    return found
+
+
+def _divided(m: CellSummary, reference: CellSummary) -> CellSummary:
+    assert reference.seconds is not None
+    units = {name: median(samples) for name, samples in reference.side.rounds.items()}
+    rounds = {
+        name: [sample / units.get(name, reference.seconds) for sample in samples]
+        for name, samples in m.side.rounds.items()
+    }
+    together = list(chain.from_iterable(rounds.values()))
+    low, middle, high = quartiles(together) if together else (None, None, None)
+    return replace(
+        m,
+        side=replace(m.side, rounds=rounds),
+        seconds=middle,
+        low=low,
+        high=high,
+        environment=Environment({}),
+        memory=None,
+    )
 
 
 def _consequence(change: Change) -> tuple[int, float]:
@@ -151,26 +275,41 @@ class Finding:
 
     claim: str
     sentences: list[str]
-    quoted: list[Measured]
+    quoted: list[CellSummary]
 
 
-def finding(cells: Mapping[str, Measured]) -> Finding:
+def finding(cells: Sequence[CellSummary]) -> Finding:
+    """Rank the engines in words, on each machine by itself; numbers are quoted of the first."""
+    found = list(by_environment(cells).values())
+    said = [_finding(own) for own in found]
+    if len(said) == 1:
+        return said[0]
+    names = labels([own[0].environment for own in found])
+    return Finding(
+        "; ".join(f"On {name}: {one.claim}" for name, one in zip(names, said, strict=True)),
+        [
+            f"On {name}: {sentence}"
+            for name, one in zip(names, said, strict=True)
+            for sentence in one.sentences
+        ],
+        next((one.quoted for one in said if one.quoted), []),
+    )
+
+
+def _finding(cells: Sequence[CellSummary]) -> Finding:
     """Say which engine is quickest and which is smallest, by how much, and how surely.
 
     Numbers are quoted for the largest contest that the overall winner won; a forward pass with a
     cold kernel map before others, because that is what inference on new events costs.
     """
-    questions: dict[tuple[Any, ...], list[Measured]] = defaultdict(list)
-    for measured in cells.values():
-        if measured.tried:
-            questions[measured.question].append(measured)
-    contests = [sorted(r, key=_seconds) for r in questions.values()]
+    machines = by_environment(m for m in cells if m.tried)
+    contests = [sorted(r, key=_seconds) for own in machines.values() for r in _by_question(own)]
     contests = [r for r in contests if len(_rivals(r)) > 1]
     if not contests:
         return Finding("No question was answered by two engines: there is nothing to rank.", [], [])
-    wins = Counter(rivals[0].cell["backend"] for rivals in contests)
+    wins = Counter(rivals[0].cell.backend for rivals in contests)
     best, won = wins.most_common(1)[0]
-    own = [rivals for rivals in contests if rivals[0].cell["backend"] == best]
+    own = [rivals for rivals in contests if rivals[0].cell.backend == best]
     quoted = max(own, key=_weight)
     leads = sorted(_seconds(_rivals(r)[1]) / _seconds(r[0]) for r in own)
     sure = _race(*_rivals(quoted)[:2]).verdict is Verdict.SLOWER
@@ -183,22 +322,22 @@ def finding(cells: Mapping[str, Measured]) -> Finding:
     )
 
 
-def _seconds(measured: Measured) -> float:
+def _seconds(measured: CellSummary) -> float:
     return measured.seconds if measured.ok and measured.seconds else math.inf
 
 
-def _rivals(ordered: Sequence[Measured]) -> list[Measured]:
+def _rivals(ordered: Sequence[CellSummary]) -> list[CellSummary]:
     """The quickest variant of each engine that has a time."""
-    found: dict[str, Measured] = {}
+    found: dict[str, CellSummary] = {}
     for measured in ordered:
         if _seconds(measured) < math.inf:
-            found.setdefault(measured.cell["backend"], measured)
+            found.setdefault(measured.cell.backend, measured)
     return list(found.values())
 
 
-def _weight(rivals: Sequence[Measured]) -> tuple[Any, ...]:
+def _weight(rivals: Sequence[CellSummary]) -> tuple[Any, ...]:
     c = rivals[0].cell
-    return c["phase"] == "forward", c["map"] == "cold", c["size"], c["batch"]
+    return c.phase == "forward", c.map == "cold", c.size, c.batch
 
 
 def _record(best: str, won: int, contests: int, leads: Sequence[float], wins: Counter[str]) -> str:
@@ -212,7 +351,7 @@ def _record(best: str, won: int, contests: int, leads: Sequence[float], wins: Co
     )
 
 
-def _quote(quoted: Sequence[Measured]) -> list[str]:
+def _quote(quoted: Sequence[CellSummary]) -> list[str]:
     """The numbers of one question."""
     first, second, *rest = _rivals(quoted)
     error = "" if first.error is None else f" with a relative error of {first.error:.1e}"
@@ -233,15 +372,15 @@ def _quote(quoted: Sequence[Measured]) -> list[str]:
     return sentences
 
 
-def _lost(quoted: Sequence[Measured], contests: Sequence[Sequence[Measured]]) -> list[str]:
+def _lost(quoted: Sequence[CellSummary], contests: Sequence[Sequence[CellSummary]]) -> list[str]:
     """What became of the engines without a time in the quoted question."""
     sentences = []
     for lost in (m for m in quoted if not m.ok):
         elsewhere = [
-            (m.cell["size"], m.cell["batch"], m, rivals[0])
+            (m.cell.size, m.cell.batch, m, rivals[0])
             for rivals in contests
             for m in _rivals(rivals)
-            if m.engine == lost.engine and m.cell["phase"] == lost.cell["phase"]
+            if m.engine == lost.engine and m.cell.phase == lost.cell.phase
         ]
         sentence = f"{lost.engine} gave no time there: {lost.side.outcome}"
         if elsewhere:
@@ -254,7 +393,7 @@ def _lost(quoted: Sequence[Measured], contests: Sequence[Sequence[Measured]]) ->
     return sentences
 
 
-def _lead(first: Measured, second: Measured) -> str:
+def _lead(first: CellSummary, second: CellSummary) -> str:
     """How much longer the second takes, and whether that is sure."""
     found = _race(first, second)
     ratio = _seconds(second) / _seconds(first)
@@ -266,7 +405,7 @@ def _lead(first: Measured, second: Measured) -> str:
     return f"{ratio:.3g}x as long, which is not sure ({interval}; more repeats narrow it)"
 
 
-def _race(first: Measured, second: Measured) -> Judgement:
+def _race(first: CellSummary, second: CellSummary) -> Judgement:
     """Judge two engines of one run, which took turns, as if they were before and after."""
     return judge([Pair(first.side, second.side, took_turns=True)])[0]
 
@@ -278,7 +417,7 @@ class Failure:
     engine: str
     outcome: str
     reason: str
-    cells: list[Measured]
+    cells: list[CellSummary]
 
     @property
     def where(self) -> str:
@@ -288,9 +427,9 @@ class Failure:
         return "; ".join(m.where for m in self.cells)
 
 
-def failures(cells: Iterable[Measured]) -> list[Failure]:
+def failures(cells: Iterable[CellSummary]) -> list[Failure]:
     """Group what gave no time by engine, outcome and reason; what is not installed comes last."""
-    groups: dict[tuple[str, str, str], list[Measured]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[CellSummary]] = defaultdict(list)
     for m in cells:
         if not m.ok:
             groups[m.engine, m.side.outcome, m.side.reason].append(m)
@@ -312,7 +451,7 @@ def common_drift(found: Iterable[Change]) -> float | None:
     by_engine: dict[str, list[float]] = defaultdict(list)
     for c in found:
         if c.metric is TIME and math.isfinite(c.judgement.ratio):
-            by_engine[c.measured.cell["backend"]].append(math.log(c.judgement.ratio))
+            by_engine[c.measured.cell.backend].append(math.log(c.judgement.ratio))
     if len(by_engine) < 3:
         return None
     shifts = sorted(sorted(r)[len(r) // 2] for r in by_engine.values())
@@ -322,7 +461,7 @@ def common_drift(found: Iterable[Change]) -> float | None:
     return None
 
 
-def disturbance(cells: Iterable[Measured]) -> str:
+def disturbance(cells: Iterable[CellSummary]) -> str:
     """Say whether the machine's host gave much of its processors to others; else nothing."""
     suffered = [m for m in cells if m.stolen is not None and m.stolen >= MUCH_STOLEN]
     if not suffered:

@@ -11,10 +11,10 @@ from harness.events.batches import benchmark_batch
 from harness.events.classes import CLASS_LOOKS
 from harness.events.event import CLASSES, Label
 from harness.events.open import SAMPLE, open_events
-from harness.results.summary import Measured
+from harness.results.summary import CellSummary
 
 
-def event_of(measured: Measured) -> tuple[str, str] | None:
+def event_of(measured: CellSummary) -> tuple[str, str] | None:
     """Draw the event with the most sites of a cell's batch.
 
     Returns
@@ -24,18 +24,16 @@ def event_of(measured: Measured) -> tuple[str, str] | None:
         are a file of the user's, which may have moved, or are not in three dimensions.
     """
     cell = measured.cell
-    if cell["events.set"] != SAMPLE or cell["dim"] != 3:
+    if cell.events.set != SAMPLE or cell.dim != 3:
         return None
-    batch, _ = benchmark_batch(
-        open_events(SAMPLE, size=cell["size"]), cell["batch"], cell["events.seed"]
-    )
+    batch, _ = benchmark_batch(open_events(SAMPLE, size=cell.size), cell.batch, cell.events.seed)
     number = batch["sites"][:, 0]
     largest = number == np.bincount(number).argmax()
     voxels, labels = batch["sites"][largest, 1:].astype("uint16"), batch["labels"][largest]
     element = to_element(by_class(voxels, labels), "event")
     words = (
         f"A liquid-argon event of the sample: {len(voxels):,} active sites of "
-        f"{cell['size']}³ voxels, which is {100 * len(voxels) / cell['size'] ** 3:.2g} %"
+        f"{cell.size}³ voxels, which is {100 * len(voxels) / cell.size**3:.2g} %"
     )
     return element, words
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.compare.comparison import Change
 from harness.report.style import FAINT, INK, SETTINGS, Looks, svg
-from harness.results.summary import Measured
+from harness.results.summary import CellSummary
 from harness.results.verdict import Verdict
 from harness.spec.metrics import TIME, format_value
 
@@ -21,25 +21,25 @@ CHANGES_SHOWN = 40
 
 # Quantity of a cell: value, low and high of its bar; None where it has no such number.
 Bar = tuple[float, float, float]
-Quantity = Callable[[Measured], Bar | None]
+Quantity = Callable[[CellSummary], Bar | None]
 
 
-def time_of(measured: Measured) -> Bar | None:
+def time_of(measured: CellSummary) -> Bar | None:
     """Median and quartiles of a call, in seconds an event."""
     if not (measured.ok and measured.seconds and measured.low and measured.high):
         return None
-    batch = measured.cell["batch"]
+    batch = measured.cell.batch
     return measured.seconds / batch, measured.low / batch, measured.high / batch
 
 
-def call_of(measured: Measured) -> Bar | None:
+def call_of(measured: CellSummary) -> Bar | None:
     """Median and quartiles of a call, in seconds."""
     if not (measured.ok and measured.seconds and measured.low and measured.high):
         return None
     return measured.seconds, measured.low, measured.high
 
 
-def memory_of(measured: Measured) -> Bar | None:
+def memory_of(measured: CellSummary) -> Bar | None:
     """Memory in bytes; its spread between rounds is not worth a bar."""
     if not (measured.ok and measured.memory and measured.memory > 0):
         return None
@@ -47,17 +47,17 @@ def memory_of(measured: Measured) -> Bar | None:
 
 
 def against_size(
-    cells: Iterable[Measured], looks: Looks, quantity: Quantity, unit: str, label: str
+    cells: Iterable[CellSummary], looks: Looks, quantity: Quantity, unit: str, label: str
 ) -> list[str]:
     """Draw one panel for each phase, map and batch: a quantity against image size.
 
     Outcomes that are not times are crosses on the upper edge, with their name.
     """
-    panels: dict[str, list[Measured]] = defaultdict(list)
-    cells = [m for m in cells if not m.cell["layer"]]
+    panels: dict[str, list[CellSummary]] = defaultdict(list)
+    cells = [m for m in cells if not m.cell.layer]
     for m in cells:
         if m.tried:
-            panels[f"{_setting(m)}, batch {m.cell['batch']}"].append(m)
+            panels[f"{_setting(m)}, batch {m.cell.batch}"].append(m)
     if not any(quantity(m) for m in cells):
         return []
     limits = _limits(cells, quantity)
@@ -69,14 +69,14 @@ def against_size(
 
 
 def against_sites(
-    cells: Iterable[Measured], looks: Looks, quantity: Quantity, unit: str, label: str
+    cells: Iterable[CellSummary], looks: Looks, quantity: Quantity, unit: str, label: str
 ) -> list[str]:
     """Draw one panel for each phase and map: a quantity against the sites of the batch."""
     import matplotlib.pyplot as plt
 
-    panels: dict[str, list[Measured]] = defaultdict(list)
+    panels: dict[str, list[CellSummary]] = defaultdict(list)
     for m in cells:
-        if m.sites and quantity(m) and not m.cell["layer"]:
+        if m.sites and quantity(m) and not m.cell.layer:
             panels[_setting(m)].append(m)
     drawn = []
     for title, found in panels.items():
@@ -100,25 +100,25 @@ def against_sites(
 
 
 def against_level(
-    cells: Iterable[Measured], looks: Looks, quantity: Quantity, unit: str, label: str
+    cells: Iterable[CellSummary], looks: Looks, quantity: Quantity, unit: str, label: str
 ) -> list[str]:
     """Draw one panel for each kind and phase of single convolutions: a quantity against level."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    panels: dict[str, list[Measured]] = defaultdict(list)
+    panels: dict[str, list[CellSummary]] = defaultdict(list)
     for m in cells:
-        if m.cell["layer"] and quantity(m):
-            kind = m.cell["layer"].rpartition("-")[0]
-            setting = f"{m.cell['size']} px, batch {m.cell['batch']}"
-            panels[f"{kind}, {m.cell['phase']}, {setting}"].append(m)
+        if m.cell.layer and quantity(m):
+            kind = m.cell.layer.rpartition("-")[0]
+            setting = f"{m.cell.size} px, batch {m.cell.batch}"
+            panels[f"{kind}, {m.cell.phase}, {setting}"].append(m)
     drawn = []
     for title, found in panels.items():
         with plt.rc_context(SETTINGS):
             figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
             for engine in looks.engines:
                 points = sorted(
-                    (int(m.cell["layer"].rpartition("-")[2]), *bar)
+                    (int(m.cell.layer.rpartition("-")[2]), *bar)
                     for m in found
                     if m.engine == engine and (bar := quantity(m))
                 )
@@ -176,21 +176,21 @@ def _change_ticks(low: float, high: float) -> list[float]:
     return sorted(step for step in steps if low <= step <= high)
 
 
-def _setting(m: Measured) -> str:
+def _setting(m: CellSummary) -> str:
     """What a panel holds fixed besides the batch."""
     c = m.cell
-    name = {"step": "optimisation step"}.get(c["phase"], c["phase"])
-    plane = ", 2D" if c["dim"] == 2 else ""
-    return f"{name}, {c['map']} map{plane}, {c['precision']} on {c['device']}"
+    name = {"step": "optimisation step"}.get(c.phase, c.phase)
+    plane = ", 2D" if c.dim == 2 else ""
+    return f"{name}, {c.map} map{plane}, {c.precision} on {c.device}"
 
 
-def _short(m: Measured) -> str:
+def _short(m: CellSummary) -> str:
     c = m.cell
-    layer = f"{c['layer']} " if c["layer"] else ""
-    return f"{c['size']} px ×{c['batch']} {layer}{c['phase']} {c['map']}"
+    layer = f"{c.layer} " if c.layer else ""
+    return f"{c.size} px ×{c.batch} {layer}{c.phase} {c.map}"
 
 
-def _limits(cells: Iterable[Measured], quantity: Quantity) -> tuple[float, float]:
+def _limits(cells: Iterable[CellSummary], quantity: Quantity) -> tuple[float, float]:
     """The range of a quantity with room for crosses above, shared by panels to be compared."""
     bars = [bar for m in cells if (bar := quantity(m))]
     return min(b[1] for b in bars) / 1.5, max(b[2] for b in bars) * 3 if bars else 1.0
@@ -198,7 +198,7 @@ def _limits(cells: Iterable[Measured], quantity: Quantity) -> tuple[float, float
 
 def _size_panel(
     title: str,
-    found: Sequence[Measured],
+    found: Sequence[CellSummary],
     looks: Looks,
     quantity: Quantity,
     unit: str,
@@ -207,19 +207,17 @@ def _size_panel(
 ) -> str:
     import matplotlib.pyplot as plt
 
-    sizes = sorted({m.cell["size"] for m in found})
+    sizes = sorted({m.cell.size for m in found})
     with plt.rc_context(SETTINGS):
         figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
         failures: dict[int, list[tuple[str, str]]] = defaultdict(list)
         for engine in looks.engines:
             own = [m for m in found if m.engine == engine]
-            points = sorted(
-                (sizes.index(m.cell["size"]), *bar) for m in own if (bar := quantity(m))
-            )
+            points = sorted((sizes.index(m.cell.size), *bar) for m in own if (bar := quantity(m)))
             _bars(axes, points, looks, engine, line=True)
             for m in own:
                 if not m.ok:
-                    failures[sizes.index(m.cell["size"])].append((engine, m.side.outcome))
+                    failures[sizes.index(m.cell.size)].append((engine, m.side.outcome))
         for place, lost in failures.items():
             for k, (engine, outcome) in enumerate(lost):
                 _cross(axes, place, k, looks.color(engine), outcome)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,12 @@ from harness.compare.comparison import (
     Change,
     Finding,
     Standing,
+    by_environment,
     common_drift,
     disturbance,
     failures,
     finding,
+    machine_labels,
     tally,
 )
 from harness.compare.event_display import event_of
@@ -32,7 +34,7 @@ from harness.report.html import SHAPES, environment, save
 from harness.report.provenance import facts, recipe
 from harness.report.rows import Format, write_rows
 from harness.report.style import Looks
-from harness.results.summary import Measured
+from harness.results.summary import CellSummary
 from harness.results.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ ROWS_SHOWN = 400
 def write_page(
     folder: Path,
     frame: pd.DataFrame,
-    cells: Mapping[str, Measured],
+    cells: Sequence[CellSummary],
     ranked: Sequence[Standing],
     found: Sequence[Change],
     frame_before: pd.DataFrame | None = None,
@@ -81,7 +83,7 @@ def write_page(
 
 def render(
     frame: pd.DataFrame,
-    cells: Mapping[str, Measured],
+    cells: Sequence[CellSummary],
     ranked: Sequence[Standing],
     found: Sequence[Change],
     frame_before: pd.DataFrame | None = None,
@@ -89,8 +91,8 @@ def render(
     """Return the page as HTML; the parameters are `write_page`'s."""
     from plotly.offline import get_plotlyjs
 
-    measured = list(cells.values())
-    looks = Looks(m.engine for m in measured)
+    measured = list(cells)
+    looks = Looks([m.engine for m in measured] + [c.measured.engine for c in found])
     shown = [s for s in ranked if s.measured.tried]
     timed = [m for m in measured if m.ok]
     said = finding(cells)
@@ -102,6 +104,8 @@ def render(
         .get_template("comparison.html.j2")
         .render(
             looks=looks,
+            machines=machine_labels(measured),
+            identity=id,
             spread=spread,
             legend=[e for e in looks.engines if any(m.engine == e and m.tried for m in measured)],
             shapes=SHAPES,
@@ -117,7 +121,7 @@ def render(
             ranked=shown[:ROWS_SHOWN],
             ranked_count=len(shown),
             failures=failures(measured),
-            figures=figures(measured, looks) if timed else [],
+            figures=_figures_by_machine(measured, looks) if timed else [],
             event=event,
             facts=facts(frame),
             before=facts(frame_before) if frame_before is not None else [],
@@ -128,9 +132,9 @@ def render(
     )
 
 
-def _for_show(m: Measured) -> tuple[bool, int, int]:
+def _for_show(m: CellSummary) -> tuple[bool, int, int]:
     """Prefer the cell with the events that are best to look at: large, but not too fine to see."""
-    return m.cell["size"] <= 512, m.cell["size"], m.cell["batch"]
+    return m.cell.size <= 512, m.cell.size, m.cell.batch
 
 
 def glance(said: Finding) -> list[dict[str, Any]]:
@@ -148,7 +152,20 @@ def glance(said: Finding) -> list[dict[str, Any]]:
     ]
 
 
-def figures(measured: Sequence[Measured], looks: Looks) -> list[tuple[str, str, list[str]]]:
+def _figures_by_machine(
+    measured: Sequence[CellSummary], looks: Looks
+) -> list[tuple[str, str, list[str]]]:
+    """Draw the figures of each machine by itself."""
+    names = machine_labels(measured)
+    return [
+        (f"{heading}: {names[number]}" if names else heading, words, panels)
+        for number, own in by_environment(measured).items()
+        if any(m.ok for m in own)
+        for heading, words, panels in figures(own, looks)
+    ]
+
+
+def figures(measured: Sequence[CellSummary], looks: Looks) -> list[tuple[str, str, list[str]]]:
     """The figures by section: heading, what to look for, and the panels."""
     sections = [
         (

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from harness.compare.comparison import Change, Standing
-from harness.results.summary import Measured
+from harness.results.summary import CellSummary
 
 
 def standing_rows(ranked: Iterable[Standing]) -> list[dict[str, Any]]:
@@ -28,6 +28,13 @@ def standing_rows(ranked: Iterable[Standing]) -> list[dict[str, Any]]:
             "error": s.measured.error,
             "over_dense": s.over_dense,
             "over_best_other": s.over_best,
+            "machine": s.measured.environment.label,
+            "stop": s.measured.stop,
+            "outliers": s.measured.outliers,
+            "throttled": s.measured.throttled,
+            "skipped_events": s.measured.skipped,
+            "note": s.measured.note,
+            **{key.rpartition(".")[2]: value for key, value in s.measured.values.items()},
         }
         for s in ranked
     ]
@@ -53,16 +60,16 @@ def change_rows(found: Iterable[Change]) -> list[dict[str, Any]]:
     ]
 
 
-def _cell_columns(measured: Measured) -> dict[str, Any]:
+def _cell_columns(measured: CellSummary) -> dict[str, Any]:
     keys = ("size", "dim", "batch", "layer", "phase", "map", "precision", "device")
-    return {"cell": measured.name} | {key: measured.cell[key] for key in keys}
+    return {"cell": measured.name} | {key: getattr(measured.cell, key) for key in keys}
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def spread(measured: Measured) -> str:
+def spread(measured: CellSummary) -> str:
     """Half the distance of the quartiles as a share of the median."""
     if measured.seconds is None or measured.low is None or measured.high is None:
         return ""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.history.asv_database import AsvValue, read_asv
 from harness.results import store
-from harness.results.summary import Measured, pool
+from harness.results.summary import CellSummary, summarize
 from harness.spec.metrics import TIME, Metric
 
 if TYPE_CHECKING:
@@ -159,10 +159,10 @@ def _of_records(files: Sequence[Path], commits: Commits) -> Iterator[tuple[Key, 
         if commit.endswith(DIRTY):
             order = order[0] + 0.25, order[1]  # after the commit itself
         versions = _versions(part)
-        for measured in pool(part.reset_index(drop=True)).values():
+        for measured in summarize(part.reset_index(drop=True)):
             own_versions = {
                 name: versions[name]
-                for name in (measured.cell["backend"], "torch")
+                for name in (measured.cell.backend, "torch")
                 if name in versions
             }
             yield from _points(measured, commit, machine, order, own_versions)
@@ -206,7 +206,7 @@ def _versions(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def _points(
-    m: Measured,
+    m: CellSummary,
     commit: str,
     machine: tuple[str, str, str],
     order: tuple[float, str],
@@ -224,16 +224,16 @@ def _points(
     ) -> tuple[Key, Point, Identity]:
         cell = m.cell
         return (
-            Key(m.engine, cell["size"], m.where, metric, machine_name(processor, gpu, threads)),
+            Key(m.engine, cell.size, m.where, metric, machine_name(processor, gpu, threads)),
             Point(order, commit, value, low, high, m.side.outcome, versions),
             (
                 commit,
                 machine_name(processor, gpu, ""),
-                cell["phase"],
+                cell.phase,
                 m.engine,
-                cell["size"],
-                cell["batch"],
-                cell["layer"] or cell["map"],
+                cell.size,
+                cell.batch,
+                cell.layer or cell.map,
                 kind,
             ),
         )

@@ -34,6 +34,11 @@ class Environment:
     facts: Mapping[str, Any]
 
     @property
+    def machine(self) -> Environment:
+        """The machine alone, with the facts that differ between machines."""
+        return Environment({k: v for k, v in self.facts.items() if k.startswith("machine.")})
+
+    @property
     def label(self) -> str:
         """The machine in words."""
         fact = self.facts.get

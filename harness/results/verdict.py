@@ -41,7 +41,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.results.record import OUTCOMES
 from harness.spec.metrics import TIME, Metric, format_value
+from harness.spec.quantiles import median, middle_half
 
 Array = NDArray[np.float64]
 
@@ -78,9 +80,6 @@ WORDS = {
     "s": (Verdict.SLOWER, Verdict.FASTER),
     "bytes": (Verdict.HEAVIER, Verdict.LIGHTER),
 }
-
-# Outcomes from best to worst; a cell whose rounds disagree has the worst of them.
-OUTCOMES = ("ok", "unavailable", "timeout", "out-of-memory", "crashed", "wrong")
 
 
 @dataclass(frozen=True)
@@ -128,12 +127,15 @@ class Side:
         Why, when the outcome is not ``ok``.
     turns
         How many samples each turn of a round gave, in order; only rounds of which that is known.
+    remark
+        What makes the samples doubtful, in words; empty for nothing.
     """
 
     rounds: Mapping[Any, Sequence[float]] = field(default_factory=dict)
     outcome: str = "ok"
     reason: str = ""
     turns: Mapping[Any, Sequence[int]] = field(default_factory=dict)
+    remark: str = ""
 
     @property
     def samples(self) -> int:
@@ -179,18 +181,9 @@ class Judgement:
     test: str = ""
 
 
-def median(values: Sequence[float]) -> float:
-    """Median of a non-empty sequence; an order of magnitude quicker than NumPy's on short ones."""
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    if len(ordered) % 2:
-        return ordered[middle]
-    return 0.5 * (ordered[middle - 1] + ordered[middle])
-
-
 def worst_outcome(outcomes: Sequence[str]) -> str:
     """The gravest of several rounds' outcomes."""
-    return max(outcomes, key=OUTCOMES.index)
+    return max(outcomes, key=[str(outcome) for outcome in OUTCOMES].index)
 
 
 def percent(ratio: float) -> str:
@@ -367,7 +360,7 @@ def _round_move(before: Side, after: Side, name: Any) -> tuple[float, float]:
         noise = _mean_variance_inside([old]) + _mean_variance_inside([new])
         return math.log(median(new) / median(old)), noise
     moves = _condensed(moves)
-    low, high = _quartiles(moves)
+    low, high = middle_half(moves)
     return _center(np.array([moves])).item(), _median_variance(high - low, len(moves))
 
 
@@ -413,16 +406,9 @@ def _mean_variance_inside(rounds: Sequence[Sequence[float]]) -> float:
     """Mean variance of a round's log median."""
     total = 0.0
     for samples in rounds:
-        low, high = _quartiles(samples)
+        low, high = middle_half(samples)
         total += _median_variance(math.log(high / low), len(samples))
     return total / len(rounds)
-
-
-def _quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """Values nearest to the quartiles; the same twice of a single one."""
-    ordered = sorted(values)
-    last = len(ordered) - 1
-    return ordered[last // 4], ordered[(3 * last + 2) // 4]
 
 
 def _median_variance(distance: float, n: int) -> float:
@@ -581,6 +567,9 @@ def _decide(
     else:
         verdict = Verdict.UNCLEAR
         reason = f"{evidence}; {_what_would_settle(found, cells, rule)}"
+    for name, side in (("before", pair.before), ("after", pair.after)):
+        if side is not None and side.remark:
+            reason += f"; {name}, {side.remark}"
     return Judgement(verdict, reason, ratio, low, high, found["p"], found["test"])
 
 

@@ -9,8 +9,9 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Literal, TypeVar
+
+from harness.spec.quantiles import median, quartiles
 
 Stop = Literal["spread", "samples", "budget"]
 Item = TypeVar("Item")
@@ -56,21 +57,8 @@ def half_width(samples: Sequence[float]) -> float:
     if len(samples) < LEAST_SAMPLES:
         return math.inf
     middle = median(samples)
-    low, high = quartiles(samples)
+    low, _, high = quartiles(samples)
     return 1.57 * (high - low) / math.sqrt(len(samples)) / middle if middle > 0 else 0.0
-
-
-def quartiles(samples: Sequence[float]) -> tuple[float, float]:
-    """Return the lower and the upper quartile, interpolated linearly."""
-    ordered = sorted(samples)
-
-    def at(fraction: float) -> float:
-        place = fraction * (len(ordered) - 1)
-        below = math.floor(place)
-        above = min(below + 1, len(ordered) - 1)
-        return ordered[below] + (place - below) * (ordered[above] - ordered[below])
-
-    return at(0.25), at(0.75)
 
 
 def has_drift(samples: Sequence[float]) -> bool:
@@ -133,7 +121,7 @@ def outliers(samples: Sequence[float]) -> list[int]:
     if len(samples) < LEAST_SAMPLES:
         return []
     middle = median(samples)
-    scale = 1.4826 * median(abs(sample - middle) for sample in samples)
+    scale = 1.4826 * median([abs(sample - middle) for sample in samples])
     return [i for i, sample in enumerate(samples) if abs(sample - middle) > 3 * scale > 0]
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import pandas as pd
 
-from harness.results.summary import Measured
+from harness.results.summary import CellSummary
 from harness.spec.metrics import format_value
 from harness.study import displays, plots, published, tables
 from harness.study.cells import DENSE
@@ -80,7 +80,7 @@ def dense_sentence(found: Results) -> str:
     steps = [
         m
         for m in found.of(DENSE)
-        if m.engine == "dense" and m.cell["phase"] == "step" and m.ok and m.memory
+        if m.engine == "dense" and m.cell.phase == "step" and m.ok and m.memory
     ]
     if not steps or not any(t.crop and t.role == DENSE_ROLE for t in found.scale.trainings):
         return ""
@@ -92,15 +92,15 @@ def dense_sentence(found: Results) -> str:
     has = found.frame["machine.memory_bytes"].dropna().max()
     return (
         f"Dense networks are trained on crops. A training step of the dense network takes "
-        f"{format_value(largest.memory, 'bytes')} for {largest.cell['batch']} cubes of "
-        f"{largest.cell['size']} px. In proportion to the volume, whole events would take {needs} "
+        f"{format_value(largest.memory, 'bytes')} for {largest.cell.batch} cubes of "
+        f"{largest.cell.size} px. In proportion to the volume, whole events would take {needs} "
         f"(estimated, batch 4); this machine has {format_value(float(has), 'bytes')}."
     )
 
 
-def _volume(measured: Measured) -> int:
+def _volume(measured: CellSummary) -> int:
     """Return the number of voxels of a three-dimensional batch, active or not."""
-    return int(measured.cell["batch"]) * int(measured.cell["size"]) ** 3
+    return int(measured.cell.batch) * int(measured.cell.size) ** 3
 
 
 def _published_accuracy(test: Evaluation) -> float:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from harness.errors import BadInput
 from harness.results import store
-from harness.results.summary import Measured, pool
+from harness.results.summary import CellSummary, summarize
 from harness.study.accuracy import Accuracy, measure_accuracy
 from harness.study.definition import Study, predictions_name
 from harness.study.michel import EventMichels, MichelSummary, reconstruct, summarize_michels
@@ -117,8 +117,8 @@ class Results:
         Trainings with at least one step.
     tests : list of Evaluation
         Tests with predictions.
-    cells : list of Measured
-        Measured cells.
+    cells : list of CellSummary
+        CellSummary cells.
     frame : DataFrame
         Records, as `harness.results.store.read` returns them.
     problems : list of str
@@ -128,7 +128,7 @@ class Results:
     study: Study
     curves: list[Curve]
     tests: list[Evaluation]
-    cells: list[Measured]
+    cells: list[CellSummary]
     frame: pd.DataFrame
     problems: list[str] = field(default_factory=list)
 
@@ -137,9 +137,9 @@ class Results:
         """Scale of the study."""
         return self.study.resolved_scale
 
-    def of(self, suite: str) -> list[Measured]:
+    def of(self, suite: str) -> list[CellSummary]:
         """Return the measured cells of a suite."""
-        return [cell for cell in self.cells if cell.cell["suite"] == suite]
+        return [cell for cell in self.cells if cell.cell.suite == suite]
 
 
 def read_results(study: Study) -> Results:
@@ -166,9 +166,9 @@ def read_results(study: Study) -> Results:
             else:
                 tests.append(Evaluation(training, test, predicted))
     frame = store.read([study.records] if study.records.exists() else [])
-    measured = pool(frame[frame["cell.suite"].str.startswith("study-")]) if len(frame) else {}
+    measured = summarize(frame[frame["cell.suite"].str.startswith("study-")]) if len(frame) else []
     problems = [problem.replace(f"{study.out}/", "") for problem in problems]
-    return Results(study, curves, tests, list(measured.values()), frame, problems)
+    return Results(study, curves, tests, measured, frame, problems)
 
 
 def _read_curve(folder: Path, training: Training, backend: str) -> Curve | None:

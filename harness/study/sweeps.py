@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from harness.results.summary import Measured
+from harness.results.summary import CellSummary
 from harness.study import fits
 from harness.study.cells import BATCHES, FILLED, OVERLAYS, TABLE, VOLUMES
 from harness.study.fits import PowerLaw
@@ -81,16 +81,16 @@ def sweeps_of(results: Results) -> list[Sweep]:
                 [
                     m
                     for m in (*results.of(BATCHES), *results.of(TABLE))
-                    if m.cell["size"] == costs.batch_size
+                    if m.cell.size == costs.batch_size
                 ],
-                lambda m: m.cell["batch"],
+                lambda m: m.cell.batch,
             ),
         ),
         Sweep(
             "time-and-memory-against-volume",
             "voxels per side",
             "the same 4 events in larger volumes",
-            _points(results.of(VOLUMES), lambda m: m.cell["size"]),
+            _points(results.of(VOLUMES), lambda m: m.cell.size),
         ),
         Sweep(
             "time-and-memory-against-sites",
@@ -108,13 +108,13 @@ def sweeps_of(results: Results) -> list[Sweep]:
     return [sweep for sweep in made if sweep.table["x"].nunique() > 1]
 
 
-def _points(cells: Sequence[Measured], along: Callable[[Measured], float]) -> pd.DataFrame:
+def _points(cells: Sequence[CellSummary], along: Callable[[CellSummary], float]) -> pd.DataFrame:
     rows = [
         {
             "x": along(m),
             "sites": m.sites,
             "engine": m.engine,
-            "phase": m.cell["phase"],
+            "phase": m.cell.phase,
             "seconds": m.seconds if m.ok else None,
             "bytes": m.memory if m.ok and m.memory and m.memory > 0 else None,
             "outcome": m.side.outcome,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from harness.results.summary import Measured
+from harness.results.summary import CellSummary
 from harness.study import accuracy, published
 from harness.study.results import Curve, Evaluation
 from harness.study.views import CLASS_NAMES
@@ -116,12 +116,14 @@ def total_memory(frame: pd.DataFrame, device: str) -> dict[str, float]:
     return dict(zip(present["cell.name"], present[column].astype(float), strict=True))
 
 
-def cost_table(cells: Sequence[Measured], memory: Mapping[str, float], device: str) -> pd.DataFrame:
+def cost_table(
+    cells: Sequence[CellSummary], memory: Mapping[str, float], device: str
+) -> pd.DataFrame:
     """Return Table II: published and measured values, and their ratio.
 
     Parameters
     ----------
-    cells : sequence of Measured
+    cells : sequence of CellSummary
         Cells of the suite of the table.
     memory : mapping
         As `total_memory` returns it.
@@ -132,15 +134,13 @@ def cost_table(cells: Sequence[Measured], memory: Mapping[str, float], device: s
     for m in cells:
         c = m.cell
         for quantity, value in (("time", m.seconds), ("memory", memory.get(m.name))):
-            reference = published.published(
-                "sparse", device, c["size"], c["batch"], c["phase"], quantity
-            )
+            reference = published.published("sparse", device, c.size, c.batch, c.phase, quantity)
             rows.append(
                 {
                     "engine": m.engine,
-                    "size [px]": c["size"],
-                    "batch": c["batch"],
-                    "pass": "test" if c["phase"] == "forward" else "train",
+                    "size [px]": c.size,
+                    "batch": c.batch,
+                    "pass": "test" if c.phase == "forward" else "train",
                     "quantity": quantity,
                     "unit": "s" if quantity == "time" else "bytes",
                     "published": reference,
@@ -153,12 +153,12 @@ def cost_table(cells: Sequence[Measured], memory: Mapping[str, float], device: s
     return pd.DataFrame(rows)
 
 
-def factor_table(cells: Sequence[Measured], sparse: str) -> pd.DataFrame:
+def factor_table(cells: Sequence[CellSummary], sparse: str) -> pd.DataFrame:
     """Return the ratio of the costs of dense and sparse on the same events.
 
     Parameters
     ----------
-    cells : sequence of Measured
+    cells : sequence of CellSummary
         Cells of dense and sparse engines.
     sparse : str
         Sparse engine of the denominator.
@@ -170,7 +170,7 @@ def factor_table(cells: Sequence[Measured], sparse: str) -> pd.DataFrame:
     """
     rows = []
     for m in cells:
-        if not m.cell["backend"].startswith("dense"):
+        if not m.cell.backend.startswith("dense"):
             continue
         twin = next((o for o in cells if o.engine == sparse and o.question == m.question), None)
         both = m.ok and twin is not None and twin.ok
@@ -178,10 +178,10 @@ def factor_table(cells: Sequence[Measured], sparse: str) -> pd.DataFrame:
         rows.append(
             {
                 "dense engine": m.engine,
-                "dim": c["dim"],
-                "size [px]": c["size"],
-                "batch": c["batch"],
-                "pass": "test" if c["phase"] == "forward" else "train",
+                "dim": c.dim,
+                "size [px]": c.size,
+                "batch": c.batch,
+                "pass": "test" if c.phase == "forward" else "train",
                 "outcome": m.side.outcome,
                 "dense time [s]": m.seconds if m.ok else None,
                 "sparse time [s]": twin.seconds if twin is not None and twin.ok else None,

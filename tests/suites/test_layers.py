@@ -16,7 +16,7 @@ from backends.uresnet import UResNet, UResNetConfig
 from harness.asv import track
 from harness.errors import BadInput
 from harness.results import store
-from harness.results.summary import pool
+from harness.results.summary import summarize
 from harness.run.job import Job
 from harness.run.plan import unavailable_reason
 from harness.run.references import load_reference
@@ -264,9 +264,9 @@ def test_layers_are_questions_of_their_own(make_record, write_records):
     ]
     for record, layer in zip(records, ("submanifold-0",) * 2 + ("strided-1",) * 2, strict=True):
         record["cell"]["layer"] = layer
-    cells = pool(store.read(write_records([*records, make_record(0.5)])))
-    assert len({m.question for m in cells.values()}) == 3
-    assert {m.where.split(", ")[2] for m in cells.values()} == {
+    cells = summarize(store.read(write_records([*records, make_record(0.5)])))
+    assert len({m.question for m in cells}) == 3
+    assert {m.where.split(", ")[2] for m in cells} == {
         "submanifold-0",
         "strided-1",
         "forward",
@@ -283,7 +283,7 @@ def test_compare_shows_layers(make_record, write_records):
         record["cell"]["layer"] = "strided-2"
         records.append(record)
     out = io.StringIO()
-    table = standing_table(standings(pool(store.read(write_records(records))).values()))
+    table = standing_table(standings(summarize(store.read(write_records(records)))))
     Console(file=out, width=160).print(table)
     assert "strided-2, map" in out.getvalue()
     assert "2.5×" in out.getvalue()
@@ -299,7 +299,7 @@ def test_the_page_shows_layers_against_level(make_record, write_records):
             record = make_record(0.1 / 2**level, phase="weight-gradient", map="warm")
             record["cell"]["layer"] = f"{kind}-{level}"
             records.append(record)
-    cells = list(pool(store.read(write_records(records))).values())
+    cells = summarize(store.read(write_records(records)))
     looks = Looks(["sscn"])
     panels = against_level(cells, looks, call_of, "s", "time")
     assert len(panels) == 2

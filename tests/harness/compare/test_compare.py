@@ -15,7 +15,7 @@ from harness.compare.command import compare
 from harness.compare.comparison import changes, common_drift, finding, standings, tally
 from harness.errors import BadInput
 from harness.results.store import read
-from harness.results.summary import pool
+from harness.results.summary import summarize
 from harness.results.verdict import Verdict
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -27,12 +27,12 @@ def run(*arguments):
 
 
 def pooled(write_records, records, name="x.jsonl"):
-    return pool(read(write_records(records, name)))
+    return summarize(read(write_records(records, name)))
 
 
 def test_speed_ups_are_over_dense_and_over_the_best_other(write_records, run_records):
-    ranked = standings(pooled(write_records, run_records()).values())
-    small = {s.measured.engine: s for s in ranked if s.measured.cell["size"] == 192}
+    ranked = standings(pooled(write_records, run_records()))
+    small = {s.measured.engine: s for s in ranked if s.measured.cell.size == 192}
     assert small["sscn"].over_dense == pytest.approx(9, rel=0.03)
     assert small["sscn"].over_best == pytest.approx(1.6, rel=0.03)
     assert small["spconv"].over_best == pytest.approx(1 / 1.6, rel=0.03)
@@ -40,9 +40,9 @@ def test_speed_ups_are_over_dense_and_over_the_best_other(write_records, run_rec
 
 
 def test_engines_without_a_time_stand_last_and_have_no_speed_up(write_records, run_records):
-    ranked = standings(pooled(write_records, run_records()).values())
-    large = [s for s in ranked if s.measured.cell["size"] == 512]
-    assert [s.measured.engine for s in large if s.measured.cell["batch"] == 1][-1] == "dense"
+    ranked = standings(pooled(write_records, run_records()))
+    large = [s for s in ranked if s.measured.cell.size == 512]
+    assert [s.measured.engine for s in large if s.measured.cell.batch == 1][-1] == "dense"
     assert all(s.over_dense is None for s in large)
 
 
@@ -52,14 +52,14 @@ def test_variants_of_one_engine_are_no_rivals(write_records, make_record):
         make_record(2.0, backend="spconv"),
         make_record(4.0, backend="dense"),
     ]
-    best = standings(pooled(write_records, records).values())[0]
+    best = standings(pooled(write_records, records))[0]
     assert best.measured.engine == "spconv algo=native"
     assert best.over_best == pytest.approx(4, rel=0.02)
 
 
 def test_rounds_are_pooled_and_a_repeated_round_replaces_the_first(write_records, make_record):
     records = [make_record(s, round=r) for s, r in ((1.0, 0), (1.0, 1), (3.0, 2), (1.0, 2))]
-    (cell,) = pooled(write_records, records).values()
+    (cell,) = pooled(write_records, records)
     assert len(cell.side.rounds) == 3
     assert cell.seconds == pytest.approx(1, rel=0.05)
     assert cell.memory == pytest.approx(2e8)
@@ -67,18 +67,18 @@ def test_rounds_are_pooled_and_a_repeated_round_replaces_the_first(write_records
 
 def test_one_crashed_round_makes_the_cell_crashed(write_records, make_record):
     records = [make_record(round=0), make_record(round=1, outcome="crashed", reason="signal 11")]
-    (cell,) = pooled(write_records, records).values()
+    (cell,) = pooled(write_records, records)
     assert cell.side.outcome == "crashed"
     assert cell.side.reason == "signal 11 (1 of 2 rounds)"
 
 
 def test_records_without_round_numbers_are_rounds_in_order(write_records, make_record):
-    (cell,) = pooled(write_records, [make_record(), make_record()]).values()
+    (cell,) = pooled(write_records, [make_record(), make_record()])
     assert len(cell.side.rounds) == 2
 
 
 def test_first_calls_are_rounds_because_each_had_a_process(write_records, make_record):
-    (cell,) = pooled(write_records, [make_record(map="first", n=5)]).values()
+    (cell,) = pooled(write_records, [make_record(map="first", n=5)])
     assert len(cell.side.rounds) == 5
 
 
@@ -287,5 +287,5 @@ def test_the_one_slower_of_many_cells_is_found(write_records, make_record):
         pooled(write_records, before, "a.jsonl"), pooled(write_records, after, "b.jsonl")
     )
     (slower,) = [c for c in found if c.judgement.verdict is Verdict.SLOWER]
-    assert slower.measured.cell["events.seed"] == 7
+    assert slower.measured.cell.events.seed == 7
     assert not [c for c in found if c.judgement.verdict is Verdict.FASTER]

@@ -12,7 +12,7 @@ from harness.compare.comparison import changes, standings
 from harness.compare.page import render, write_page
 from harness.report.style import Looks
 from harness.results.store import read
-from harness.results.summary import pool
+from harness.results.summary import summarize
 
 ENGINES = ["sscn", "dense", "spconv"]
 
@@ -50,8 +50,8 @@ def parsed(folder, name, records):
 @pytest.fixture(scope="module")
 def one_run(tmp_path_factory, run_records):
     frame = parsed(tmp_path_factory.mktemp("one"), "run.jsonl", run_records(rounds=3))
-    cells = pool(frame)
-    return frame, cells, standings(cells.values()), []
+    cells = summarize(frame)
+    return frame, cells, standings(cells), []
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,8 @@ def two_runs(tmp_path_factory, run_records):
     folder = tmp_path_factory.mktemp("two")
     before = parsed(folder, "before.jsonl", run_records(rounds=12))
     after = parsed(folder, "after.jsonl", run_records(rounds=12, factor=1.2, commit="b" * 40))
-    cells = pool(after)
-    return after, cells, standings(cells.values()), changes(pool(before), cells), before
+    cells = summarize(after)
+    return after, cells, standings(cells), changes(summarize(before), cells), before
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ def test_events_of_a_file_are_not_shown(write_records, make_record):
     record = make_record()
     record["cell"]["events"]["set"] = "mine.root"
     frame = read(write_records([record]))
-    cells = pool(frame)
-    html = render(frame, cells, standings(cells.values()), [])
+    cells = summarize(frame)
+    html = render(frame, cells, standings(cells), [])
     assert "scatter3d" not in html
     assert len(html) < 500_000
 
@@ -136,8 +136,8 @@ def test_figures_follow_the_theme_of_the_page(page):
 def test_text_from_records_cannot_become_markup(write_records, make_record):
     bad = make_record(backend="<b>x</b>", outcome="crashed", reason="<script>alert(1)</script>")
     frame = read(write_records([bad, make_record()]))
-    cells = pool(frame)
-    html = render(frame, cells, standings(cells.values()), [])
+    cells = summarize(frame)
+    html = render(frame, cells, standings(cells), [])
     assert "<script>alert" not in html
     assert "<b>x</b>" not in html
 

@@ -125,4 +125,4 @@ def test_every_item_goes_first_about_as_often():
 
 
 def test_quartiles_interpolate():
-    assert sampling.quartiles([1, 2, 3, 4]) == (1.75, 3.25)
+    assert sampling.quartiles([1, 2, 3, 4]) == (1.75, 2.5, 3.25)

@@ -8,7 +8,7 @@ import pytest
 
 from harness.events import Event
 from harness.results import store
-from harness.results.summary import pool
+from harness.results.summary import summarize
 from harness.run.job import Job
 from harness.run.rounds import write_record
 from harness.run.source import EngineSource
@@ -25,7 +25,7 @@ MB = 1_000_000
 
 def measured(tmp_path, *cells):
     """Records of (suite, backend, size, batch, phase, seconds or None, bytes), pooled."""
-    return list(pool(records(tmp_path, *cells)).values())
+    return summarize(records(tmp_path, *cells))
 
 
 def records(tmp_path, *cells):
@@ -53,9 +53,7 @@ def test_table_2_has_measured_and_published_numbers(tmp_path):
         (TABLE, "sscn", 768, 64, "step", None, 0),
     )
     memory = tables.total_memory(frame, "cpu")
-    table = tables.cost_table(list(pool(frame).values()), memory, "cpu").set_index(
-        ["size [px]", "quantity"]
-    )
+    table = tables.cost_table(summarize(frame), memory, "cpu").set_index(["size [px]", "quantity"])
     time = table.loc[(192, "time")]
     assert (time["published"], time["measured"]) == (0.25, 0.05)
     assert time["published over measured"] == pytest.approx(5)

@@ -1,0 +1,135 @@
+"""Values of two machines are shown side by side and never joined."""
+
+import csv
+import io
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from harness.compare.command import compare
+from harness.errors import BadInput
+from harness.results.store import read
+from harness.results.summary import summarize
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(compare)
+
+OTHER = {"processor": "Other CPU", "threads": 4}
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_one_cell_on_two_machines_has_two_summaries(write_records, make_record):
+    records = [make_record(0.01), make_record(0.1, machine=OTHER, run="r2")]
+    found = summarize(read(write_records(records)))
+    assert [m.seconds for m in found] == pytest.approx([0.01, 0.1], rel=0.05)
+    assert [m.environment.label for m in found] == [
+        "Example CPU, 2 threads",
+        "Other CPU, 4 threads",
+    ]
+
+
+def test_two_sets_of_versions_are_not_joined(write_records, make_record):
+    records = [make_record(0.01), make_record(0.1, versions={"torch": "2.14.0"}, run="r2")]
+    assert len(summarize(read(write_records(records)))) == 2
+
+
+def test_records_that_lack_a_fact_share_the_environment_of_the_others(write_records, make_record):
+    versions = {"torch": "2.13.0", "sscn": "0.1.0"}
+    records = [
+        make_record(0.01, versions=versions),
+        make_record(outcome="unavailable", backend="dense", machine={}, versions={}),
+        make_record(outcome="crashed", backend="spconv"),
+    ]
+    found = summarize(read(write_records(records)))
+    assert len({id(m.environment) for m in found}) == 1
+
+
+def test_a_file_of_two_machines_is_shown_side_by_side(write_records, make_record):
+    records = [
+        make_record(seconds, backend=backend, machine=machine, run=name)
+        for seconds, name, machine in (
+            (0.01, "r1", {"processor": "Example CPU", "threads": 2}),
+            (0.1, "r2", OTHER),
+        )
+        for backend in ("sscn", "dense")
+    ]
+    path = write_records(records)
+    rows = list(csv.DictReader(io.StringIO(run(path, "--format", "csv").output)))
+    assert [row["machine"] for row in rows] == ["Example CPU, 2 threads"] * 2 + [
+        "Other CPU, 4 threads"
+    ] * 2
+    text = run(path).output
+    assert "On Example CPU, 2 threads: " in text
+    assert "On Other CPU, 4 threads: " in text
+    assert "55 ms" not in text
+
+
+def test_times_of_two_machines_are_never_judged_slower(write_records, make_record):
+    before = write_records([make_record(0.01, round=i, seed=i) for i in range(12)], "a.jsonl")
+    after = write_records(
+        [make_record(0.1, machine=OTHER, round=i, seed=i) for i in range(12)], "b.jsonl"
+    )
+    result = run(before, after, "--format", "csv")
+    assert "SLOWER" not in result.output
+    assert "processor Example CPU and Other CPU" in result.output
+    refused = run(before, after, "--fail-on", "slower").exception
+    assert isinstance(refused, BadInput)
+    assert "Example CPU and Other CPU" in str(refused)
+    assert "--relative-to ENGINE" in str(refused)
+
+
+@pytest.mark.parametrize(("factor", "code"), [(1.0, 0), (2.0, 1)])
+def test_ratios_to_a_reference_engine_are_judged_across_machines(
+    write_records, make_record, factor, code
+):
+    def side(seconds, name, **changes):
+        return write_records(
+            [
+                make_record(
+                    cost * seconds, backend=backend, round=i, seed=13 * i + len(backend), **changes
+                )
+                for i in range(12)
+                for backend, cost in (
+                    ("dense", 9.0),
+                    ("sscn", factor if changes else 1.0),
+                )
+            ],
+            name,
+        )
+
+    before, after = side(0.01, "a.jsonl"), side(0.1, "b.jsonl", machine=OTHER)
+    result = run(before, after, "--relative-to", "dense", "--fail-on", "slower")
+    assert result.exit_code == code, result.output
+    nobody = run(before, after, "--relative-to", "nobody").exception
+    assert "no other engine was measured beside 'nobody'" in str(nobody)
+
+
+def test_the_page_of_a_run_with_fewer_engines_after_is_written(
+    tmp_path, write_records, run_records
+):
+    records = run_records()
+    before = write_records(records, "a.jsonl")
+    after = write_records([r for r in records if r["cell"]["backend"] != "spconv"], "b.jsonl")
+    result = run(before, after, "--report", tmp_path / "report")
+    assert result.exit_code == 0, result.output
+    assert "spconv" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_throttling_outliers_and_skipped_events_are_reported(tmp_path, write_records, make_record):
+    doubtful = {"throttled": [0, 1], "outliers": [3, 4], "skipped_empty": 5}
+    before = [make_record(0.05, round=i, seed=i) for i in range(12)]
+    after = [make_record(0.1, round=i, seed=99 + i, **doubtful) for i in range(12)]
+    a, b = write_records(before, "a.jsonl"), write_records(after, "b.jsonl")
+    (row,) = csv.DictReader(io.StringIO(run(b, "--format", "csv").output))
+    assert (row["throttled"], row["outliers"], row["skipped_events"]) == ("24", "24", "5")
+    reason = next(csv.DictReader(io.StringIO(run(a, b, "--format", "csv").output)))["reason"]
+    assert "after, 24 of 108 samples were taken with the GPU's clock held down" in reason
+    assert "24 of 108 samples are outliers" in reason
+    run(b, "--report", tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert "24 of 108 samples are outliers" in page
+    assert "5 events without a site were passed over" in page
