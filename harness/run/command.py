@@ -17,6 +17,9 @@ def run(
     backend: Annotated[
         list[str] | None, typer.Option(help="Only this engine: NAME or NAME:OPTION=VALUE.")
     ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Not this engine: dense takes most of the time.")
+    ] = None,
     size: Annotated[list[int] | None, typer.Option(help="Only images of this size.")] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; by default cuda where an engine has it.")
@@ -61,9 +64,14 @@ def run(
 
     chosen = find_suite(suite)
     engines = [parse_engine(text)[0] for text in backend or ENGINES]
-    for name in engines:
+    left_out = set(exclude or ())
+    for name in (*engines, *left_out):
         module_name(name)
+    engines = [name for name in engines if name not in left_out]
     found = {answer.name: answer for answer in probe_all(dict.fromkeys(engines))}
+    for name in engines if backend else ():
+        if found[name].capabilities is None:
+            raise BadInput(f"{name} cannot run here: {found[name].reason}; see: harness backends")
     if device is None:
         capable = [answer.capabilities for answer in found.values() if answer.capabilities]
         device = "cuda" if any("cuda" in can.devices for can in capable) else "cpu"
@@ -74,6 +82,7 @@ def run(
         sizes=size or (),
         batches=batch or (),
     )
+    cells = [cell for cell in cells if cell.backend not in left_out]
     if not cells:
         raise BadInput(f"the suite {suite} has no cell for these options; choose others")
     settings = Settings(

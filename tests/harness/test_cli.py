@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import subprocess
 import sys
@@ -102,6 +103,21 @@ def test_a_file_that_hides_a_package_is_named(tmp_path, name):
         assert done.returncode == 0, done.stderr
     else:
         assert name.partition(".")[0].partition("/")[0] in one_sentence(done)
+
+
+def test_an_engine_that_is_not_installed_is_refused(tmp_path):
+    if importlib.util.find_spec("fvdb"):
+        pytest.skip("fvdb is installed")
+    done = harness("run", "demo", "--backend", "fvdb", "--out", tmp_path / "run.jsonl")
+    assert "fvdb cannot run here: not installed" in one_sentence(done)
+    assert not (tmp_path / "run.jsonl").exists()
+
+
+def test_engines_are_excluded_by_name(tmp_path):
+    words = ("run", "demo", "--backend", "sscn", "--backend", "dense", "--exclude", "sscn")
+    done = harness(*words, "--exclude", "dense", "--out", tmp_path / "run.jsonl")
+    assert "has no cell for these options" in one_sentence(done)
+    assert "no engine called 'dens'" in one_sentence(harness("run", "demo", "--exclude", "dens"))
 
 
 def test_the_suites_are_listed():
