@@ -70,7 +70,7 @@ class DenseTensor:
 
 
 def _coarser(grid: Grid) -> Grid:
-    sites = torch.cat([grid.sites[:, :1], grid.sites[:, 1:] // 2], 1).unique(dim=0)
+    sites = torch.unique(torch.cat([grid.sites[:, :1], grid.sites[:, 1:] // 2], 1), dim=0)
     return Grid(sites, (grid.shape[0], *(size // 2 for size in grid.shape[1:])))
 
 
@@ -81,7 +81,7 @@ def _dilated(grid: Grid, kernel_size: int) -> Grid:
     offsets = torch.tensor([(0, *step) for step in steps], device=grid.sites.device)
     sites = (grid.sites[:, None] + offsets).reshape(-1, dim + 1)
     inside = (sites >= 0).all(1) & (sites < sites.new_tensor(grid.shape)).all(1)
-    return Grid(sites[inside].unique(dim=0), grid.shape)
+    return Grid(torch.unique(sites[inside], dim=0), grid.shape)
 
 
 class Convolution(nn.Module):

@@ -53,7 +53,8 @@ class _Layers:
 
     def norm(self, channels: int) -> nn.Module:
         # The published network normalises with the batch's own statistics at test time too.
-        return self._norm(channels, track_running_stats=False)
+        layer: nn.Module = self._norm(channels, track_running_stats=False)
+        return layer
 
     def padded(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
         """Return a convolution that repeats the border, and normalisation."""
@@ -142,7 +143,8 @@ class Network(nn.Module):
         for up, level in zip(self.up, self.decoder, strict=True):
             volume = level(torch.cat([up(volume), skips.pop()], 1))
         volume = self.tail(volume)
-        return volume.movedim(1, -1)[x.sites.unbind(1)]
+        features: Tensor = volume.movedim(1, -1)[x.sites.unbind(1)]
+        return features
 
 
 class Backend(dense.Backend):

@@ -132,7 +132,7 @@ def compute_reference(
     network.train()
     logits = network(x)
     loss = event_cross_entropy(logits, batch.labels, batch.sites[:, 0], batch.batch_size)
-    loss.backward()
+    torch.autograd.backward(loss)
     return Reference(
         logits.detach().cpu(),
         loss.detach().cpu(),

@@ -119,7 +119,8 @@ class Backend(TorchArithmetic, PointwiseByTorch):
 
     def rows(self, x: GridTensor) -> Tensor:
         """Return the rows in the order of the grid."""
-        return x.values.jdata
+        features: Tensor = x.values.jdata
+        return features
 
     def replace(self, x: GridTensor, rows: Tensor) -> GridTensor:
         """Keep grids and plans."""

@@ -76,7 +76,8 @@ class Backend(TorchArithmetic):
 
     def features(self, x: me.SparseTensor) -> Tensor:
         """Return the rows; transposed convolutions bring them back to input order."""
-        return x.F
+        features: Tensor = x.F
+        return features
 
     def convolution(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
@@ -90,7 +91,7 @@ class Backend(TorchArithmetic):
         with warnings.catch_warnings():
             # Its autograd functions are instantiated, which torch has deprecated.
             warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)
-            return layer(
+            result: nn.Module = layer(
                 in_channels,
                 out_channels,
                 kernel_size=kernel_size,
@@ -98,6 +99,7 @@ class Backend(TorchArithmetic):
                 expand_coordinates=kind is Kind.ORDINARY,
                 dimension=self.dim,
             )
+            return result
 
     def norm_relu(self, channels: int) -> nn.Module:
         """Return the engine's normalisation and ReLU."""
@@ -106,7 +108,8 @@ class Backend(TorchArithmetic):
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
         """Return the engine's matrix."""
-        return me.MinkowskiLinear(in_channels, out_channels, bias=bias)
+        layer: nn.Module = me.MinkowskiLinear(in_channels, out_channels, bias=bias)
+        return layer
 
     def add(self, a: me.SparseTensor, b: me.SparseTensor) -> me.SparseTensor:
         """Add the rows."""
@@ -140,7 +143,7 @@ class Backend(TorchArithmetic):
         if kind is Kind.LINEAR:
             return weight
         size = round(len(weight) ** (1 / self.dim))
-        weight = weight.unflatten(0, (size,) * self.dim)
+        weight = weight.reshape(*[size] * self.dim, *weight.shape[1:])
         spatial = range(self.dim - 1, -1, -1)
         weight = weight.permute(self.dim, self.dim + 1, *spatial)
         return weight if kind is Kind.INVERSE else weight.transpose(0, 1)

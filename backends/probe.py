@@ -13,7 +13,8 @@ def answer(module: str) -> dict[str, object]:
     """Return the capabilities of an engine as JSON values, or the reason of its absence."""
     try:
         found = importlib.import_module(module).probe()
-        return found.to_json()
+        result: dict[str, object] = found.to_json()
+        return result
     except BaseException as error:  # an engine's import may raise anything, SystemExit included
         first = (str(error).strip().splitlines() or [""])[0]
         if isinstance(error, ModuleNotFoundError):

@@ -122,7 +122,8 @@ def load(
         _refuse(name, "option", option, tuple(capabilities.options))
         _refuse(name, f"value of {option}", value, tuple(capabilities.options[option]))
     defaults = {option: values[0] for option, values in capabilities.options.items()}
-    return module.Backend(dim, device, precision, defaults | options)
+    found: Backend = module.Backend(dim, device, precision, defaults | options)
+    return found
 
 
 def _refuse(name: str, what: str, value: str, allowed: tuple[str, ...]) -> None:

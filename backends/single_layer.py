@@ -84,7 +84,7 @@ def coarsened(batch: SparseBatch, level: int, depth: int, channels: int) -> Spar
     sites = batch.sites
     if level:
         coarse = torch.cat([sites[:, :1], sites[:, 1:] >> level], 1)
-        sites = coarse.unique(dim=0).contiguous()
+        sites = torch.unique(coarse, dim=0).contiguous()
     unit = 2 ** (depth - 1)
     generator = torch.Generator().manual_seed(level)
     return SparseBatch(

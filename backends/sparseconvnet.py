@@ -62,7 +62,8 @@ class Backend(TorchArithmetic):
 
     def features(self, x: scn.SparseConvNetTensor) -> Tensor:
         """Return the rows; deconvolutions bring them back to input order."""
-        return x.features
+        result: Tensor = x.features
+        return result
 
     def add(
         self, a: scn.SparseConvNetTensor, b: scn.SparseConvNetTensor
@@ -81,21 +82,25 @@ class Backend(TorchArithmetic):
     ) -> nn.Module:
         """Return a convolution; the engine knows levels by their spatial size."""
         if kind is Kind.SUBMANIFOLD:
-            return scn.SubmanifoldConvolution(
+            native: nn.Module = scn.SubmanifoldConvolution(
                 self.dim, in_channels, out_channels, kernel_size, False
             )
+            return native
         if kind not in (Kind.STRIDED, Kind.INVERSE) or kernel_size != 2:
             raise Unsupported(f"SparseConvNet has no padded {kind} convolution of {kernel_size}")
         layer = scn.Convolution if kind is Kind.STRIDED else scn.Deconvolution
-        return layer(self.dim, in_channels, out_channels, 2, 2, False)
+        result: nn.Module = layer(self.dim, in_channels, out_channels, 2, 2, False)
+        return result
 
     def norm_relu(self, channels: int) -> nn.Module:
         """Return the engine's fused normalisation and ReLU; its momentum is one minus torch's."""
-        return scn.BatchNormReLU(channels, eps=NORM_EPS, momentum=1 - NORM_MOMENTUM)
+        layer: nn.Module = scn.BatchNormReLU(channels, eps=NORM_EPS, momentum=1 - NORM_MOMENTUM)
+        return layer
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
         """Return the engine's matrix."""
-        return scn.NetworkInNetwork(in_channels, out_channels, bias)
+        layer: nn.Module = scn.NetworkInNetwork(in_channels, out_channels, bias)
+        return layer
 
     def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
         """Name the layer's parameters canonically."""

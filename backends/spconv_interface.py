@@ -125,11 +125,13 @@ class SpconvInterface(TorchArithmetic, PointwiseByTorch):
 
     def features(self, x: Any) -> Tensor:
         """Return the rows; inverse convolutions bring them back to input order."""
-        return x.features
+        result: Tensor = x.features
+        return result
 
     def rows(self, x: Any) -> Tensor:
         """Return the rows."""
-        return x.features
+        result: Tensor = x.features
+        return result
 
     def replace(self, x: Any, rows: Tensor) -> Any:
         """Keep the sites and their maps."""

@@ -59,11 +59,13 @@ class Backend(TorchArithmetic, PointwiseByTorch):
 
     def features(self, x: Any) -> Tensor:
         """Return the rows; transposed convolutions go back to known coordinates."""
-        return x.feats
+        features: Tensor = x.feats
+        return features
 
     def rows(self, x: Any) -> Tensor:
         """Return the rows."""
-        return x.feats
+        features: Tensor = x.feats
+        return features
 
     def replace(self, x: Any, rows: Tensor) -> Any:
         """Keep sites and maps."""
@@ -74,13 +76,15 @@ class Backend(TorchArithmetic, PointwiseByTorch):
     ) -> nn.Module:
         """Return a convolution; the engine knows levels by their stride."""
         if kind is Kind.SUBMANIFOLD:
-            return torch_lattice.nn.SubmConv3d(in_channels, out_channels, kernel_size)
+            native: nn.Module = torch_lattice.nn.SubmConv3d(in_channels, out_channels, kernel_size)
+            return native
         if kind not in (Kind.STRIDED, Kind.INVERSE) or kernel_size != 2:
             raise Unsupported(f"torch-lattice is used for no {kind} convolution of {kernel_size}")
         layer = (
             torch_lattice.nn.Conv3d if kind is Kind.STRIDED else torch_lattice.nn.ConvTranspose3d
         )
-        return layer(in_channels, out_channels, 2, stride=2)
+        result: nn.Module = layer(in_channels, out_channels, 2, stride=2)
+        return result
 
     def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
         """Name the layer's parameters canonically."""

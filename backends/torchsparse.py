@@ -147,11 +147,13 @@ class Backend(TorchArithmetic, PointwiseByTorch):
 
     def features(self, x: Any) -> Tensor:
         """Return the rows; transposed convolutions bring them back to input order."""
-        return x.feats
+        features: Tensor = x.feats
+        return features
 
     def rows(self, x: Any) -> Tensor:
         """Return the rows."""
-        return x.feats
+        features: Tensor = x.feats
+        return features
 
     def replace(self, x: Any, rows: Tensor) -> Any:
         """Keep sites and caches."""
@@ -199,7 +201,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
             return weight
         weight = weight.permute(1, 2, 0)
         if kind is Kind.SUBMANIFOLD:
-            weight = weight.unflatten(2, (3, 3, 3)).permute(0, 1, 4, 3, 2)
+            weight = weight.reshape(*weight.shape[:2], 3, 3, 3).permute(0, 1, 4, 3, 2)
         return weight if kind is Kind.INVERSE else weight.transpose(0, 1)
 
     @contextlib.contextmanager

@@ -89,7 +89,8 @@ class Backend(TorchArithmetic, PointwiseByTorch):
 
     def rows(self, x: VoxelTensor) -> Tensor:
         """Return the rows, ordered by event."""
-        return x.voxels.feature_tensor
+        features: Tensor = x.voxels.feature_tensor
+        return features
 
     def replace(self, x: VoxelTensor, rows: Tensor) -> VoxelTensor:
         """Keep the sites and their cache."""

@@ -242,7 +242,8 @@ def from_study(state: Mapping[str, Tensor]) -> Weights:
         weight = weight.reshape(len(weight), *weight.shape[-2:])
         size = round(len(weight) ** (1 / dim))
         order = (1, 2, 0) if kind is Kind.INVERSE else (2, 1, 0)
-        found[f"{ours}.weight"] = weight.permute(*order).unflatten(2, (size,) * dim).contiguous()
+        weight = weight.permute(*order)
+        found[f"{ours}.weight"] = weight.reshape(*weight.shape[:2], *[size] * dim).contiguous()
 
     def norm(ours: str, name: str) -> None:
         for part in ("weight", "bias", "running_mean", "running_var"):
