@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -25,8 +27,10 @@ def answer(module: str) -> dict[str, object]:
 def main() -> None:
     """Write the answer in one step, so that a dying engine leaves a whole answer or none."""
     module, path = sys.argv[1:]
+    if sys.platform == "linux":  # an import that hangs must not outlive the parent
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     written = Path(path).with_suffix(".partial")
-    written.write_text(json.dumps(answer(module)))
+    written.write_text(json.dumps(answer(module), default=repr))
     written.rename(path)
     os._exit(0)  # an engine's exit handlers may hang
 

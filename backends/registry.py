@@ -172,10 +172,20 @@ def probe(name: str, timeout: float = PROBE_TIMEOUT) -> Availability:
             return Availability(name, None, f"the probe gave no answer in {timeout:g} s")
         if not answer.exists():
             return Availability(name, None, f"the probe died without an answer ({_death(code)})")
-        found = json.loads(answer.read_text())
-    if "reason" in found:
-        return Availability(name, None, found["reason"])
-    return Availability(name, Capabilities.from_json(found))
+        text = answer.read_text(errors="replace")
+    try:
+        found = json.loads(text)
+        if "reason" in found:
+            return Availability(name, None, _one_line(str(found["reason"])))
+        return Availability(name, Capabilities.from_json(found))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"the answer of its probe is malformed: {type(error).__name__}: {error}"
+        return Availability(name, None, _one_line(reason))
+
+
+def _one_line(text: str) -> str:
+    """Return the printable characters of a text: escape codes would reach the terminal."""
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def _death(code: int) -> str:

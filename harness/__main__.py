@@ -11,12 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from harness.errors import BadInput
 from harness.instruments.machine import ROOT
 from harness.results import store
 
+
+class _Commands(TyperGroup):
+    """The commands; one that is stopped ends with a message, which Typer would replace."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            resumable = ctx.invoked_subcommand == "run"
+            text = "stopped; --resume goes on from here" if resumable else "stopped"
+            print(text, file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="harness",
     help="Measure sparse-convolution engines on liquid-argon events, and say which to use.",
     no_args_is_help=True,
@@ -77,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; --resume goes on from here", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         sys.exit(130)
 
 

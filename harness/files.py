@@ -57,6 +57,19 @@ def check_target(path: Path, instead: str = "file") -> Path:
     return real
 
 
+def refuse_irregular(path: Path) -> None:
+    """Refuse a folder, a device or a FIFO, to which nothing can be appended.
+
+    Raises
+    ------
+    BadInput
+        If the path exists and is no regular file.
+    """
+    with suppress(OSError):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadInput(f"{path} is no regular file; give another file with --out")
+
+
 def refuse(path: Path, error: OSError, instead: str = "file") -> NoReturn:
     """Raise `BadInput` for a file that cannot be written."""
     reason = error.strerror or str(error) or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,15 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 160
 """Width in columns where the output is not a terminal."""
+
+
+_ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\\\)?|.)?")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def plain(text: str) -> str:
+    """Return a text without escape sequences and control characters, save tabs and newlines."""
+    return _CONTROLS.sub("", _ESCAPES.sub("", text))
 
 
 def table_console() -> Console:

@@ -12,6 +12,7 @@ ORDER = (
     "errors",
     "files",
     "terminal",
+    "options",
     "child_process",
     "spec",
     "instruments",

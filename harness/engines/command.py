@@ -7,10 +7,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from harness.options import positive
+
 
 def backends(
     timeout: Annotated[
-        float, typer.Option(help="Longest time for the answer of an engine, in seconds.")
+        float,
+        typer.Option(callback=positive, help="Longest time for one answer, in seconds."),
     ] = 60.0,
 ) -> None:
     """Show the engines that can run here, their devices and precisions, and why others cannot."""

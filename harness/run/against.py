@@ -9,13 +9,14 @@ import contextlib
 import importlib.util
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness.child_process import die_with_parent
 from harness.errors import BadInput
 from harness.instruments import machine
 from harness.run.source import EngineSource
+from harness.run.temporary import run_folder
 
 
 @contextlib.contextmanager
@@ -43,8 +44,9 @@ def checked_out(commit: str, repository: Path = machine.ROOT) -> Iterator[Engine
         full = _git(repository, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}").strip()
     except (OSError, subprocess.CalledProcessError):
         raise BadInput(f"{commit!r} is no commit of {repository}; see: git log") from None
-    with tempfile.TemporaryDirectory(prefix="sscn-bench-against-") as folder:
-        tree, built = Path(folder, "tree"), Path(folder, "built")
+    with run_folder() as folder:
+        _git(repository, "worktree", "prune")  # of the folders of dead runs
+        tree, built = folder / "tree", folder / "built"
         _git(repository, "worktree", "add", "--detach", "--quiet", str(tree), full)
         try:
             _build(tree, built, full)
@@ -66,7 +68,9 @@ def _build(tree: Path, built: Path, commit: str) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     command += ["--disable-pip-version-check", "--target", str(built)]
     command += ["--no-build-isolation"] if present else []
-    done = subprocess.run([*command, str(tree)], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, str(tree)], capture_output=True, text=True, preexec_fn=die_with_parent
+    )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise BadInput(f"the commit {commit[:12]} cannot be built here: {last}")

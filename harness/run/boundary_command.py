@@ -9,9 +9,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from harness.files import refuse_irregular
+from harness.options import positive
+from harness.results import store
+from harness.terminal import plain
+
 
 def boundary(
-    memory: Annotated[float, typer.Argument(help="Memory that a call may take, in GB.", min=0.001)],
+    memory: Annotated[
+        float,
+        typer.Argument(callback=positive, help="Memory for one call, in GB."),
+    ],
     backend: Annotated[list[str] | None, typer.Option(help="Only this engine.")] = None,
     size: Annotated[list[int] | None, typer.Option(help="Only images of this size.")] = None,
     phase: Annotated[str, typer.Option(help="forward or step.")] = "step",
@@ -21,18 +29,20 @@ def boundary(
     events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
     out: Annotated[Path | None, typer.Option(help="File of records, one per batch tried.")] = None,
     timeout: Annotated[
-        float, typer.Option(help="Longest time for one answer, in seconds.")
+        float, typer.Option(callback=positive, help="Longest time for one answer, in seconds.")
     ] = 900.0,
 ) -> None:
     """Find the largest batch at each size that fits into a given amount of memory."""
     from backends.registry import interpreter, probe_all
     from harness.run.job import Job
+    from harness.run.locks import device_lock
     from harness.run.max_batch import Probe, find_max_batch
     from harness.run.plan import unavailable_reason, with_events
     from harness.run.progress import format_outcome
     from harness.run.rounds import default_out, write_record
     from harness.run.source import EngineSource
     from harness.run.task import Task
+    from harness.run.temporary import require_temporary_space
     from harness.spec.cell import SIZES
     from harness.spec.suite import ENGINES, Grid, Suite, parse_engine
 
@@ -44,6 +54,9 @@ def boundary(
     engines = dict.fromkeys(parse_engine(text)[0] for text in backend or ENGINES)
     found = {answer.name: answer for answer in probe_all(engines)}
     path = out or default_out("boundary")
+    refuse_irregular(path)
+    store.check_writable(path)
+    require_temporary_space()
     source, identity = EngineSource.here(), path.stem
     console = Console()
     table = Table("engine", "size", f"largest batch within {memory:g} GB")
@@ -57,10 +70,11 @@ def boundary(
             record = write_record(path, task, probe.entries, identity, 0)
             fits = "fits" if probe.fits else "does not fit"
             text = f"{task.job.cell.title}: {fits}: {format_outcome(record)}"
-            console.print(text, highlight=False, soft_wrap=True)
+            console.print(plain(text), highlight=False, soft_wrap=True, markup=False)
 
         task = Task(Job(cell, events), 0, source, interpreter(cell.backend), timeout)
-        batch = find_max_batch(task, int(memory * 1e9), most, on_probe)
+        with device_lock(device, console.print):
+            batch = find_max_batch(task, int(memory * 1e9), most, on_probe)
         more = " or more" if batch == most else ""
         table.add_row(cell.engine, f"{cell.size} px", f"{batch}{more}")
     console.print(table)

@@ -68,7 +68,7 @@ def dask_executor(address: str) -> Executor:
                 where = stack.enter_context(local_cluster(int(count), device))
             try:
                 client = stack.enter_context(distributed.Client(where, timeout="20s"))
-            except OSError:
+            except (OSError, ValueError, TypeError, ImportError):
                 raise BadInput(f"there is no Dask scheduler at {address}") from None
             yield from spread(client, groups, seed, listener)
 
@@ -105,6 +105,8 @@ def spread(
                 yield group[index], entries
             continue
         error = future.exception()
+        if isinstance(error, BadInput):  # the machine fails, whatever is measured
+            raise error
         if attempt == 1:
             for task in group:
                 again = submit([task])

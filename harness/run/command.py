@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from harness.errors import BadInput
+from harness.options import positive
 
 
 def run(
@@ -31,7 +32,11 @@ def run(
     repeats: Annotated[int, typer.Option(help="Rounds, each in new processes.", min=1)] = 1,
     budget: Annotated[
         float | None,
-        typer.Option(help="Longest time of sampling per cell and round, in seconds.", min=0.01),
+        typer.Option(
+            callback=positive,
+            help="Longest time of sampling per cell and round, in seconds.",
+            min=0.01,
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="File of records; a new one under results/runs.")
@@ -51,7 +56,8 @@ def run(
     ] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the order of cells and turns.")] = 0,
     timeout: Annotated[
-        float, typer.Option(help="Longest time for one answer of a worker, in seconds.")
+        float,
+        typer.Option(callback=positive, help="Longest time for one answer, in seconds."),
     ] = 900.0,
 ) -> None:
     """Measure a suite, and write a record for each cell."""
@@ -60,9 +66,11 @@ def run(
     from harness.run.rounds import Settings, default_out, latest_out, measure_locally
     from harness.run.rounds import run as measure
     from harness.run.sampling import StopRule
+    from harness.run.temporary import require_temporary_space
     from harness.spec.suite import ENGINES, find_suite, parse_engine
 
     chosen = find_suite(suite)
+    require_temporary_space()
     engines = [parse_engine(text)[0] for text in backend or ENGINES]
     left_out = set(exclude or ())
     for name in (*engines, *left_out):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from harness.errors import BadInput
 from harness.results.record import Outcome
+from harness.terminal import plain
 
 OUT_OF_MEMORY = (
     "out of memory",
@@ -33,7 +34,11 @@ class Failed(Exception):
     def __init__(self, outcome: Outcome, reason: str) -> None:
         super().__init__(reason)
         self.outcome = outcome
-        self.reason = reason
+        self.reason = plain(reason)
+
+
+class MachineFailure(BadInput):
+    """The machine, not the engine, prevents the measurement: it ends the run with one sentence."""
 
 
 def classify(error: BaseException) -> Failed:

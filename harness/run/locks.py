@@ -1,13 +1,70 @@
-"""Locks on devices: two measurements on one device at a time would disturb each other."""
+"""Locks: one measurement per device at a time, and one run per file of records.
+
+Lock files lie in the user's own run-time folder, so that no other user can hold or replace them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from harness.errors import BadInput
+
+
+def runtime_folder() -> Path:
+    """Return the user's run-time folder.
+
+    It is ``XDG_RUNTIME_DIR`` or ``/run/user/UID``; where neither exists, a private folder among
+    the temporary files.
+
+    Raises
+    ------
+    BadInput
+        If the private folder belongs to somebody else or cannot be made.
+    """
+    user = os.getuid()
+    for name in (os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{user}"):
+        if name and _is_private(Path(name)):
+            return Path(name)
+    folder = Path(tempfile.gettempdir(), f"sscn-bench-{user}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot make {folder} ({error.strerror}); set XDG_RUNTIME_DIR") from None
+    if not _is_private(folder):
+        raise BadInput(f"{folder} is not a private folder of this user; set XDG_RUNTIME_DIR")
+    return folder
+
+
+def _is_private(folder: Path) -> bool:
+    """Return whether a path is a folder, no link, that this user alone can write to."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    shared = stat.S_IWGRP | stat.S_IWOTH
+    return (
+        stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & shared
+    )
+
+
+def _open(path: Path) -> int:
+    """Open a lock file without following links; return its descriptor."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        handle = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise BadInput(f"cannot use the lock {path} ({error.strerror}); remove it") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise BadInput(f"the lock {path} is no regular file; remove it")
+    return handle
 
 
 @contextlib.contextmanager
@@ -23,14 +80,53 @@ def device_lock(
     say : callable
         Called with one line if the device is held by another process.
     folder : Path, optional
-        Folder of the lock file.
+        Folder of the lock file; by default the user's run-time folder.
+
+    Raises
+    ------
+    BadInput
+        If the lock file cannot be used.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if device == "cuda" else ""
-    name = f"sscn-bench-{os.getuid()}-{device}-{visible.replace('/', '_')}.lock"
-    with ((folder or Path(tempfile.gettempdir())) / name).open("a") as file:
+    suffix = f"-{hashlib.sha256(visible.encode()).hexdigest()[:16]}" if visible else ""
+    handle = _open((folder or runtime_folder()) / f"sscn-bench-{device}{suffix}.lock")
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             say(f"another run is measuring on {device}: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, folder: Path | None = None) -> Iterator[None]:
+    """Reserve a file of records for this process while the context is open.
+
+    Parameters
+    ----------
+    path : Path
+        The file of records; it need not exist.
+    folder : Path, optional
+        Folder of the lock file; by default the user's run-time folder.
+
+    Raises
+    ------
+    BadInput
+        If another process has reserved it, or the lock file cannot be used.
+    """
+    name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
+    handle = _open((folder or runtime_folder()) / f"sscn-bench-{name}.lock")
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(
+                f"another run is writing to {path}; wait for its end or give another file with "
+                "--out"
+            ) from None
+        yield
+    finally:
+        os.close(handle)

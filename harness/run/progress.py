@@ -16,6 +16,7 @@ from harness.run.source import EngineSource
 from harness.run.task import Task
 from harness.spec.cell import Cell
 from harness.spec.metrics import format_value, lookup, memory_metric
+from harness.terminal import plain
 
 
 class RunProgress:
@@ -69,7 +70,7 @@ class RunProgress:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._console.print(escape(text), highlight=False, soft_wrap=True)
+        self._console.print(escape(plain(text)), highlight=False, soft_wrap=True)
         self._console.file.flush()  # a log file is read while the run goes on
 
     def started(self, cells: Sequence[Cell]) -> None:

@@ -6,6 +6,7 @@ state of the allocator that is about to be measured, and each engine would compu
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Literal
 
 from harness.child_process import die_with_parent
 from harness.instruments.machine import ROOT
+from harness.run.failures import MachineFailure
 from harness.run.job import Job
+from harness.run.temporary import temporary_failure
 from harness.spec.cell import Cell, canonical, digest
 
 if TYPE_CHECKING:
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 Variant = Literal["", "image", "features"]
 """An input of a cell: its batch, the image of the last check, or its sites with new features."""
+
+IO_ERROR = 74
+"""Exit code of the process if the folder of references cannot be written to."""
 
 TOGETHER_SECONDS = 20.0
 """Longest computation of one reference after which the next is computed in the same process."""
@@ -46,6 +52,8 @@ def load_reference(job: Job, variant: Variant = "") -> Reference:
     ------
     RuntimeError
         If the process that computes it fails.
+    MachineFailure
+        If the folder of references is full or cannot be written to.
     """
     if not job.references:
         return _compute(job, variant)
@@ -57,11 +65,13 @@ def load_reference(job: Job, variant: Variant = "") -> Reference:
         search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         child = subprocess.run(
             [sys.executable, "-m", "harness.run.references"],
-            input=json.dumps({"job": job.to_json(), "variants": variants}),
+            input=json.dumps({"job": job.to_json(), "variants": variants, "parent": os.getpid()}),
             text=True,
             capture_output=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(search)},
         )
+        if child.returncode == IO_ERROR:
+            raise MachineFailure(child.stderr.strip())
         if child.returncode:
             last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
             raise RuntimeError(f"the float64 reference could not be computed: {last}")
@@ -118,7 +128,8 @@ def _compute(job: Job, variant: Variant = "") -> Reference:
 def _write(found: Reference, path: Path) -> None:
     import torch
 
-    partial = path.with_suffix(f".{id(found)}.partial")
+    # In memory first: torch reports a full disk as an internal error without its cause.
+    content = io.BytesIO()
     torch.save(
         {
             "logits": found.logits,
@@ -127,8 +138,10 @@ def _write(found: Reference, path: Path) -> None:
             "statistics": dict(found.statistics),
             "method": found.method,
         },
-        partial,
+        content,
     )
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_bytes(content.getbuffer())
     partial.rename(path)
 
 
@@ -145,12 +158,19 @@ def main() -> None:
     die_with_parent()
     values = json.load(sys.stdin)
     job = Job.from_json(values["job"])
+    if os.getppid() != values["parent"]:
+        return  # it died before this process was bound to it
     start = time.monotonic()
     for variant in values["variants"]:
         if time.monotonic() - start > TOGETHER_SECONDS:
             break
         if not _path(job, variant).exists():
-            _write(_compute(job, variant), _path(job, variant))
+            found = _compute(job, variant)
+            try:
+                _write(found, _path(job, variant))
+            except OSError as error:
+                print(temporary_failure(error), file=sys.stderr)
+                sys.exit(IO_ERROR)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,17 +13,19 @@ from typing import Protocol
 from rich.console import Console
 
 from harness.errors import BadInput
+from harness.files import refuse_irregular
 from harness.results import store
 from harness.results.record import Entries, Record, ended
 from harness.run import turns
 from harness.run.engine_interface import interpreter
 from harness.run.job import Job
-from harness.run.locks import device_lock
+from harness.run.locks import device_lock, file_lock
 from harness.run.plan import Availability, groups, unavailable_reason
 from harness.run.progress import RunProgress
 from harness.run.sampling import StopRule
 from harness.run.source import EngineSource
 from harness.run.task import ProgressListener, Task
+from harness.run.temporary import run_folder
 from harness.spec.cell import Cell
 
 MeasuredEntries = Iterator[tuple[Task, Entries]]
@@ -132,11 +134,15 @@ def run(
     sides = [Side(source or EngineSource.here(), settings.out)]
     if against is not None:
         sides.append(Side(against, against_path(settings.out)))
-    identity, seed, done = _begin(sides, settings)
     for side in sides:
+        refuse_irregular(side.out)
         store.check_writable(side.out)
-    with tempfile.TemporaryDirectory(prefix="sscn-bench-") as references:
-        todo = _tasks(cells, sides, settings, found, references, seed, python)
+    with contextlib.ExitStack() as stack:
+        for side in sides:
+            stack.enter_context(file_lock(side.out))
+        identity, seed, done = _begin(sides, settings)
+        references = stack.enter_context(run_folder())
+        todo = _tasks(cells, sides, settings, found, str(references), seed, python)
         todo = [
             [task for task in group if (task.source, task.job.cell.name, task.round) not in done]
             for group in todo

@@ -19,16 +19,16 @@ from harness.child_process import die_with_parent, private_output
 from harness.errors import BadInput
 from harness.run import sampling
 from harness.run.cell_measurement import CellMeasurement
-from harness.run.failures import classify
+from harness.run.failures import MachineFailure, classify
 from harness.run.job import Job
 
 
 def answers(commands: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield the answer to each command until ``finish`` is answered or anything fails.
 
-    An answer to ``prepare`` or ``sample`` holds the times. An answer with an ``outcome`` is the
-    last one. Before the engine runs, an extra answer holds the ``partial`` record, which remains
-    if the worker dies afterwards.
+    An answer to ``prepare`` or ``sample`` holds the times. An answer with an ``outcome``, or with a
+    ``machine_failure``, is the last one. Before the engine runs, an extra answer holds the
+    ``partial`` record, which remains if the worker dies afterwards.
     """
     measurement: CellMeasurement | None = None
     try:
@@ -47,6 +47,8 @@ def answers(commands: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             else:
                 yield {"outcome": "ok", "reason": "", "record": measurement.finish()}
                 return
+    except MachineFailure as error:
+        yield {"machine_failure": str(error)}
     except (Exception, SystemExit) as error:
         failed = classify(error)
         record = {} if measurement is None else measurement.record
@@ -69,6 +71,8 @@ def measure_cell(job: Job) -> dict[str, Any]:
 
     start = 0.0
     for answer in answers(commands()):
+        if "machine_failure" in answer:
+            raise MachineFailure(answer["machine_failure"])
         if "partial" in answer:
             continue
         if "outcome" in answer:

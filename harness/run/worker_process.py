@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.results.record import Measurement
-from harness.run.failures import Failed
+from harness.run.failures import Failed, MachineFailure
 from harness.run.task import Task
+from harness.run.temporary import temporary_failure
 
 GRACE = 3.0
 """Seconds between the signal to end and the signal that kills."""
@@ -60,13 +61,18 @@ class LocalWorker:
     ------
     Failed
         ``unavailable`` if the process does not start.
+    MachineFailure
+        If the temporary folder cannot be used.
     """
 
     def __init__(self, command: list[str], threads: int = 0) -> None:
         count = str(threads or len(os.sched_getaffinity(0)))
+        try:
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
+        except OSError as error:
+            raise temporary_failure(error) from None
         commands, self._commands = os.pipe()
         self._answers, answers = os.pipe()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         self._oom_kills = _oom_kills()
         self._unread = b""
         self._closed = False
@@ -108,6 +114,8 @@ class LocalWorker:
         Failed
             ``timeout`` if there is no answer in time, ``crashed`` if the worker died or sent
             anything but a JSON object, ``out-of-memory`` if it died of that.
+        MachineFailure
+            If the machine prevents the measurement.
         """
         if self._closed:
             raise Failed("crashed", "the worker has been closed")
@@ -118,6 +126,9 @@ class LocalWorker:
         while "partial" in answer:
             self.partial = answer["partial"]
             answer = self._answer(deadline, timeout)
+        if "machine_failure" in answer:
+            self.close()
+            raise MachineFailure(str(answer["machine_failure"]))
         return answer
 
     def _answer(self, deadline: float, timeout: float) -> dict[str, Any]:

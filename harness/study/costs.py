@@ -5,7 +5,6 @@ Unlike the cells of a suite, these have different event files, and not all are c
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from harness.run.progress import RunProgress
 from harness.run.rounds import measure_groups, write_record
 from harness.run.source import EngineSource
 from harness.run.task import Task
+from harness.run.temporary import run_folder
 from harness.spec.cell import Cell, Question
 
 
@@ -60,13 +60,10 @@ def measure_costs(
     def write(task: Task, entries: Entries) -> Record:
         return write_record(out, task, entries, run, seed)
 
-    with (
-        tempfile.TemporaryDirectory(prefix="sscn-bench-") as references,
-        RunProgress(len(todo), console) as progress,
-    ):
+    with run_folder() as references, RunProgress(len(todo), console) as progress:
         groups: dict[Question, list[Task]] = defaultdict(list)
         for job in todo:
-            job = replace(job, references=references)
+            job = replace(job, references=str(references))
             task = Task(job, 0, source, interpreter(job.cell.backend), timeout)
             groups[job.cell.question].append(task)
         measure_groups(list(groups.values()), found, seed, progress, write)

@@ -54,6 +54,32 @@ def test_a_probe_survives(module, text, reason):
     assert "\n" not in found.reason
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "{'version': 1}",
+        "{'kinds': 7, 'precisions': {}, 'options': {}, 'devices': [], 'dims': []}",
+        "[1, 2]",
+        "'text'",
+        "{'a': object()}",
+    ],
+)
+def test_a_malformed_answer_spoils_its_engine_alone(module, answer):
+    found = registry.probe(
+        module(
+            f"class Answer:\n    def to_json(self): return {answer}\ndef probe(): return Answer()"
+        )
+    )
+    assert found.capabilities is None
+    assert found.reason.startswith("the answer of its probe is malformed")
+
+
+def test_escape_codes_in_a_reason_do_not_reach_the_terminal(module):
+    found = registry.probe(module("raise ValueError('\\x1b[2Jgone')"))
+    assert "gone" in found.reason
+    assert found.reason.isprintable()
+
+
 def test_a_probe_that_hangs_is_killed_with_its_children(module, tmp_path):
     name = module(
         f"""

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from harness import __main__ as cli
 from harness.results import store
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def _own_device_lock(tmp_path, monkeypatch):
     """Do not wait for another run on this machine: these tests report no times."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
 
 def harness(*words, **options):
@@ -60,12 +62,54 @@ def one_sentence(done):
         (["run", "demo", "--backend", "sscn", "--device", "tpu"], "device must be one of"),
         (["run", "demo", "--backend", "sscn", "--against", "nocommit"], "is no commit of"),
         (["run", "demo", "--backend", "sscn", "--dask", "local:0"], "write local:2"),
+        (["run", "demo", "--timeout", "nan"], "--timeout must be a finite number above 0, not nan"),
+        (["run", "demo", "--budget", "inf"], "--budget must be a finite number above 0, not inf"),
+        (["boundary", "inf"], "must be a finite number above 0, not inf"),
+        (["boundary", "1", "--timeout", "-3"], "--timeout must be a finite number above 0"),
+        (["backends", "--timeout", "nan"], "--timeout must be a finite number above 0"),
         (["worker", "missing.json"], "cannot read the cell missing.json"),
         (["worker", "LICENSE"], "LICENSE is not JSON"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(words, sentence):
     assert sentence in one_sentence(harness(*words))
+
+
+def test_a_deeply_nested_job_is_one_sentence(tmp_path):
+    path = tmp_path / "job.json"
+    path.write_text("[" * 100_000)
+    assert "nested too deeply" in one_sentence(harness("worker", path))
+
+
+def test_a_fifo_as_the_file_of_records_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    done = harness("run", "demo", "--backend", "sscn", "--out", tmp_path / "fifo", timeout=300)
+    assert "is no regular file" in one_sentence(done)
+
+
+@pytest.mark.parametrize(
+    ("command", "end"), [("run", "; --resume goes on from here"), ("study", "")]
+)
+def test_a_stopped_command_ends_with_a_message(command, end, monkeypatch, capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_mount", lambda arguments: None)
+    app = typer.Typer(cls=cli._Commands)
+    app.command(command)(stop)
+    app.command("other")(lambda: None)
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.strip() == f"stopped{end}"
+
+
+def test_wrong_options_are_explained(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["suites", "--nonesuch"])
+    assert ended.value.code == 2
+    assert "--nonesuch" in capsys.readouterr().err
 
 
 def test_an_unwritable_place_is_one_sentence_before_anything_is_measured(tmp_path):

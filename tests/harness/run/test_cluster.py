@@ -114,6 +114,12 @@ def test_a_scheduler_that_is_not_there_is_one_sentence(monkeypatch):
         list(executor([], 0, SimpleNamespace(say=print)))
 
 
+@pytest.mark.parametrize("address", ["nonsense", "ftp://somewhere:1", "tcp://127.0.0.1:port"])
+def test_a_malformed_address_of_a_scheduler_is_one_sentence(address):
+    with pytest.raises(BadInput, match="no Dask scheduler at"):
+        list(dask_executor(address)([], 0, SimpleNamespace(say=print)))
+
+
 def test_devices_share_the_processors_without_overlap():
     parts = [environment(i, 3, "cpu", range(8))[DEVICE] for i in range(3)]
     import json

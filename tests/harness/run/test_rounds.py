@@ -49,6 +49,7 @@ def fake_workers(monkeypatch, tmp_path):
     whole = turns.measure_in_turns
     monkeypatch.setattr(turns, "measure_in_turns", measure)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # do not wait for other runs
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
 
 def records(path):
@@ -182,7 +183,7 @@ def test_a_device_is_held_by_one_run_at_a_time(tmp_path):
     said = []
     with device_lock("cpu", said.append, tmp_path):
         code = (
-            "from pathlib import Path; from harness.run.rounds import device_lock\n"
+            "from pathlib import Path; from harness.run.locks import device_lock\n"
             "def say(text): print(text, flush=True)\n"
             f"with device_lock('cpu', say, Path({str(tmp_path)!r})): say('mine')"
         )

@@ -173,6 +173,11 @@ def test_errors_have_outcomes(error, outcome):
     assert classify(error).outcome == outcome
 
 
+def test_escape_codes_of_an_engine_do_not_reach_the_terminal():
+    reason = classify(RuntimeError("\x1b[2J\x1b]0;title\x07red \x1b[31malert\x9b0m\r")).reason
+    assert reason == "RuntimeError: red alert0m"
+
+
 def test_the_memory_of_a_worker_is_bounded_and_the_record_says_so():
     # Enough for torch, not for a dense volume of 512 px.
     job = Job(make_cell("dense", size=512), memory_bytes=2_000_000_000, check=False)
