@@ -138,8 +138,8 @@ def print_profile(found: Profile, folder: Path, console: Console) -> None:
     from harness.profile.page import write_profile_page
     from harness.profile.table import kinds_table, layers_table, memory_lines
 
-    console.print(layers_table(found))
-    console.print(kinds_table(found))
+    console.print(layers_table(found, width=console.width))
+    console.print(kinds_table(found, width=console.width))
     lines = [
         f"layers and gaps sum to {found.layer_sum_ratio:.1%} of the cell's own time",
         *memory_lines(found),

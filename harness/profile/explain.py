@@ -96,12 +96,36 @@ class Explanation:
         )
 
     @property
+    def groups(self) -> list[LayerDifference]:
+        """The differences summed by kind and direction, the largest first; named by the kind."""
+        members: dict[tuple[str, str], list[LayerDifference]] = {}
+        for part in self.parts:
+            members.setdefault((part.kind, part.direction), []).append(part)
+        found = [
+            LayerDifference(
+                "between layers" if kind == HOST else kind,
+                kind,
+                direction,
+                math.fsum(part.before or 0.0 for part in parts),
+                math.fsum(part.after or 0.0 for part in parts),
+                math.fsum(part.share for part in parts),
+            )
+            for (kind, direction), parts in members.items()
+        ]
+        return sorted(found, key=lambda group: -abs(group.difference))
+
+    @property
     def reason(self) -> str:
-        """The layer that differs most."""
+        """The kind that makes most of the difference, and the layer that differs most."""
         if not self.parts or not self.parts[0].difference:
             return "No layer differs."
-        top = self.parts[0]
-        return f"The largest difference is in {top.words}: {signed(top.difference)}."
+        group, top = self.groups[0], self.parts[0]
+        how_much = "Most" if abs(group.share) > 0.5 else "The largest part"
+        return (
+            f"{how_much} of the difference is in {group.name}, {group.direction}: "
+            f"{signed(group.difference)}. The layer that differs most is {top.words}: "
+            f"{signed(top.difference)}."
+        )
 
 
 def explain(first: Profile, second: Profile) -> Explanation:
@@ -202,7 +226,7 @@ def explanation_rows(found: Explanation) -> list[dict[str, Any]]:
 
 
 def explanation_table(found: Explanation, lines: int = 40) -> Table:
-    """The layers that make the difference, for a terminal."""
+    """Return the differences by kind, and of the layers that differ most, for a terminal."""
     from rich import box
     from rich.table import Table
 
@@ -211,6 +235,18 @@ def explanation_table(found: Explanation, lines: int = 40) -> Table:
         made.add_column(name, overflow="fold")
     for name in (*found.names, "difference", "share"):
         made.add_column(name, justify="right", no_wrap=True)
+    for group in found.groups:
+        made.add_row(
+            "all",
+            group.name,
+            group.direction,
+            format_value(group.before, "s"),
+            format_value(group.after, "s"),
+            signed(group.difference),
+            f"{100 * group.share:.0f} %",
+            style="bold",
+        )
+    made.add_section()
     for part in found.parts[:lines]:
         made.add_row(
             part.name,

@@ -120,7 +120,7 @@ def network_limit(profile: Profile, directions: Sequence[str] = ()) -> Limit | N
 
 
 def roof(intensity: float, peak: float, copy: float) -> float:
-    """Return the highest rate of operations at some operations a byte, by the rule of the sum."""
+    """Return the highest rate at a number of operations per byte, by the rule of the sum."""
     return 1 / (1 / peak + 1 / (intensity * copy))
 
 
@@ -130,10 +130,10 @@ def plotted_layers(profile: Profile) -> list[LayerProfile]:
 
 
 def roofline_figure(profiles: Sequence[Profile], looks: Looks, names: Sequence[str]) -> str:
-    """Draw achieved rates over operations a byte, under the roof, as SVG.
+    """Draw achieved rates over operations per byte, under the roof, as SVG.
 
-    One profile: a colour for each level. Several: a colour and a marker for each engine. Full
-    markers are forward, open ones backward; their area is the time.
+    One profile has a colour for each level; several have a colour and a marker for each engine.
+    Filled markers are forward, open ones backward. Their area is the time.
 
     Parameters
     ----------
@@ -142,16 +142,12 @@ def roofline_figure(profiles: Sequence[Profile], looks: Looks, names: Sequence[s
     looks : Looks
         Colours of the names.
     names : sequence of str
-        What each profile is called.
+        Names of the profiles.
     """
     import matplotlib.pyplot as plt
 
     layers = [layer for profile in profiles for layer in plotted_layers(profile)]
-    roofs = {
-        (c.flops[p.cell.precision], c.copy, p.cell.precision)
-        for p in profiles
-        if (c := ceilings_of(p))
-    }
+    roofs = highest_roofs(profiles)
     if not layers or not roofs:
         return ""
     intensities = [(layer.flops or 0) / (layer.bytes or 1) for layer in layers]
@@ -170,7 +166,7 @@ def roofline_figure(profiles: Sequence[Profile], looks: Looks, names: Sequence[s
                 marker = "o" if single else looks.marker(name)
                 _point(axes, layer, color, marker, longest)
         if len(profiles) == 1:
-            _name(axes, sorted(layers, key=lambda layer: -layer.seconds)[:NAMED])
+            _name(axes, longest_layers(layers))
             for level in sorted({layer.level for layer in layers if layer.level is not None}):
                 color = PALETTE[level % len(PALETTE)]
                 axes.plot([], [], "o", color=color, label=f"level {level}")
@@ -180,15 +176,28 @@ def roofline_figure(profiles: Sequence[Profile], looks: Looks, names: Sequence[s
         if any(layer.direction == "backward" for layer in layers):
             axes.plot([], [], "o", color=INK, label="forward")
             axes.plot([], [], "o", color=INK, markerfacecolor="none", label="backward")
-        axes.legend(frameon=False, fontsize=8.5, loc="lower right", ncols=2)
+        axes.legend(
+            frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4
+        )
         rates = [(layer.flops or 0) / layer.seconds for layer in layers]
         axes.set_xlim(low, high)
-        axes.set_ylim(min(rates) / 2, max(*rates, *(peak for peak, _, _ in roofs)) * 1.7)
+        axes.set_ylim(min(rates) / 6, max(*rates, *(peak for peak, _, _ in roofs)) * 1.7)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_major_formatter(lambda value, _: rate(value))
-        axes.set_xlabel("needed operations a necessary byte")
-        axes.set_ylabel("needed operations a second")
+        axes.set_xlabel("needed operations per necessary byte")
+        axes.set_ylabel("needed operations per second")
         return svg(drawing, "Roofline: achieved rates of the layers under the machine's ceilings")
+
+
+def highest_roofs(profiles: Sequence[Profile]) -> set[tuple[float, float, str]]:
+    """Return peak, copy bandwidth and precision of the highest ceilings of each precision."""
+    found: dict[str, tuple[float, float, str]] = {}
+    for profile in profiles:
+        ceilings, precision = ceilings_of(profile), profile.cell.precision
+        if ceilings is not None:
+            roof = (ceilings.flops[precision], ceilings.copy, precision)
+            found[precision] = max(found.get(precision, roof), roof)
+    return set(found.values())
 
 
 def rate(value: float, unit: str = "FLOP/s") -> str:
@@ -200,7 +209,7 @@ def rate(value: float, unit: str = "FLOP/s") -> str:
 
 
 def limit_sentence(limit: Limit) -> str:
-    """Say in words how far something is from its limit."""
+    """Return a sentence about the distance from a limit."""
     return (
         f"the machine allows {format_value(limit.seconds, 's')} "
         f"({format_value(limit.arithmetic, 's')} of arithmetic and "
@@ -244,13 +253,23 @@ def _point(axes: Axes, layer: LayerProfile, color: str, marker: str, longest: fl
     )
 
 
+def longest_layers(layers: Iterable[LayerProfile], number: int = NAMED) -> list[LayerProfile]:
+    """Return the layers that take longest, each name once."""
+    found: dict[str, LayerProfile] = {}
+    for layer in sorted(layers, key=lambda layer: -layer.seconds):
+        found.setdefault(layer.name, layer)
+    return list(found.values())[:number]
+
+
 def _name(axes: Axes, layers: Iterable[LayerProfile]) -> None:
+    """Name layers in lines of their own at the lower edge, where no two names overlap."""
     for place, layer in enumerate(layers):
         axes.annotate(
             layer.name,
             ((layer.flops or 0) / (layer.bytes or 1), (layer.flops or 0) / layer.seconds),
-            xytext=(10, -18 - 15 * place),
-            textcoords="offset points",
+            xytext=(0.98, 0.03 + 0.055 * place),
+            textcoords="axes fraction",
+            ha="right",
             fontsize=8,
             arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.8},
         )

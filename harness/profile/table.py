@@ -12,33 +12,62 @@ LINES = 30
 """Layers that are worth a line of their own on a terminal."""
 
 
-def layers_table(profile: Profile, lines: int = LINES) -> Table:
-    """Return the layers that took longest, and one line for all the others."""
+WIDE = 130
+"""Columns of a terminal that has room for every number; a narrower one shows fewer."""
+
+NUMBERS = ("calls", "time", "share", "bytes", "needed FLOP", "GB/s", "GFLOP/s")
+NARROW_NUMBERS = ("time", "share", "GFLOP/s")
+
+
+def layers_table(profile: Profile, lines: int = LINES, width: int = WIDE) -> Table:
+    """Return the layers that took longest, and one line for all the others.
+
+    Parameters
+    ----------
+    profile : Profile
+        The profile.
+    lines : int
+        Layers with a line of their own.
+    width : int
+        Columns of the terminal.
+    """
     table = Table(
         title=f"{profile.cell.title}: {_time(profile.seconds)} a call", title_style="bold"
     )
-    for name in ("layer", "level", "what", "direction"):
-        table.add_column(name, no_wrap=True)
-    for name in ("calls", "time", "share", "bytes", "needed FLOP", "GB/s", "GFLOP/s"):
-        table.add_column(name, justify="right", no_wrap=True)
+    narrow = width < WIDE
+    columns = [*("layer", "level", "what", "direction"), *NUMBERS]
+    shown = [name for name in columns if not narrow or name in ("layer", "what", *NARROW_NUMBERS)]
+    for name in shown:
+        number = name in NUMBERS
+        table.add_column(
+            name, justify="right" if number else "left", no_wrap=number, overflow="fold"
+        )
+
+    def add(layers: Sequence[LayerProfile], name: str, kind: str, direction: str) -> None:
+        if narrow:
+            kind, direction = f"{kind} {direction}".strip(), ""
+        row = dict(zip(columns, _row(layers, profile.seconds, name, kind, direction), strict=True))
+        table.add_row(*(row[column] for column in shown))
+
     ordered = sorted(profile.layers, key=lambda layer: -layer.seconds)
     for layer in ordered[:lines]:
-        table.add_row(*_row([layer], profile.seconds, layer.name, layer.kind, layer.direction))
+        add([layer], layer.name, layer.kind, layer.direction)
     rest = ordered[lines:]
     if rest:
-        table.add_row(*_row(rest, profile.seconds, f"{len(rest)} more", "", ""))
+        add(rest, f"{len(rest)} more", "", "")
     table.add_section()
-    table.add_row(*_row(ordered, profile.seconds, "all", "", ""))
+    add(ordered, "all", "", "")
     return table
 
 
-def kinds_table(profile: Profile) -> Table:
-    """Return what each kind of work took, forward and backward apart."""
+def kinds_table(profile: Profile, width: int = WIDE) -> Table:
+    """Return the time of each kind of work, forward and backward apart."""
     table = Table()
     for name in ("what", "direction"):
         table.add_column(name)
-    for name in ("calls", "time", "share", "bytes", "needed FLOP", "GB/s", "GFLOP/s"):
-        table.add_column(name, justify="right")
+    shown = NARROW_NUMBERS if width < WIDE else NUMBERS
+    for name in shown:
+        table.add_column(name, justify="right", no_wrap=True)
     groups: dict[tuple[str, str], list[LayerProfile]] = {}
     for layer in profile.layers:
         groups.setdefault((layer.kind, layer.direction), []).append(layer)
@@ -46,7 +75,8 @@ def kinds_table(profile: Profile) -> Table:
         groups.items(), key=lambda pair: -sum(layer.seconds for layer in pair[1])
     ):
         row = _row(layers, profile.seconds, "", kind, direction)
-        table.add_row(kind, direction, *row[4:])
+        numbers = dict(zip(NUMBERS, row[4:], strict=True))
+        table.add_row(kind, direction, *(numbers[name] for name in shown))
     return table
 
 

@@ -84,6 +84,16 @@ def test_the_figure_has_every_layer_that_multiplies():
     assert roofline_figure([made.profile(ceilings=None)], Looks(["sscn"]), ["sscn"]) == ""
 
 
+def test_the_figure_names_each_layer_once_and_has_the_bandwidth_of_its_curve():
+    alone = made.profile()
+    drawn = roofline_figure([alone], Looks(["sscn"]), ["sscn"])
+    assert drawn.count(">stem<") == 1
+    slower = made.profile("spconv", ceilings=made.CEILINGS | {"flops": {"fp32": 9e10}, "copy": 2e9})
+    both = roofline_figure([alone, slower], Looks(["sscn", "spconv"]), ["sscn", "spconv"])
+    assert "copy 10 GB/s" in both
+    assert "copy 2 GB/s" not in both
+
+
 @pytest.mark.parametrize(
     ("value", "words"), [(1.234e12, "1.23 TFLOP/s"), (5e9, "5 GFLOP/s"), (12.0, "12 FLOP/s")]
 )
