@@ -116,7 +116,7 @@ def test_the_command_prints_the_table_and_writes_the_page(folders):
         line for line in lines if "forward" in line and " % " in f"{line} " and "Most" not in line
     ]
     assert rows[0].split()[:3] == ["all", "convolution", "forward"]
-    layers = [line for line in rows if not line.startswith("all")]
+    layers = [line for line in rows if line.split()[0] != "all"]
     assert layers[0].split()[:3] == ["unet.down", "convolution", "forward"]
     assert "+2 ms" in layers[0]
     page = (folders / "page" / "index.html").read_text()
