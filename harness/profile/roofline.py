@@ -233,7 +233,7 @@ def _roof(axes: Axes, low: float, high: float, peak: float, copy: float, precisi
     axes.annotate(
         f"copy {rate(copy, 'B/s')}",
         (low, low * copy),
-        xytext=(8, 14),
+        xytext=(8, 38),
         textcoords="offset points",
         fontsize=8.5,
     )
