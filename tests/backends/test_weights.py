@@ -37,7 +37,7 @@ def test_the_study_s_dense_network_has_50320383_parameters():
     backend = registry.load("dense-study", dim=3, device="cpu", precision="fp32")
     built = network.build(backend, UResNetConfig())
     assert network.parameters(built) == 50_320_383
-    assert not network.has_truth(built)
+    assert not network.has_reference(built)
 
 
 def test_a_network_of_its_own_is_redrawn_alike():
