@@ -373,6 +373,16 @@ class Measurement(TypedDict, total=False):
             most=LONGEST,
         ),
     ]
+    budget_seconds: Annotated[
+        float,
+        Field(
+            "Longest sampling of the cell in its round.",
+            "s",
+            "harness.run.resume",
+            above=0,
+            most=LONGEST,
+        ),
+    ]
     turn_samples: Annotated[
         list[int],
         Field(

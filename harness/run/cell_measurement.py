@@ -84,6 +84,7 @@ class CellMeasurement:
 
         self._batch, skipped = load_batch(job.cell, job.events)
         self.record |= {
+            "budget_seconds": job.rule.budget,
             "sites": len(self._batch.sites),
             "skipped_empty": skipped,
         }

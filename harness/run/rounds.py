@@ -22,6 +22,7 @@ from harness.run.job import Job
 from harness.run.locks import device_lock, file_lock
 from harness.run.plan import Availability, groups, unavailable_reason
 from harness.run.progress import RunProgress
+from harness.run.resume import recorded_cells
 from harness.run.sampling import StopRule
 from harness.run.source import EngineSource
 from harness.run.task import ProgressListener, Task
@@ -140,7 +141,9 @@ def run(
     with contextlib.ExitStack() as stack:
         for side in sides:
             stack.enter_context(file_lock(side.out))
-        identity, seed, done = _begin(sides, settings)
+        identity, seed, done = _begin(
+            sides, settings, found, python, local=executor is measure_locally
+        )
         references = stack.enter_context(run_folder())
         todo = _tasks(cells, sides, settings, found, str(references), seed, python)
         todo = [
@@ -226,7 +229,12 @@ def latest_out(suite: str, results: Path = store.RESULTS) -> Path:
 
 
 def _begin(
-    sides: Sequence[Side], settings: Settings
+    sides: Sequence[Side],
+    settings: Settings,
+    found: Mapping[str, Availability],
+    python: Callable[[str], str],
+    *,
+    local: bool,
 ) -> tuple[str, int, set[tuple[EngineSource, str, int]]]:
     """Return the run's identity and seed, and the cells that a resumed run has measured."""
     done: set[tuple[EngineSource, str, int]] = set()
@@ -235,17 +243,18 @@ def _begin(
     if not settings.resume:
         return identity, seed, done
     for side in sides:
-        if not side.out.exists():
-            continue
-        for record in store.records([side.out]):
-            if record["commit"] != side.source.commit:
-                raise BadInput(
-                    f"{side.out} was measured at commit {record['commit'][:12] or '(none)'}, the "
-                    f"code is at {side.source.commit[:12] or '(none)'}; start a new run"
-                )
-            identity, seed = record["run"], record.get("seed", seed)
-            cell = Cell.from_json(record["cell"])
-            done.add((side.source, cell.name, record.get("round", 0)))
+        cells, run, recorded_seed = recorded_cells(
+            side.out,
+            side.source,
+            found,
+            threads=settings.threads,
+            budget=settings.rule.budget,
+            local=local,
+            python=python,
+        )
+        identity = run or identity
+        seed = seed if recorded_seed is None else recorded_seed
+        done |= {(side.source, name, number) for name, number in cells}
     return identity, seed, done
 
 

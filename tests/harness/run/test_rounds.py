@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from backends.capabilities import Capabilities
 from harness.errors import BadInput
+from harness.instruments import machine
 from harness.results import store
 from harness.run import max_batch, turns
 from harness.run import rounds as run
@@ -122,8 +124,56 @@ def test_a_resumed_run_measures_what_is_missing(tmp_path):
 def test_a_run_of_another_commit_is_not_resumed(tmp_path, make_record):
     out = tmp_path / "run.jsonl"
     store.append(out, make_record(commit="d" * 40))
-    with pytest.raises(BadInput, match="measured at commit dddddddddddd"):
+    with pytest.raises(BadInput, match="measured with commit dddddddddddd"):
         run.run([], Settings(out, resume=True), {}, QUIET)
+
+
+def current_record(make_record):
+    """Return a record as this machine would write it now."""
+    source = EngineSource.here()
+    allowed = sorted(os.sched_getaffinity(0))
+    return make_record(
+        backend="steady",
+        commit=source.commit,
+        dirty=source.dirty,
+        budget_seconds=StopRule().budget,
+        machine=machine.facts() | {"threads": len(allowed), "affinity": allowed},
+        versions=machine.versions() | {"steady": "1.0"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"dirty": None}, "uncommitted changes: "),
+        ({"budget_seconds": 3.0}, "a budget of 3, this run has 10"),
+        ({"machine": {"processor": "Other CPU"}}, "processor Other CPU, this run has"),
+        ({"machine": {"threads": 77}}, "threads 77, this run has"),
+        ({"machine": {"affinity": [900]}}, r"affinity \[900\], this run has"),
+        ({"machine": {"memory_bytes": 2**30}}, r"memory \(GiB\) 1, this run has"),
+        ({"versions": {"torch": "1.0"}}, "torch 1.0, this run has"),
+        ({"versions": {"steady": "0.9"}}, "steady 0.9, this run has 1.0"),
+    ],
+)
+def test_a_run_under_other_conditions_is_not_resumed(tmp_path, make_record, change, sentence):
+    out, listed = tmp_path / "run.jsonl", cells("steady")
+    record = current_record(make_record)
+    for name, value in change.items():
+        if isinstance(value, dict):
+            record[name] = record[name] | value
+        else:
+            record[name] = not record[name] if value is None else value
+    store.append(out, record)
+    with pytest.raises(BadInput, match=f"was measured with {sentence}.*start a new run"):
+        run.run(listed, Settings(out, resume=True), everything_runs(listed), QUIET)
+    assert len(records(out)) == 1
+
+
+def test_a_run_under_the_same_conditions_is_resumed(tmp_path, make_record):
+    out, listed = tmp_path / "run.jsonl", cells("steady")
+    store.append(out, current_record(make_record))
+    run.run(listed, Settings(out, resume=True), everything_runs(listed), QUIET)
+    assert len(records(out)) == 2
 
 
 def test_two_sides_take_turns_and_write_to_two_files(tmp_path, monkeypatch):
