@@ -38,7 +38,7 @@ def event_of(measured: CellSummary) -> tuple[str, str] | None:
     return element, words
 
 
-def by_class(voxels: NDArray, labels: NDArray) -> Any:
+def by_class(voxels: NDArray[Any], labels: NDArray[Any]) -> Any:
     """Draw voxels as points in space, coloured by class.
 
     Parameters
@@ -100,7 +100,7 @@ def to_element(figure: Any, identifier: str) -> str:
         scene_camera={"eye": {"x": 1.35, "y": 1.35, "z": 0.7}},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#909090", "activecolor": "#505050"},
     )
-    return figure.to_html(
+    html: str = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
         default_height="460px",
@@ -116,3 +116,4 @@ def to_element(figure: Any, identifier: str) -> str:
             ],
         },
     )
+    return html

@@ -99,7 +99,7 @@ def render(
     event = event_of(max(measured, key=_for_show))
     rows = change_rows(found) if found else standing_rows(ranked)
     moved = [c for c in found if c.judgement.verdict is not Verdict.SAME]
-    return (
+    text: str = (
         environment("harness.compare")
         .get_template("comparison.html.j2")
         .render(
@@ -130,6 +130,7 @@ def render(
             plotly=get_plotlyjs() if event else "",
         )
     )
+    return text
 
 
 def _for_show(m: CellSummary) -> tuple[bool, int, int]:

@@ -17,9 +17,24 @@ FACTS = (
     ("memory", "machine.memory_bytes"),
     ("GPU", "machine.gpu"),
     ("driver", "machine.driver"),
+    ("GPU identifier", "machine.gpu_uuid"),
+    ("GPU memory read by", "memory.nvml_meaning"),
+    ("without NVML", "machine.nvml"),
     ("system", "machine.system"),
     ("host", "machine.host"),
 )
+
+
+CONDITIONS = ("conditions.before.", "conditions.after.")
+RANGES = (
+    ("memory limit of a worker", ("memory.limit_bytes",), "bytes"),
+    ("interval of NVML readings", ("memory.nvml_interval_s",), "s"),
+    ("load", tuple(f"{moment}load" for moment in CONDITIONS), ""),
+    ("GPU clock", tuple(f"{moment}sm_clock_mhz" for moment in CONDITIONS), "MHz"),
+    ("GPU temperature", tuple(f"{moment}temperature_c" for moment in CONDITIONS), "°C"),
+    ("GPU power limit", tuple(f"{moment}power_limit_w" for moment in CONDITIONS), "W"),
+)
+"""Numbers that vary from record to record, with their columns and unit."""
 
 
 def facts(frame: pd.DataFrame) -> list[tuple[str, str]]:
@@ -34,10 +49,31 @@ def facts(frame: pd.DataFrame) -> list[tuple[str, str]]:
             values = [format_value(float(v), "bytes") for v in values]
         if values:
             found.append((name, ", ".join(values)))
+    found += [(name, _range(frame, columns, unit)) for name, columns, unit in RANGES]
+    arithmetic = [c for c in frame.columns if str(c).startswith("precision_readback.")]
+    listed = [f"{c.partition('.')[2]} {' / '.join(_distinct(frame, c))}" for c in arithmetic]
+    found.append(("arithmetic, as read back", ", ".join(v for v in listed if not v.endswith(" "))))
     versions = [c for c in frame.columns if str(c).startswith("versions.")]
     listed = [f"{c.removeprefix('versions.')} {' / '.join(_distinct(frame, c))}" for c in versions]
     found.append(("versions", ", ".join(sorted(v for v in listed if not v.endswith(" ")))))
     return [(name, value) for name, value in found if value]
+
+
+def _range(frame: pd.DataFrame, columns: Sequence[str], unit: str) -> str:
+    """Write the least and the largest value of some columns; empty where there is none."""
+    values = [
+        float(value)
+        for column in columns
+        if column in frame.columns
+        for value in frame[column].tolist()
+        if value is not None and value == value
+    ]
+    ends = (
+        list(dict.fromkeys(format_value(v, unit) for v in (min(values), max(values))))
+        if values
+        else []
+    )
+    return " to ".join(ends)
 
 
 def _span(times: Sequence[str]) -> str:

@@ -223,9 +223,10 @@ def latest_out(suite: str, results: Path = store.RESULTS) -> Path:
         If the suite was never run.
     """
     own = [path for path in store.stored(results) if path.name.endswith(f"-{suite}.jsonl")]
-    if not own:
+    found = store.newest(own)
+    if found is None:
         raise BadInput(f"there is no run of {suite} to go on with; start without --resume")
-    return own[-1]
+    return found
 
 
 def _begin(

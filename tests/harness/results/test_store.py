@@ -203,6 +203,18 @@ def test_results_are_found_by_what_people_call_them(tmp_path, make_record):
     assert set(store.load("cccccc", tmp_path)["commit"]) == {"c" * 40}
 
 
+def test_the_latest_run_is_the_one_whose_records_are_the_newest(tmp_path, make_record):
+    from harness.run.rounds import latest_out
+
+    older, newer = tmp_path / "runs/20260109T000000-demo.jsonl", tmp_path / "runs/b-demo.jsonl"
+    store.append(newer, make_record(utc="2026-01-03T00:00:00Z"))
+    store.append(older, make_record(utc="2026-01-02T00:00:00Z"))
+    os.utime(newer, ns=(1, 1))
+    older.with_name("20260110T000000-demo.jsonl").touch()  # a run that measured nothing
+    assert store.resolve("latest", tmp_path) == [newer]
+    assert latest_out("demo", tmp_path) == newer
+
+
 @pytest.mark.parametrize("spec", ["latest", "baseline", "abcdef1", "nonsense"])
 def test_what_is_not_there_is_one_sentence(tmp_path, spec):
     with pytest.raises(BadInput):
