@@ -1,8 +1,8 @@
 // Convolutions over pair lists and their gradients; compiled once for each instruction set.
 //
-// A block of output rows accumulates in the first-level cache. Tap after tap, its pairs are taken
-// in tiles that live in registers: rows of the input are read where they lie, each value is
-// broadcast and multiplied with a row of the tap's weights. Every output element adds up its terms
+// A block of output rows accumulates in the first-level cache. Tap by tap, its pairs are processed
+// in tiles that stay in registers: input rows are read in place, and each value is broadcast and
+// multiplied by a row of the tap's weights. Every output element adds up its terms
 // in the same order whatever the tiles and threads, so results do not depend on either.
 #include "maps.hpp"
 #include "parallel.hpp"
@@ -15,8 +15,8 @@
 namespace sscn::SSCN_TARGET {
 namespace {
 
-// How many vectors wide a tile is at most, and how many rows it has for each width: all
-// accumulators, one row of weights and one broadcast value fill the registers.
+// Largest width of a tile in vectors, and its rows for each width: the accumulators, one row of
+// weights and one broadcast value fill the registers.
 #if SSCN_LANES == 16
 constexpr int kWidest = 5;
 #ifdef __AVX512BF16__  // Zen 4 overlaps more of small tiles
@@ -32,11 +32,11 @@ constexpr int tile_rows(int width) { return width == 1 ? 8 : width == 2 ? 6 : 4;
 constexpr int gradient_rows(int width) { return width == 1 ? 8 : 4; }
 #endif
 
-// Scratch memory is kept by each calling thread, so that pages are not faulted in again.
+// Scratch memory of each calling thread, reused so that its pages are faulted in only once.
 struct Workspace {
   Scratch inputs[2], gradient, weights, packed, accumulators, sums, partial;
 
-  // Room for an input beside one that is still to be read, if that is in scratch.
+  // Memory for an input that does not overlap `read`, an input still in use.
   Scratch& input(const void* read) { return inputs[inputs[0].holds(read)]; }
 };
 
@@ -47,7 +47,7 @@ Workspace& workspace() {
 
 // ---- tiles ------------------------------------------------------------------------------------
 
-// `values` are those of a row, and as many the rows of weights: channels, or pairs of them.
+// `values` is the number of values per row and of rows of weights: channels, or pairs of them.
 template <int kRows, int kWidth, class Element>
 inline void tile(const Element* x, int64_t values, const int32_t* in, const uint8_t* out,
                  const float* weight, int64_t weight_stride, float* sum, int64_t sum_stride) {
@@ -124,7 +124,7 @@ inline void narrow_pairs(const Element* x, int64_t values, const int32_t* in, co
 }
 
 // One vector wide, the weights of kValues values stay in registers for all pairs of the tap.
-// Returns how many values are done.
+// Returns the number of values processed.
 template <int kValues, class Element>
 inline int64_t narrow_values(int64_t c, const Element* x, int64_t values, const int32_t* in,
                              const uint8_t* out, int number, const float* weight,
@@ -596,13 +596,13 @@ void input_gradient(const float* grad, int64_t grad_rows, int grad_channels, con
 
 namespace {
 
-// Where the two rows of each pair are: found once for all tiles that read them,
+// Addresses of the two rows of each pair: computed once for all tiles that read them,
 struct ListedRows {
   const float* x[256];
   const float* grad[256];
 };
 
-// or on the way, where one tile does: shifts are less work than lists then.
+// or computed in the loop where only one tile reads them: shifts are then cheaper than lists.
 struct NarrowRows {
   struct {
     const float* first;
@@ -690,8 +690,8 @@ void weight_gradient(Source source, const float* grad, int64_t grad_rows, int gr
   const auto tap_size = static_cast<size_t>(channels) * stride;
   const bool direct = groups == 1 && parts == 1 && stride == grad_channels;
   float* partial = direct ? out : workspace().partial.get<float>(groups * taps * tap_size);
-  // A task is a group, or some taps of one where groups are few. Few groups share one copy of the
-  // input's rows; of many, each makes its own, a block at a time, and finds it in the cache.
+  // A task is a group, or some taps of a group where groups are few. Few groups share one copy of
+  // the input rows; many groups each copy one block at a time, which stays in the cache.
   const bool alone = groups >= 8;
   const int64_t sets = alone ? 1 : taps;
   constexpr int64_t kCache = 16 << 10;  // what a run of pairs reads again for each tile

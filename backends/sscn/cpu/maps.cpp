@@ -1,9 +1,9 @@
 // Sorting sites and listing the pairs of kernel maps; compiled once for each instruction set.
 //
 // The 64 places whose keys share all but the lowest six bits form a brick (4 x 4 x 4, or 8 x 8).
-// Only bricks need a hash table. Around each brick of output sites a window is laid as far as the
-// kernel reaches, and the rows of the sites in it are entered; then every neighbour of every site
-// is one look-up in it, at a distance that the tap alone decides.
+// Only bricks are in a hash table. For each brick of output sites, a dense window that extends to
+// the reach of the kernel holds the rows of the sites in it. Each neighbour of a site is then one
+// look-up in the window, at an offset that depends on the tap alone.
 #include "maps.hpp"
 
 #include "parallel.hpp"
@@ -135,12 +135,12 @@ class Bricks {
   int shift_;
 };
 
-// Where things are in a window, the last axis fastest.
+// Offsets within a window, the last axis fastest.
 struct Steps {
   int dim, kernel_size, window, reach, taps, neighbours;  // window: bricks a side
   int size;                                               // places in a window
   Scratch tap_memory, from_memory, target_memory;
-  int32_t* tap;     // (taps,) how far each tap is from the first
+  int32_t* tap;     // (taps,) offset of each tap from the first
   int32_t* from;    // (64,) where the first tap of each place of the brick in the middle is
   int32_t* target;  // (neighbours, 64) where the places of all bricks are; `size` if outside
 
@@ -182,7 +182,7 @@ struct Steps {
   }
 };
 
-// Return the steps of a kernel, kept from the last map: a network has one kernel for all levels.
+// Return the offsets of a kernel, cached from the last map: all levels of a network share a kernel.
 const Steps& steps_of(int dim, int kernel_size) {
   static thread_local std::unique_ptr<Steps> steps;
   if (!steps || steps->dim != dim || steps->kernel_size != kernel_size)
@@ -199,7 +199,8 @@ void find_neighbours(const Bricks& bricks, const Steps& steps, uint64_t key, int
   int window[3] = {1, 1, 1};
   part[2][0] = 0;
   for (int axis = 0; axis < steps.dim; ++axis) {
-    // Numbers whose bits lie apart count up and down if ones, or zeros, fill the gaps.
+    // With the bits between set, an increment carries through them; with them clear, a decrement
+    // borrows through them.
     const uint64_t bits = spread(~uint64_t{0}, steps.dim) << axis & volume;
     uint64_t* own = part[axis] + steps.reach;
     *own = key & bits;
@@ -219,7 +220,7 @@ void find_neighbours(const Bricks& bricks, const Steps& steps, uint64_t key, int
 }
 
 // Enter the rows of all sites around a brick into a window, -1 where there is none. `present` has
-// room for the neighbours that exist: gone through at once, they cost no mispredicted branches.
+// room for the neighbours that exist: listing them first avoids mispredicted branches.
 void fill_window(const Bricks& bricks, const Steps& steps, const int32_t* around, int32_t* present,
                  int32_t* window) {
   std::memset(window, 0xff, static_cast<size_t>(steps.size) * sizeof(int32_t));

@@ -1,4 +1,4 @@
-// Memory that a kernel needs while it runs.
+// Temporary memory of a kernel.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,7 @@
 namespace sscn {
 namespace {
 
-// Owns one aligned allocation, which grows when more is asked for and is not initialised.
+// One aligned, uninitialised allocation that grows on demand.
 class Scratch {
  public:
   Scratch() = default;

@@ -34,7 +34,7 @@ inline Vector positive(Vector v) { return v > 0 ? v : Vector{}; }
 
 inline int padded(int channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
 
-// A value is what a tile broadcasts, four bytes: a channel, or a pair of channels of two bytes.
+// A value is the unit that a tile broadcasts, four bytes: one channel, or two of two bytes each.
 template <class Element>
 constexpr int kChannels = sizeof(float) / sizeof(Element);
 
@@ -99,7 +99,7 @@ struct Bfloat16 {
   }
 };
 
-#else  // without arithmetic of its own, floats that hold no more bits
+#else  // without bf16 instructions: floats rounded to the precision of bf16
 
 struct Bfloat16 {
   using Element = float;
@@ -116,7 +116,7 @@ struct Bfloat16 {
     typedef uint32_t Bits __attribute__((vector_size(sizeof(Vector))));
     const Bits bits = (Bits)v, even = bits >> 16 & 1;
     const Bits up = (bits + 0x7fff + even) & 0xffff0000u;
-    return v == v ? (Vector)up : v;  // what is no number stays none
+    return v == v ? (Vector)up : v;  // NaN stays NaN
   }
 };
 

@@ -105,7 +105,7 @@ def product_blocks(inputs: int, outputs: int, dtype: torch.dtype, precision: str
 
 
 def _on_scalar_units(dtype: torch.dtype, precision: str) -> bool:
-    """Return whether products run as fused multiply-adds, for want of an IEEE matrix unit."""
+    """Return whether products run as fused multiply-adds: matrix units have no IEEE float32."""
     return dtype == torch.float32 and precision == "ieee"
 
 
@@ -115,7 +115,7 @@ def _warps(values: int, scalar: bool) -> int:
 
 
 def _columns(channels: int, widest: int) -> int:
-    """Return a power of two that pads the channels little; one that gathers once if it can."""
+    """Return a power of two that pads the channels little; preferably in one block."""
     single = max(16, 1 << (channels - 1).bit_length())
     if single <= widest:
         return single

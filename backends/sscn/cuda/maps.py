@@ -29,10 +29,10 @@ BLOCK = 256
 """Rows of a program in the kernels of this module."""
 
 ORDERED_FROM = 2048
-"""Rows from which on a map is worth sorting by taps; smaller ones wait for launches anyway."""
+"""Rows from which on sorting a map by taps pays; below, launches take most of the time."""
 
 _rows_above: MutableMapping[Tensor, list[int]] = WeakIdKeyDictionary()
-"""Keys of a level -> numbers of sites of the coarser levels, known since the sites were sorted."""
+"""Keys of a level -> numbers of sites of the coarser levels, counted by `sort_sites`."""
 
 
 @triton.jit(do_not_specialize=["rows", "spatial_size", "bits"])
@@ -293,7 +293,7 @@ def _spread(value: int, dim: int) -> int:
 
 
 def _count_levels(keys: Tensor, dim: int, levels: int) -> list[int]:
-    """Wait for the numbers of sites of a level and those above, and of sites outside."""
+    """Count the sites of a level, of those above and outside the volume; synchronises the host."""
     grid = _grid(len(keys))
     counts = torch.empty((*grid, levels + 1), dtype=torch.int32, device=keys.device)
     if len(keys):

@@ -1,4 +1,4 @@
-"""Batch normalisation folded from sums in one launch, where torch would take twenty small ones."""
+"""Batch normalisation folded from sums in one launch instead of about twenty of torch."""
 
 from __future__ import annotations
 
