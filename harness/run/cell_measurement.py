@@ -338,7 +338,7 @@ class CellMeasurement:
         reference = load_reference(self.job, variant) if self._workload.has_reference else None
         agreement, loss_error = self._workload.check(reference)
         errors = asdict(agreement)
-        reason = errors.pop("reason")
+        reason: str = errors.pop("reason")
         errors |= {"loss_rel": loss_error, "statistics_rel_rmse": agreement.statistics_rel_rmse}
         allowed = self._workload.loss_tolerance()
         if not reason and loss_error is not None and not loss_error <= allowed:

@@ -56,6 +56,7 @@ def dask_executor(address: str) -> Executor:
         import distributed
     except ImportError:
         raise BadInput("dask is not installed; pip install 'sscn-bench[dask]'") from None
+    library: Any = distributed  # without types
     kind, _, count = address.partition(":")
     if kind == "local" and not (count.isdecimal() and int(count)):
         raise BadInput(f"{address!r} does not say how many devices; write local:2, for example")
@@ -67,7 +68,7 @@ def dask_executor(address: str) -> Executor:
             if kind == "local":
                 where = stack.enter_context(local_cluster(int(count), device))
             try:
-                client = stack.enter_context(distributed.Client(where, timeout="20s"))
+                client = stack.enter_context(library.Client(where, timeout="20s"))
             except (OSError, ValueError, TypeError, ImportError):
                 raise BadInput(f"there is no Dask scheduler at {address}") from None
             yield from spread(client, groups, seed, listener)
@@ -92,12 +93,14 @@ def spread(
     """
     import distributed
 
+    library: Any = distributed  # without types
+
     def submit(group: Sequence[Task]) -> Any:
         return client.submit(measure_group, list(group), seed, resources=RESOURCE, pure=False)
 
     listener.say(f"Dask: {len(groups)} groups of cells on {client.scheduler.address}")
     pending = {submit(group): (list(group), 1) for group in groups}
-    queue = distributed.as_completed(pending)
+    queue = library.as_completed(pending)
     for future in queue:
         group, attempt = pending.pop(future)
         if future.status == "finished":
@@ -174,6 +177,8 @@ def local_cluster(count: int, device: str) -> Iterator[Any]:
     import distributed
     from dask import config
 
+    library: Any = distributed  # without types
+
     settings = {
         "distributed.scheduler.allowed-failures": 0,  # this module repeats what failed
         "distributed.worker.profile.enabled": False,
@@ -197,7 +202,7 @@ def local_cluster(count: int, device: str) -> Iterator[Any]:
             "cls": distributed.Scheduler,
             "options": {"host": "127.0.0.1", "port": 0, "dashboard": False},
         }
-        with distributed.SpecCluster(workers, scheduler) as cluster:
+        with library.SpecCluster(workers, scheduler) as cluster:
             yield cluster
 
 

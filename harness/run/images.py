@@ -121,7 +121,7 @@ class _Shuffled:
     def __init__(self, limit: int, random: np.random.Generator) -> None:
         self._limit = limit
         self._start = int(random.integers(limit))
-        self._factor = next(
+        self._factor: int = next(
             factor
             for factor in chain(random.integers(1, limit + 1, size=64).tolist(), count(1))
             if math.gcd(factor, limit) == 1

@@ -230,18 +230,19 @@ class Workload:
 
     def _forward(self) -> Tensor:
         with torch.no_grad(), self._arithmetic():
-            logits = self.network(self._input())
+            logits: Tensor = self.network(self._input())
         self._last = (logits, None)
         return logits
 
     def _step(self) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         with self._arithmetic():
-            logits = self.network(self._input())
+            logits: Tensor = self.network(self._input())
         batch = self.batch
         assert batch.labels is not None
         loss = event_cross_entropy(logits, batch.labels, batch.sites[:, 0], batch.batch_size)
-        loss.backward()
+        backward: Callable[[], None] = loss.backward  # torch leaves it without types
+        backward()
         self.optimizer.step()
         self._last = (logits.detach(), loss.detach())
         return logits
