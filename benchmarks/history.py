@@ -76,14 +76,14 @@ def made_up(rng: np.random.Generator, count: int) -> list[History]:
 
 
 def by_potts() -> Detector:
-    """asv's fit, whose penalty follows from an information criterion."""
+    """Asv's fit, whose penalty follows from an information criterion."""
     from asv.step_detect import detect_steps
 
     return lambda y: [int(left) for left, *_ in detect_steps(list(y))][1:]
 
 
 def by_pelt() -> Detector:
-    """ruptures' segmentation by least squares, with the penalty of `change_points`."""
+    """Ruptures' segmentation by least squares, with the penalty of `change_points`."""
     import ruptures
 
     def detect(y: np.ndarray) -> list[int]:

@@ -1,1 +1,1 @@
-"""This project's own engine for submanifold sparse convolutions; see docs/engine.md."""
+"""The engine of this project for submanifold sparse convolutions; see docs/engine.md."""

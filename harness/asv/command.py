@@ -38,7 +38,7 @@ WITH_MACHINE = ("run", "continuous", "find", "show")
 
 
 def asv(context: typer.Context) -> None:
-    """Run asv: run, continuous, compare, publish, preview, show …
+    """Run asv with its own arguments: run, continuous, compare, publish, preview, show.
 
     All arguments after ``asv`` are asv's own. Before it starts, the processor, memory and GPU of
     this machine are written to asv's machine file, under the processor's name. A run in an existing
