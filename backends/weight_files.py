@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import re
 import secrets
 from collections.abc import Mapping
@@ -58,6 +59,11 @@ def read(path: Path, layout: str = CANONICAL) -> Weights:
                 state: Any = {name: torch.from_numpy(stored[name]) for name in stored.files}
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's message advises to switch the protection off
+        raise InvalidWeights(
+            f"{path} holds Python objects, which may run code and are not loaded; save the state "
+            "dict alone: torch.save(network.state_dict(), FILE)"
+        ) from None
     except Exception as error:  # both readers raise whatever their parsers raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidWeights(f"{path} cannot be read as weights: {first}") from None

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from harness.errors import BadInput
 from harness.instruments.machine import ROOT
 from harness.results import store
+from harness.terminal import plain
 
 
 class _Commands(TyperGroup):
@@ -90,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         if not _is_bad_input(error):
             raise
-        print(error, file=sys.stderr)
+        print(plain(str(error)), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -19,6 +19,7 @@ from harness.errors import BadInput
 from harness.results.record import EMPTY, SCHEMA, Entries, Record
 from harness.results.validation import is_record, problem
 from harness.spec.cell import Cell, canonical, digest
+from harness.terminal import plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,6 +187,8 @@ def records(paths: Iterable[Path]) -> Iterator[Record]:
             if wrong:
                 warnings.warn(f"{path}:{number}: {wrong}", BadRecord, stacklevel=2)
             else:
+                if record.get("reason"):  # it is printed, and may come from anybody's engine
+                    record["reason"] = plain(record["reason"])
                 yield record
 
 

@@ -296,3 +296,12 @@ def test_a_full_disk_leaves_no_partial_weights(tmp_path, suffix):
     assert "File too large" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_file_of_python_objects_is_refused_without_advice_to_load_it(tmp_path):
+    path = tmp_path / "objects.pt"
+    torch.save({"network": Path("anything")}, path)
+    with pytest.raises(weight_files.InvalidWeights) as refusal:
+        weight_files.read(path)
+    assert "Python objects" in str(refusal.value)
+    assert "weights_only" not in str(refusal.value)

@@ -224,3 +224,10 @@ def test_what_is_not_there_is_one_sentence(tmp_path, spec):
 def test_unreadable_results_are_one_sentence(tmp_path):
     with pytest.raises(BadInput, match="cannot read the results"):
         store.read(tmp_path / "missing.jsonl")
+
+
+def test_escape_codes_of_a_stored_reason_do_not_reach_the_terminal(tmp_path, make_record):
+    path = tmp_path / "run.jsonl"
+    store.append(path, make_record(outcome="crashed", reason="\x1b[2Jgone \x1b]0;title\x07red"))
+    (record,) = store.records([path])
+    assert record["reason"] == "gone red"
