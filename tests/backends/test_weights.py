@@ -251,9 +251,9 @@ def test_the_command_converts(tmp_path):
     values = weights.initial(cases.SMALL, 3)
     source, native, back = (tmp_path / name for name in ("a.npz", "b.pt", "c.npz"))
     weight_files.write(source, values)
-    command = [sys.executable, "-m", "harness", "weights", "convert"]
+    words = [sys.executable, "-m", "harness", "weights", "convert"]
     first = subprocess.run(
-        [*command, source, native, "--to", "sscn"], capture_output=True, text=True, cwd=ROOT
+        [*words, source, native, "--to", "sscn"], capture_output=True, text=True, cwd=ROOT
     )
     assert first.returncode == 0, first.stderr
     assert "a 3D UResNet, 4 filters, depth 3, 5 classes" in first.stdout
