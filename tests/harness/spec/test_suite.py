@@ -8,10 +8,12 @@ import pytest
 from backends.capabilities import Capabilities
 from harness.errors import BadInput
 from harness.events import benchmark_batch, open_events
+from harness.events.native import EventWriter
 from harness.run.plan import groups, unavailable_reason, with_events
 from harness.run.workload import event_index, load_batch
 from harness.spec.cell import Cell
 from harness.spec.suite import ENGINES, TYPICAL_SEED, find_suite, find_suites, parse_engine
+from tests.harness.events.conftest import make_event
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -115,11 +117,12 @@ def test_other_events_than_the_cell_names_are_refused(larcv2_file):
         load_batch(cell, str(larcv2_file))
 
 
-def test_a_file_without_the_suites_sizes_is_refused(tmp_path, monkeypatch):
-    events = SimpleNamespace(sizes=(64,), size=64)
-    monkeypatch.setattr("harness.run.plan.open_events", lambda source: events)
+def test_a_file_without_the_suites_sizes_is_refused(tmp_path):
+    path = tmp_path / "small.h5"
+    with EventWriter(path, 64, 3, "a test") as writer:
+        writer.append(make_event(50, size=64))
     with pytest.raises(BadInput, match="has events of 64 px"):
-        with_events(find_suite("inference").cells(), "some.root")
+        with_events(find_suite("inference").cells(), str(path))
 
 
 @pytest.mark.parametrize(
