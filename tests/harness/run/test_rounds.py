@@ -307,14 +307,14 @@ def test_records_hold_the_run(tmp_path):
     assert record["device_seconds"] is None
 
 
-def test_the_latest_run_of_a_suite_is_found_by_its_name(tmp_path):
+def test_the_latest_run_of_a_suite_is_that_of_the_latest_record(tmp_path, make_record):
     with pytest.raises(BadInput, match="no run of demo"):
         run.latest_out("demo", tmp_path)
-    (tmp_path / "runs").mkdir()
-    names = ("20260101T000000-demo", "20260102T000000-demo", "20260103T000000-training")
-    for name in (*names, "20260104T000000-demo.against"):
-        (tmp_path / "runs" / f"{name}.jsonl").touch()
-    assert run.latest_out("demo", tmp_path).stem == names[1]
+    days = {"20260101T000000-demo": 3, "20260102T000000-demo": 2, "20260103T000000-training": 4}
+    for name, day in (days | {"20260104T000000-demo.against": 5}).items():
+        record = make_record(utc=f"2026-01-0{day}T00:00:00Z")
+        store.append(tmp_path / "runs" / f"{name}.jsonl", record)
+    assert run.latest_out("demo", tmp_path).stem == "20260101T000000-demo"
     new = run.default_out("demo", tmp_path)
     assert new.parent == tmp_path / "runs"
-    assert new.stem > names[2]
+    assert new.stem > max(days)
