@@ -15,7 +15,6 @@ from typer.core import TyperGroup
 
 from harness.errors import BadInput
 from harness.instruments.machine import ROOT
-from harness.results import store
 from harness.terminal import plain
 
 
@@ -127,7 +126,9 @@ def _is_bad_input(error: ValueError) -> bool:
 
 
 def _one_line(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
-    if issubclass(category, store.BadRecord):
+    from harness.results.store import BadRecord
+
+    if issubclass(category, BadRecord):
         print(f"warning: {message}", file=sys.stderr)
 
 
