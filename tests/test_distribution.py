@@ -68,7 +68,7 @@ def empty(installed, tmp_path_factory):
     """An empty folder that holds a short run of the suite demo."""
     folder = tmp_path_factory.mktemp("empty")
     completed(
-        *(installed / "sscn-bench", "run", "demo", "--backend", "sscn", "--backend", "dense"),
+        *(installed / "sscn-bench", "run", "demo", "--backend", "sscn"),
         *("--size", "192", "--budget", "0.05"),
         cwd=folder,
     )
