@@ -1,7 +1,9 @@
 """Kernel maps, and the Morton order of sites that they refer to.
 
-Conventions of all kernel sets
-------------------------------
+Notes
+-----
+Conventions of all kernel sets:
+
 * The rows of a level are its sites in ascending order of their Morton keys (see ``morton``).
 * A kernel has K taps, numbered as in torch's weights: the last axis varies fastest.
 """

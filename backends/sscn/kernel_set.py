@@ -4,8 +4,10 @@ Three kernel sets implement ``KernelSet``: ``reference`` (plain torch, any devic
 ``cpu`` (C++) and ``cuda`` (Triton). A kernel set does not use autograd; ``autograd_function`` adds
 gradients for all of them.
 
-Conventions of all kernel sets
-------------------------------
+Notes
+-----
+Conventions of all kernel sets:
+
 * Rows and taps are ordered as ``kernel_map`` describes. Weights are (K, C_in, C_out).
 * The input of a convolution has one source ``x`` or two, ``x`` and ``skip``, whose channels are
   concatenated while they are gathered; the concatenation is never stored. C_in counts both.
@@ -215,10 +217,12 @@ class KernelSet(ABC):
 
         Parameters
         ----------
-        grad, grad_sums : Tensor
-            Gradients of the output and, if the loss depends on them, of its sums.
+        grad : Tensor
+            Gradient of the output.
         out : Tensor or None
             The output, required with ``grad_sums``.
+        grad_sums : Tensor or None
+            Gradient of the sums of the output, if the loss depends on them.
         x, skip, weight, kernel_map, scale, shift
             The arguments of the convolution.
         to_input, to_weight : bool

@@ -160,16 +160,16 @@ def _unwritable(path: Path, error: OSError) -> str:
 def records(paths: Iterable[Path]) -> Iterator[Record]:
     """Yield the valid records of some files in order; warn of every other line.
 
+    Raises
+    ------
+    BadInput
+        If a file cannot be read.
+
     Warns
     -----
     BadRecord
         ``FILE:LINE: FIELD: problem`` for a line that is no JSON, not a valid record or of a newer
         schema.
-
-    Raises
-    ------
-    BadInput
-        If a file cannot be read.
     """
     for path in paths:
         try:
