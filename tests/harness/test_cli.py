@@ -135,9 +135,15 @@ def test_a_file_that_hides_a_package_is_named(tmp_path, name):
         path.write_text("")
     else:
         path.mkdir()
-    # As in an installation: the current folder is searched before the packages.
+    # As in an installation: the current folder is searched before the packages, and the finder of
+    # an editable installation, which answers first, is not there.
+    start = (
+        "import runpy, sys; "
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'Redirecting' not in type(f).__name__]; "
+        "runpy.run_module('harness', run_name='__main__', alter_sys=True)"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "harness", "suites"],
+        [sys.executable, "-c", start, "suites"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
         capture_output=True,
