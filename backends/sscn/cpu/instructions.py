@@ -46,7 +46,7 @@ def _packer(fields: tuple[Field, ...]) -> struct.Struct:
     return struct.Struct(f"=q{kinds}{8 * (WORDS - 1 - len(fields))}x")
 
 
-_PACK = [_packer(words(FIELDS[code])).pack for code in Opcode]
+_PACK = {code: _packer(words(FIELDS[code])).pack for code in Opcode}
 
 
 class InstructionStream:
