@@ -55,6 +55,12 @@ def reference_method(batch: SparseBatch) -> str:
     return "dense" if voxels <= DENSE_VOXELS else "reference"
 
 
+def reference_backend(dim: int, device: str = "cpu") -> Backend:
+    """Return ``sscn`` with its plain-torch kernels, in float64."""
+    options = {"kernels": "reference"}
+    return registry.load("sscn", dim=dim, device=device, precision="fp64", options=options)
+
+
 def reference_network(
     config: UResNetConfig,
     values: Mapping[str, Tensor],
@@ -78,19 +84,13 @@ def reference_network(
     device : str
         ``cpu`` or ``cuda``.
     """
-    name, options = {"dense": ("dense", {}), "reference": ("sscn", {"kernels": "reference"})}[
-        method
-    ]
-    backend = registry.load(name, dim=dim, device=device, precision="fp64", options=options)
+    if method == "dense":
+        backend = registry.load("dense", dim=dim, device=device, precision="fp64")
+    else:
+        backend = reference_backend(dim, device)
     network = UResNet(backend, config).to(device, torch.float64)
     weights.load(network, values)
     return network
-
-
-def reference_backend(dim: int) -> Backend:
-    """Return ``sscn`` with its plain-torch kernels on the CPU, in float64."""
-    options = {"kernels": "reference"}
-    return registry.load("sscn", dim=dim, device="cpu", precision="fp64", options=options)
 
 
 def compute_reference(

@@ -50,13 +50,3 @@ def pairs(gather_map: GatherMap) -> tuple[int, int, int, int, int, int]:
     spans = rows_in + 4 * rows * taps
     rows_out = spans + 4 * -(-rows // block) * (taps + 1)
     return rows_in, rows_out, spans, rows, taps, block
-
-
-def count_pairs(gather_map: GatherMap) -> int:
-    """Return the number of pairs of input and output rows in a gather map."""
-    tensors, rows, taps = gather_map
-    if not tensors:
-        return rows
-    blocks = -(-rows // block_rows(rows))
-    spans = tensors[0].view(torch.int32)[rows * taps :][: blocks * (taps + 1)]
-    return int(spans.view(blocks, taps + 1)[:, -1].sum())
