@@ -59,7 +59,12 @@ def read(path: Path, layout: str = CANONICAL) -> Weights:
                 state: Any = {name: torch.from_numpy(stored[name]) for name in stored.files}
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch's message advises to switch the protection off
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to switch the protection off.
+        if "GLOBAL" not in str(error):
+            raise InvalidWeights(
+                f"{path} cannot be read as weights: it is no state dict that torch.save wrote"
+            ) from None
         raise InvalidWeights(
             f"{path} holds Python objects, which may run code and are not loaded; save the state "
             "dict alone: torch.save(network.state_dict(), FILE)"

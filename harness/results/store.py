@@ -9,6 +9,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,10 +240,11 @@ REPEATED = ("cell", "precision_readback", "machine", "versions")
 
 
 def _named(shared: dict[str, Any]) -> dict[str, Any]:
-    """Give a cell its name; write its options and its layer, if any, as texts to group rows by."""
-    cell = shared["cell"]
-    texts = {"options": canonical(cell["options"]), "layer": str(cell.get("layer", ""))}
-    return shared | {"cell": cell | texts | {"name": digest(canonical(cell))}}
+    """Give a cell its name and every field; write its options as text to group rows by."""
+    stored = shared["cell"]
+    cell = asdict(Cell.from_json(stored))
+    texts = {"options": canonical(stored["options"]), "name": digest(canonical(stored))}
+    return shared | {"cell": cell | texts}
 
 
 def _add_row(

@@ -206,13 +206,10 @@ if not TYPE_CHECKING:  # to a type checker, every name would be here
         for place in PLACES[name]:
             module, _, attribute = place.partition(":")
             try:
-                found = getattr(importlib.import_module(module), attribute)
+                return getattr(importlib.import_module(module), attribute)
             except ModuleNotFoundError as error:
                 if error.name is None or not module.startswith(error.name):
                     raise
             except AttributeError:
                 pass
-            else:
-                globals()[name] = found
-                return found
         raise ImportError(f"the engines of this commit have no {PLACES[name][0]}")

@@ -12,6 +12,11 @@ import pytest
 
 import backends
 
+# The finder of an editable installation would import the clone's package.
+HERE_ALONE = """
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if "Redirecting" not in type(f).__name__]
+"""
 FORWARD = """
 import torch
 from backends import registry, weights
@@ -50,7 +55,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", HERE_ALONE + code],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(folder)},
         capture_output=True,
