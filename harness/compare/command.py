@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,7 @@ from harness.compare.comparison import (
     failures,
     finding,
     machine_labels,
-    relative_to,
+    not_judged,
     standings,
     tally,
 )
@@ -34,17 +35,20 @@ from harness.terminal import table_console
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
     from rich.table import Table
 
 LINES_ON_A_SCREEN = 60
+WIDE = 120
+"""Columns of a terminal from which notes and the reasons of verdicts have a column."""
 GATES = {
     str(v).lower(): v
     for v in (Verdict.WRONG, Verdict.MISSING, Verdict.SLOWER, Verdict.WORSE, Verdict.HEAVIER)
 }
 
 
-def standing_table(ranked: Sequence[Standing]) -> Table:
-    """The engines side by side, for a terminal."""
+def standing_table(ranked: Sequence[Standing], notes: bool = True) -> Table:
+    """The engines of one machine side by side, for a terminal; without notes, of one question."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -53,18 +57,16 @@ def standing_table(ranked: Sequence[Standing]) -> Table:
     table.add_column("engine")
     for name in ("time", "spread", "memory", "error", "over dense", "over best other"):
         table.add_column(name, justify="right")
-    table.add_column("note", overflow="fold")
+    if notes:
+        table.add_column("note", overflow="fold")
     question = None
-    names = machine_labels(s.measured for s in ranked)
-    for s in [s for s in ranked if s.measured.tried][:LINES_ON_A_SCREEN]:
+    for s in ranked:
         m = s.measured
-        machine = names.get(id(m.environment), "")
-        if (machine, m.question) != question:
+        if notes and m.question != question:
             if question is not None:
                 table.add_section()
-            question = machine, m.question
-            where = f"{escape(machine)}: {m.where}" if machine else m.where
-            table.add_row(f"[bold]{where}[/bold]", *[""] * 6, m.extent)
+            question = m.question
+            table.add_row(f"[bold]{m.where}[/bold]", *[""] * 6, m.extent)
         quickest = s.over_best is not None and s.over_best >= 1
         style = "green" if quickest else ""
         table.add_row(
@@ -75,7 +77,7 @@ def standing_table(ranked: Sequence[Standing]) -> Table:
             "–" if m.error is None else f"{m.error:.1e}",
             times(s.over_dense),
             times(s.over_best),
-            escape(m.note),
+            *([escape(m.note)] if notes else []),
             style=style,
         )
     return table
@@ -96,10 +98,9 @@ STYLES = {
 }
 
 
-def change_table(found: Sequence[Change]) -> Table:
+def change_table(found: Sequence[Change], reasons: bool = True) -> Table:
     """What changed, for a terminal; what stayed the same is only counted, in `tally`."""
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -107,7 +108,8 @@ def change_table(found: Sequence[Change]) -> Table:
         table.add_column(name, overflow="fold")
     for name in ("before", "after", "change"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold")
+    if reasons:
+        table.add_column("why", overflow="fold")
     moved = [c for c in found if c.judgement.verdict is not Verdict.SAME]
     for c in moved[:LINES_ON_A_SCREEN]:
         ratio = c.judgement.ratio
@@ -115,13 +117,19 @@ def change_table(found: Sequence[Change]) -> Table:
             f"[{STYLES[c.judgement.verdict]}]{c.judgement.verdict}[/]",
             c.metric.name,
             c.measured.engine,
-            c.measured.where,
+            c.measured.where if reasons else c.measured.question.label,
             format_value(c.before, c.metric.unit),
             format_value(c.after, c.metric.unit),
             percent(ratio) if math.isfinite(ratio) else "–",
-            escape(c.judgement.reason),
+            *([_reason(c)] if reasons else []),
         )
     return table
+
+
+def _reason(c: Change) -> str:
+    from rich.markup import escape
+
+    return "two machines" if c.two_machines else escape(c.judgement.reason)
 
 
 def parse_gates(text: str) -> set[Verdict]:
@@ -205,10 +213,7 @@ def compare(
             raise BadInput("--fail-on other than 'wrong' needs two runs; name the one before too")
         verdicts = [Verdict.WRONG for s in ranked if s.measured.side.outcome == "wrong"]
     else:
-        before = summarize(frame_before)
-        if relative:
-            before, cells = relative_to(before, relative), relative_to(cells, relative)
-        found = changes(before, cells)
+        found = changes(summarize(frame_before), cells, relative)
         _refuse_gate_across_machines(gates, found)
         verdicts = [c.judgement.verdict for c in found]
     if format is Format.table:
@@ -269,7 +274,12 @@ def _print_tables(
 
     console = table_console()
     if not two_runs:
-        console.print(standing_table(ranked))
+        shown = [s for s in ranked if s.measured.tried][:LINES_ON_A_SCREEN]
+        names = machine_labels(cells)
+        for machine, own in groupby(shown, key=lambda s: id(s.measured.environment)):
+            if names:
+                console.print(names[machine], style="bold", markup=False)
+            _print_standings(console, list(own))
         said = finding(cells)
         console.print(said.claim, style="bold")
         for sentence in said.sentences:
@@ -282,8 +292,12 @@ def _print_tables(
         return
     moved = sum(c.judgement.verdict is not Verdict.SAME for c in found)
     if moved:
-        console.print(change_table(found))
+        console.print(change_table(found, reasons=console.width >= WIDE))
     console.print(tally(found))
+    for sentence in not_judged(found):
+        console.print(sentence, markup=False)
+    if moved and console.width < WIDE:
+        console.print(f"Reasons are shown from {WIDE} columns, or by --format csv or --report DIR.")
     drift = common_drift(found)
     if drift is not None:
         console.print(
@@ -291,6 +305,21 @@ def _print_tables(
         )
     _print_disturbance(console, cells)
     _print_left_out(console, moved)
+
+
+def _print_standings(console: Console, ranked: Sequence[Standing]) -> None:
+    """Print one table, or on a narrow terminal a table for each question with its notes below."""
+    if console.width >= WIDE:
+        console.print(standing_table(ranked))
+        return
+    for question, own in groupby(ranked, key=lambda s: s.measured.question):
+        rivals = list(own)
+        extent = rivals[0].measured.extent
+        console.print(f"{question.description}{f': {extent}' if extent else ''}", style="bold")
+        console.print(standing_table(rivals, notes=False))
+        for s in rivals:
+            if s.measured.note:
+                console.print(f"{s.measured.engine}: {s.measured.note}", markup=False)
 
 
 def _print_disturbance(console: Any, cells: Sequence[CellSummary]) -> None:

@@ -89,7 +89,7 @@ def standings(cells: Iterable[CellSummary]) -> list[Standing]:
 
 
 def by_environment(cells: Iterable[CellSummary]) -> dict[int, list[CellSummary]]:
-    """Group summaries by machine and versions, in order of appearance; values are not joined."""
+    """Group summaries by machine, versions and commit, in order of appearance, without joining."""
     groups: dict[int, list[CellSummary]] = defaultdict(list)
     for measured in cells:
         groups[id(measured.environment)].append(measured)
@@ -97,7 +97,7 @@ def by_environment(cells: Iterable[CellSummary]) -> dict[int, list[CellSummary]]
 
 
 def machine_labels(cells: Iterable[CellSummary]) -> dict[int, str]:
-    """Name the environments of some summaries by their ``id``; empty if there is only one."""
+    """Label the environments of some summaries by their ``id``; empty if there is only one."""
     found = [own[0].environment for own in by_environment(cells).values()]
     if len(found) < 2:
         return {}
@@ -115,21 +115,38 @@ def _question_order(rivals: Sequence[CellSummary]) -> tuple[str | int, ...]:
     return rivals[0].question.order
 
 
-def changes(before: Sequence[CellSummary], after: Sequence[CellSummary]) -> list[Change]:
+def changes(
+    before: Sequence[CellSummary], after: Sequence[CellSummary], relative: str = ""
+) -> list[Change]:
     """Judge every cell of two runs, what matters most first.
 
-    Times of two machines are shown side by side and never judged.
+    Times of two machines are shown side by side and never judged; their ratios to the times of a
+    reference engine are.
 
     Parameters
     ----------
     before, after
         Summaries of the two runs.
+    relative
+        The reference engine; empty to judge the times themselves.
 
     Returns
     -------
     list[Change]
         Time, memory and error of each cell, sorted by consequence and then by size of the change.
+
+    Raises
+    ------
+    BadInput
+        If a run measured a cell at two commits, or with two sets of versions, on one machine, or if
+        it has no times of the reference engine.
     """
+    time = TIME
+    if relative:
+        time = replace(TIME, name=f"time over {relative}", unit="×")
+        before, after = relative_to(before, relative), relative_to(after, relative)
+    _refuse_twins("before", before)
+    _refuse_twins("after", after)
     couples = [
         (old, new) for old, new in _couples(before, after) if any(m and m.tried for m in (old, new))
     ]
@@ -146,7 +163,7 @@ def changes(before: Sequence[CellSummary], after: Sequence[CellSummary]) -> list
         apart = _other_machine(old, new)
         judgement = Judgement(Verdict.UNCLEAR, apart) if apart else next(judged)
         times = (old.seconds if old else None, new.seconds if new else None)
-        found.append(Change(shown, TIME, *times, judgement, bool(apart)))
+        found.append(Change(shown, time, *times, judgement, bool(apart)))
         if apart or old is None or new is None or not (old.ok and new.ok):
             continue
         for metric, was, now in (
@@ -156,6 +173,28 @@ def changes(before: Sequence[CellSummary], after: Sequence[CellSummary]) -> list
             if was is not None or now is not None:
                 found.append(Change(new, metric, was, now, judge_metric(was, now, metric)))
     return sorted(found, key=_consequence)
+
+
+def not_judged(found: Iterable[Change]) -> list[str]:
+    """Say which times were not judged because they are of two machines."""
+    return list(
+        dict.fromkeys(f"Not judged: {c.judgement.reason}." for c in found if c.two_machines)
+    )
+
+
+def _refuse_twins(which: str, cells: Sequence[CellSummary]) -> None:
+    """Raise `BadInput` if a run has two times of one cell, between which nothing decides."""
+    seen: dict[str, list[CellSummary]] = defaultdict(list)
+    for m in cells:
+        for twin in seen[m.name]:
+            if not _other_machine(twin, m) and m.tried and twin.tried:
+                apart = twin.environment.difference(m.environment)
+                raise BadInput(
+                    f"the run {which} has {m.cell.title} twice"
+                    f"{f' ({apart})' if apart else ', of two machines'}; "
+                    "name a commit or a file that has it once"
+                )
+        seen[m.name].append(m)
 
 
 Couple = tuple[CellSummary | None, CellSummary | None]
@@ -182,10 +221,9 @@ def _couples(before: Sequence[CellSummary], after: Sequence[CellSummary]) -> lis
     return couples
 
 
-def _likeness(new: CellSummary, old: CellSummary) -> tuple[bool, bool]:
-    """Whether two summaries are of one machine, and of the same versions, too."""
-    facts = new.environment.facts
-    return not _other_machine(old, new), old.environment.agrees(facts)
+def _likeness(new: CellSummary, old: CellSummary) -> tuple[bool, int]:
+    """Whether two summaries are of one machine, and how few of their facts differ."""
+    return not _other_machine(old, new), -len(old.environment.differing(new.environment))
 
 
 def _other_machine(old: CellSummary | None, new: CellSummary | None) -> str:
@@ -224,16 +262,17 @@ def relative_to(cells: Sequence[CellSummary], engine: str) -> list[CellSummary]:
     """
     found = []
     for own in by_environment(cells).values():
+        code = own[0].environment.code
         for rivals in _by_question(own):
             reference = next((m for m in rivals if m.engine == engine and m.ok), None)
             if reference is not None:
-                found += [_divided(m, reference) for m in rivals if m is not reference]
+                found += [_divided(m, reference, code) for m in rivals if m is not reference]
     if not found:
         raise BadInput(f"no other engine was measured beside {engine!r}, so there are no ratios")
     return found
 
 
-def _divided(m: CellSummary, reference: CellSummary) -> CellSummary:
+def _divided(m: CellSummary, reference: CellSummary, code: Environment) -> CellSummary:
     assert reference.seconds is not None
     units = {name: median(samples) for name, samples in reference.side.rounds.items()}
     rounds = {
@@ -248,7 +287,7 @@ def _divided(m: CellSummary, reference: CellSummary) -> CellSummary:
         seconds=middle,
         low=low,
         high=high,
-        environment=Environment({}),
+        environment=code,
         memory=None,
     )
 
@@ -285,14 +324,16 @@ def finding(cells: Sequence[CellSummary]) -> Finding:
     if len(said) == 1:
         return said[0]
     names = labels([own[0].environment for own in found])
+    ranked = [pair for pair in zip(names, said, strict=True) if pair[1].quoted]
+    if not ranked:
+        return said[0]
+    claims = {one.claim for _, one in ranked}
     return Finding(
-        "; ".join(f"On {name}: {one.claim}" for name, one in zip(names, said, strict=True)),
-        [
-            f"On {name}: {sentence}"
-            for name, one in zip(names, said, strict=True)
-            for sentence in one.sentences
-        ],
-        next((one.quoted for one in said if one.quoted), []),
+        f"{claims.pop()}, in each of {len(ranked)} environments"
+        if len(ranked) > 1 == len(claims)
+        else "; ".join(f"{name}: {one.claim}" for name, one in ranked),
+        [f"{name}: {' '.join(one.sentences)}" for name, one in ranked],
+        ranked[0][1].quoted,
     )
 
 

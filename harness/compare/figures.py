@@ -134,7 +134,7 @@ def change_figure(found: Sequence[Change]) -> str:
     """Draw the change of each cell's time with its interval, the gravest first."""
     import matplotlib.pyplot as plt
 
-    shown = [c for c in found if c.metric is TIME and math.isfinite(c.judgement.low)]
+    shown = [c for c in found if c.metric.key == TIME.key and math.isfinite(c.judgement.low)]
     shown = shown[:CHANGES_SHOWN]
     if not shown:
         return ""

@@ -17,6 +17,7 @@ from harness.compare.comparison import (
     failures,
     finding,
     machine_labels,
+    not_judged,
     tally,
 )
 from harness.compare.event_display import event_of
@@ -115,6 +116,7 @@ def render(
             changes=moved[:ROWS_SHOWN],
             change_count=len(moved),
             tally=tally(found),
+            not_judged=not_judged(found),
             drift=common_drift(found),
             disturbance=disturbance(measured),
             change_figure=change_figure(found),

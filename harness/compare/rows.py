@@ -29,6 +29,7 @@ def standing_rows(ranked: Iterable[Standing]) -> list[dict[str, Any]]:
             "over_dense": s.over_dense,
             "over_best_other": s.over_best,
             "machine": s.measured.environment.label,
+            "commit": s.measured.environment.facts.get("commit"),
             "stop": s.measured.stop,
             "outliers": s.measured.outliers,
             "throttled": s.measured.throttled,

@@ -1,4 +1,4 @@
-"""Environments: the machines and versions that values belong to, and which records share them."""
+"""Environments: the machine, versions and commit that values belong to; records that share them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ MACHINE = (
 """Fields of a record's ``machine`` that values depend on; hosts of one kind are interchangeable."""
 
 GIB = 2**30
+COMMIT_DIGITS = 12
 
 
 @dataclass(frozen=True)
 class Environment:
-    """One machine with one set of versions.
+    """One machine with one set of versions, at one commit.
 
     Attributes
     ----------
     facts : mapping of str to value
-        Fields of ``machine`` and ``versions`` by their names in the table of records; only those
-        that some record has.
+        Fields of ``machine`` and ``versions`` by their names in the table of records, and
+        ``commit``, which says whether there were uncommitted changes; only those that some record
+        has.
     """
 
     facts: Mapping[str, Any]
@@ -37,6 +39,11 @@ class Environment:
     def machine(self) -> Environment:
         """The machine alone, with the facts that differ between machines."""
         return Environment({k: v for k, v in self.facts.items() if k.startswith("machine.")})
+
+    @property
+    def code(self) -> Environment:
+        """The versions and the commit alone."""
+        return Environment({k: v for k, v in self.facts.items() if not k.startswith("machine.")})
 
     @property
     def label(self) -> str:
@@ -55,17 +62,23 @@ class Environment:
         own = self.facts
         return all(own[name] == value for name, value in facts.items() if name in own)
 
+    def differing(self, other: Environment) -> list[str]:
+        """Return the names of the facts that both have and that differ."""
+        both = (name for name in self.facts if name in other.facts)
+        return [name for name in both if self.facts[name] != other.facts[name]]
+
     def difference(self, other: Environment) -> str:
         """Return the facts that differ, in words: ``threads 2 and 4, torch 2.12 and 2.13``."""
         return ", ".join(
             f"{_name(name)} {_text(name, self.facts[name])} and {_text(name, other.facts[name])}"
-            for name in self.facts
-            if name in other.facts and self.facts[name] != other.facts[name]
+            for name in self.differing(other)
         )
 
 
 def _name(fact: str) -> str:
-    return fact.partition(".")[2].replace("memory_bytes", "memory")
+    for group in ("machine.", "versions."):
+        fact = fact.removeprefix(group)
+    return fact.replace("memory_bytes", "memory")
 
 
 def _text(name: str, value: Any) -> str:
@@ -75,8 +88,12 @@ def _text(name: str, value: Any) -> str:
 
 
 def labels(environments: Sequence[Environment]) -> list[str]:
-    """Return a distinct label for each environment: the machine, and what sets it apart."""
-    found = []
+    """Return a distinct label for each environment: the machine, and what sets it apart.
+
+    A machine that all environments share is left out.
+    """
+    found: list[str] = []
+    shared = len({each.label for each in environments}) == 1
     for number, each in enumerate(environments):
         twins = [other for other in environments if other is not each and other.label == each.label]
         apart = [
@@ -84,7 +101,10 @@ def labels(environments: Sequence[Environment]) -> list[str]:
             for fact, value in each.facts.items()
             if any(fact in twin.facts and twin.facts[fact] != value for twin in twins)
         ]
-        label = each.label + (f" ({', '.join(apart)})" if apart else "")
+        if shared and apart:
+            label = ", ".join(apart)
+        else:
+            label = each.label + (f" ({', '.join(apart)})" if apart else "")
         found.append(label if label not in found else f"{label} #{number + 1}")
     return found
 
@@ -93,8 +113,8 @@ def environments(frame: pd.DataFrame) -> tuple[list[Environment], list[int]]:
     """Divide a table of records by environment.
 
     Records share an environment if no fact that both have differs: a worker that died early has
-    no version of its engine, and every engine names its own version only. Records without any
-    fact, of engines that could not run, belong to the environment of their run.
+    no version of its engine, and every engine names its own version only. Records that name no
+    machine and no version, of engines that could not run, belong to the environment of their run.
 
     Parameters
     ----------
@@ -115,27 +135,40 @@ def environments(frame: pd.DataFrame) -> tuple[list[Environment], list[int]]:
     ]
     rows = list(zip(*(_comparable(name, frame[name].tolist()) for name in columns), strict=True))
     rows = rows or [()] * len(frame)
+    commits = _commits(frame)
     merged: list[dict[str, Any]] = []
-    known: dict[tuple[Any, ...], int] = {}
-    for row in dict.fromkeys(rows):
+    known: dict[tuple[str, tuple[Any, ...]], int] = {}
+    for commit, row in dict.fromkeys(zip(commits, rows, strict=True)):
         facts = {name: v for name, v in zip(columns, row, strict=True) if v is not None}
         if facts:
-            known[row] = _merge(merged, facts)
-    runs = frame["run"].tolist()
-    of_run: dict[str, set[int]] = {}
+            known[commit, row] = _merge(merged, facts | {"commit": commit})
+    # Both sides of a run against another commit have one name.
+    runs = list(zip(frame["run"].tolist(), commits, strict=True))
+    of_run: dict[tuple[str, str], set[int]] = {}
     for run, row in zip(runs, rows, strict=True):
-        if row in known:
-            of_run.setdefault(run, set()).add(known[row])
+        place = known.get((run[1], row))
+        if place is not None:
+            of_run.setdefault(run, set()).add(place)
     places = []
     for run, row in zip(runs, rows, strict=True):
-        place = known.get(row)
+        place = known.get((run[1], row))
         if place is None:
-            own = of_run.get(run) or set(range(len(merged)))
+            commit = run[1]
+            own = of_run.get(run) or {i for i, e in enumerate(merged) if e["commit"] == commit}
             if len(own) != 1:  # no machine, or one of several: nobody recorded which
-                own = {_unknown(merged)}
+                own = {_unknown(merged, commit)}
             (place,) = own
         places.append(place)
     return [Environment(facts) for facts in merged], places
+
+
+def _commits(frame: pd.DataFrame) -> list[str]:
+    """Name the measured code of each record: the commit, and whether files differed from it."""
+    dirty = frame["dirty"].tolist() if "dirty" in frame.columns else [False] * len(frame)
+    return [
+        (commit[:COMMIT_DIGITS] or "unknown") + (" with changes" if changed is True else "")
+        for commit, changed in zip(frame["commit"].tolist(), dirty, strict=True)
+    ]
 
 
 def _merge(merged: list[dict[str, Any]], facts: dict[str, Any]) -> int:
@@ -148,11 +181,12 @@ def _merge(merged: list[dict[str, Any]], facts: dict[str, Any]) -> int:
     return len(merged) - 1
 
 
-def _unknown(merged: list[dict[str, Any]]) -> int:
-    """Return the place of the environment without facts, which is added if need be."""
-    if {} not in merged:
-        merged.append({})
-    return merged.index({})
+def _unknown(merged: list[dict[str, Any]], commit: str) -> int:
+    """Return the place of the environment of a commit alone, which is added if need be."""
+    alone = {"commit": commit}
+    if alone not in merged:
+        merged.append(alone)
+    return merged.index(alone)
 
 
 def _comparable(name: str, values: Sequence[Any]) -> list[Any]:

@@ -509,7 +509,8 @@ class Record(Entries, total=False):
             Field(
                 "Commit of the measured engines; empty outside a repository.",
                 "",
-                "harness.results.store, harness.run.rounds, harness.history.series",
+                "harness.results.store, harness.results.environment, harness.run.resume, "
+                "harness.history.series",
                 pattern="[0-9a-f]*",
             ),
         ]
@@ -519,7 +520,7 @@ class Record(Entries, total=False):
         Field(
             "Whether tracked files differed from that commit.",
             "",
-            "harness.report.provenance, harness.history.series",
+            "harness.results.environment, harness.report.provenance, harness.history.series",
         ),
     ]
     round: Annotated[

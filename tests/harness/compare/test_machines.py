@@ -5,8 +5,10 @@ import io
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
+from harness.compare import command
 from harness.compare.command import compare
 from harness.errors import BadInput
 from harness.results.store import read
@@ -63,9 +65,80 @@ def test_a_file_of_two_machines_is_shown_side_by_side(write_records, make_record
         "Other CPU, 4 threads"
     ] * 2
     text = run(path).output
-    assert "On Example CPU, 2 threads: " in text
-    assert "On Other CPU, 4 threads: " in text
+    assert "Example CPU, 2 threads: It is 1" in text
+    assert "Other CPU, 4 threads: It is 1" in text
     assert "55 ms" not in text
+
+
+def two_commits(make_record):
+    """Two engines at two commits; the second commit has an engine that cannot run."""
+    records = [
+        make_record(seconds, backend=backend, commit=commit * 40)
+        for seconds, commit in ((0.01, "a"), (0.1, "b"))
+        for backend in ("sscn", "dense")
+    ]
+    absent = {"outcome": "unavailable", "machine": {}, "versions": {}}
+    return [*records, make_record(backend="spconv", commit="b" * 40, **absent)]
+
+
+def test_a_file_of_two_commits_is_shown_side_by_side(write_records, make_record, tmp_path):
+    path = write_records(two_commits(make_record))
+    rows = list(csv.DictReader(io.StringIO(run(path, "--format", "csv").output)))
+    assert [row["commit"] for row in rows] == ["a" * 12] * 2 + ["b" * 12] * 3
+    text = run(path, "--report", tmp_path / "page").output
+    page = (tmp_path / "page" / "index.html").read_text()
+    for shown in (text, page):
+        assert "commit aaaaaaaaaaaa: It is 1" in shown
+        assert "commit bbbbbbbbbbbb: It is 1" in shown
+        assert "10 ms" in shown
+        assert "100 ms" in shown
+        assert "55 ms" not in shown
+
+
+def test_changes_that_are_not_committed_are_another_code(write_records, make_record):
+    records = [make_record(0.01), make_record(0.1, dirty=True)]
+    assert len(summarize(read(write_records(records)))) == 2
+
+
+def test_a_run_of_two_commits_is_not_compared_with_another(write_records, make_record):
+    both = write_records(two_commits(make_record), "both.jsonl")
+    one = write_records(two_commits(make_record)[:2], "one.jsonl")
+    for names, which in (((one, both), "after"), ((both, one), "before")):
+        refused = run(*names).exception
+        assert isinstance(refused, BadInput)
+        assert f"the run {which} has " in str(refused)
+        assert "twice (commit aaaaaaaaaaaa and bbbbbbbbbbbb); name a commit" in str(refused)
+    assert run(one, one).exit_code == 0
+
+
+def test_a_terminal_of_80_columns_cuts_no_name_and_no_number(
+    write_records, make_record, monkeypatch
+):
+    def at_80(*arguments):
+        out = io.StringIO()
+        monkeypatch.setattr(command, "table_console", lambda: Console(width=80, file=out))
+        assert run(*arguments).exit_code == 0
+        lines = out.getvalue().splitlines()
+        assert "…" not in out.getvalue()
+        assert all(len(line) <= 80 for line in lines)
+        return lines
+
+    records = {
+        machine: [
+            make_record(seconds * cost, backend=backend, machine=own, run=machine)
+            for backend, cost in (("sscn", 1.0), ("dense", 3675.0), ("minkowski", 5.0))
+        ]
+        for machine, seconds, own in (
+            ("r1", 0.01, {"processor": "Example CPU", "threads": 2}),
+            ("r2", 0.1, OTHER),
+        )
+    }
+    lines = at_80(write_records([*records["r1"], *records["r2"]], "both.jsonl"))
+    assert {"Example CPU, 2 threads", "Other CPU, 4 threads"} <= set(lines)
+    assert sum(line.strip().startswith("minkowski") for line in lines) == 2
+    lines = at_80(*(write_records(records[run], f"{run}.jsonl") for run in ("r1", "r2")))
+    (said,) = [line for line in lines if "Not judged: measured on two machines" in line]
+    assert "Example CPU" in said
 
 
 def test_times_of_two_machines_are_never_judged_slower(write_records, make_record):
@@ -104,6 +177,11 @@ def test_ratios_to_a_reference_engine_are_judged_across_machines(
     before, after = side(0.01, "a.jsonl"), side(0.1, "b.jsonl", machine=OTHER)
     result = run(before, after, "--relative-to", "dense", "--fail-on", "slower")
     assert result.exit_code == code, result.output
+    rows = run(before, after, "--relative-to", "dense", "--format", "csv").output
+    (row,) = [r for r in csv.DictReader(io.StringIO(rows)) if r["metric"] == "time over dense"]
+    assert float(row["before"]) == pytest.approx(1 / 9, rel=0.02)
+    if code:
+        assert "0.11 × " in result.output or "0.111 ×" in result.output
     nobody = run(before, after, "--relative-to", "nobody").exception
     assert "no other engine was measured beside 'nobody'" in str(nobody)
 
