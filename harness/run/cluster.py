@@ -29,6 +29,7 @@ from typing import Any
 from harness.errors import BadInput
 from harness.instruments import machine
 from harness.results.record import Entries
+from harness.run.resume import Machines, this_machine
 from harness.run.rounds import Executor, MeasuredEntries
 from harness.run.task import Task
 from harness.run.turns import MEMORY_SHARE, measure_in_turns
@@ -37,6 +38,9 @@ DEVICE = "SSCN_BENCH_DEVICE"
 """Environment variable of a local Dask worker: its processors and share of the memory, as JSON."""
 
 RESOURCE = {"device": 1}
+
+WORKER_SECONDS = 60
+"""Time for the first Dask worker to start before a resumed run."""
 
 
 def dask_executor(address: str) -> Executor:
@@ -67,13 +71,71 @@ def dask_executor(address: str) -> Executor:
             where: Any = address
             if kind == "local":
                 where = stack.enter_context(local_cluster(int(count), device))
-            try:
-                client = stack.enter_context(library.Client(where, timeout="20s"))
-            except (OSError, ValueError, TypeError, ImportError):
-                raise BadInput(f"there is no Dask scheduler at {address}") from None
+            client = stack.enter_context(_connect(library, address, where))
             yield from spread(client, groups, seed, listener)
 
     return execute
+
+
+def _connect(library: Any, address: str, where: Any) -> Any:
+    """Return a client of a scheduler."""
+    try:
+        return library.Client(where, timeout="20s")
+    except (OSError, ValueError, TypeError, ImportError):
+        raise BadInput(f"there is no Dask scheduler at {address}") from None
+
+
+def dask_machines(address: str) -> Machines:
+    """Return a function that describes the machines of a Dask cluster, one entry per Dask worker.
+
+    Parameters
+    ----------
+    address : str
+        As for `dask_executor`.
+    """
+    kind, _, count = address.partition(":")
+
+    def local(device: str, threads: int) -> list[dict[str, Any]]:
+        processors = sorted(os.sched_getaffinity(0))
+        return [
+            described_machine(device, threads, environment(i, int(count), device, processors))
+            for i in range(int(count))
+        ]
+
+    def remote(device: str, threads: int) -> list[dict[str, Any]]:
+        import distributed
+
+        library: Any = distributed  # without types
+        with _connect(library, address, address) as client:
+            try:
+                client.wait_for_workers(1, timeout=WORKER_SECONDS)
+            except (TimeoutError, OSError):
+                raise BadInput(
+                    f"the scheduler at {address} has no worker; start one to resume the run"
+                ) from None
+            return list(client.run(described_machine, device, threads).values())
+
+    return local if kind == "local" else remote
+
+
+def described_machine(
+    device: str, threads: int, variables: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return the facts that records hold of the device of a Dask worker.
+
+    Parameters
+    ----------
+    device, threads
+        As for `harness.run.resume.this_machine`.
+    variables : mapping, optional
+        Environment variables that assign the device; by default those of this process.
+    """
+    variables = os.environ if variables is None else variables
+    (found,) = this_machine(device, threads, variables)
+    processors = json.loads(variables.get(DEVICE, "{}")).get("processors")
+    if processors and device == "cpu":
+        found |= {"affinity": processors, "threads": threads or len(processors)}
+    return found
 
 
 def spread(

@@ -63,6 +63,7 @@ def run(
     """Measure a suite, and write a record for each cell."""
     from backends.registry import module_name, probe_all
     from harness.run.plan import with_events
+    from harness.run.resume import Machines, this_machine
     from harness.run.rounds import Settings, default_out, latest_out, measure_locally
     from harness.run.rounds import run as measure
     from harness.run.sampling import StopRule
@@ -106,16 +107,18 @@ def run(
     cells = with_events(cells, events)
     console = Console()
     executor: Any = measure_locally
+    machines: Machines = this_machine
     if dask is not None:
-        from harness.run.cluster import dask_executor
+        from harness.run.cluster import dask_executor, dask_machines
 
-        executor = dask_executor(dask)
+        executor, machines = dask_executor(dask), dask_machines(dask)
+    where: Any = {"executor": executor, "machines": machines}
     if against is None:
-        outs = measure(cells, settings, found, console, executor=executor)
+        outs = measure(cells, settings, found, console, **where)
     else:
         from harness.run.against import checked_out
 
         with checked_out(against) as other:
-            outs = measure(cells, settings, found, console, against=other, executor=executor)
+            outs = measure(cells, settings, found, console, against=other, **where)
     for path in outs:
         console.print(f"records: {path}", highlight=False, soft_wrap=True)

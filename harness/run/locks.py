@@ -1,11 +1,14 @@
 """Locks: one measurement per device at a time, and one run per file of records.
 
-Lock files lie in the user's own run-time folder, so that no other user can hold or replace them.
+The lock of a device lies in the user's own run-time folder, so that no other user can hold or
+replace it. The lock of a file of records lies beside the file, so that it holds for all hosts that
+share the file system.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -57,14 +60,15 @@ def _is_private(folder: Path) -> bool:
 def _open(path: Path) -> int:
     """Open a lock file without following links; return its descriptor."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        handle = os.open(path, flags, 0o600)
-    except OSError as error:
-        raise BadInput(f"cannot use the lock {path} ({error.strerror}); remove it") from None
+    handle = os.open(path, flags, 0o600)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise BadInput(f"the lock {path} is no regular file; remove it")
     return handle
+
+
+def _unusable(path: Path, error: OSError) -> BadInput:
+    return BadInput(f"cannot use the lock {path} ({error.strerror}); remove it")
 
 
 @contextlib.contextmanager
@@ -89,7 +93,11 @@ def device_lock(
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if device == "cuda" else ""
     suffix = f"-{hashlib.sha256(visible.encode()).hexdigest()[:16]}" if visible else ""
-    handle = _open((folder or runtime_folder()) / f"sscn-bench-{device}{suffix}.lock")
+    lock = (folder or runtime_folder()) / f"sscn-bench-{device}{suffix}.lock"
+    try:
+        handle = _open(lock)
+    except OSError as error:
+        raise _unusable(lock, error) from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,31 +110,69 @@ def device_lock(
 
 
 @contextlib.contextmanager
-def file_lock(path: Path, folder: Path | None = None) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Reserve a file of records for this process while the context is open.
 
     Parameters
     ----------
     path : Path
         The file of records; it need not exist.
-    folder : Path, optional
-        Folder of the lock file; by default the user's run-time folder.
 
     Raises
     ------
     BadInput
-        If another process has reserved it, or the lock file cannot be used.
+        If another process has reserved it, also on another host, or the lock file cannot be used.
+
+    Notes
+    -----
+    The lock file is removed at the end. Where the file system has no locks, the lock lies in the
+    user's run-time folder and holds for this host alone.
     """
-    name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
-    handle = _open((folder or runtime_folder()) / f"sscn-bench-{name}.lock")
+    target = Path(os.path.realpath(path))
+    lock = target.with_name(f".{target.name}.lock")
     try:
+        handle = _reserved(lock, path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _unusable(lock, error) from None
+        name = hashlib.sha256(os.fsencode(target)).hexdigest()[:32]
+        lock = runtime_folder() / f"sscn-bench-{name}.lock"
+        try:
+            handle = _reserved(lock, path)
+        except OSError as again:
+            raise _unusable(lock, again) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink()
+        os.close(handle)
+
+
+def _reserved(lock: Path, path: Path) -> int:
+    """Return the descriptor of a lock file that this process holds.
+
+    Raises
+    ------
+    BadInput
+        If another process holds it.
+    OSError
+        If there can be no lock in that place.
+    """
+    while True:
+        handle = _open(lock)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            os.close(handle)
             raise BadInput(
                 f"another run is writing to {path}; wait for its end or give another file with "
                 "--out"
             ) from None
-        yield
-    finally:
-        os.close(handle)
+        except OSError:
+            os.close(handle)
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), lock.stat()):
+                return handle
+        os.close(handle)  # its holder removed the file meanwhile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from harness.spec.cell import Cell
 
 GIB = 2**30
 
+Machines = Callable[[str, int], Sequence[Mapping[str, Any]]]
+"""Returns the facts of each machine that may measure, for a device and a number of threads."""
+
 
 def recorded_cells(
     out: Path,
@@ -25,7 +28,7 @@ def recorded_cells(
     *,
     threads: int,
     budget: float,
-    local: bool,
+    machines: Machines,
     python: Callable[[str], str],
 ) -> tuple[set[tuple[str, int]], str | None, int | None]:
     """Return the cells and rounds of a file of records, after checking that it can be continued.
@@ -42,8 +45,8 @@ def recorded_cells(
         Threads of each worker; 0 for one per processor.
     budget : float
         Longest sampling per cell and round, in seconds.
-    local : bool
-        Whether this machine measures; otherwise the machine is not compared.
+    machines : callable
+        The machines that may measure; each recorded machine has to be one of them.
     python : callable
         Returns the interpreter of an engine.
 
@@ -64,15 +67,19 @@ def recorded_cells(
     """
     done: set[tuple[str, int]] = set()
     run, seed = None, None
+    present: dict[str, Sequence[Mapping[str, Any]]] = {}
     for record in store.records([out]) if out.exists() else ():
         cell = Cell.from_json(record["cell"])
-        current = _current(source, cell, found, threads, budget, local, python(cell.backend))
-        for name, recorded, now in _pairs(record, current):
-            if recorded != now:
-                raise BadInput(
-                    f"{out} was measured with {name} {_text(recorded)}, this run has "
-                    f"{_text(now)}; start a new run"
-                )
+        if record.get("machine") and cell.device not in present:
+            present[cell.device] = machines(cell.device, threads)
+        own = _current(source, cell, found, budget, python(cell.backend))
+        differences = [
+            _differences(record, {**own, **{f"machine.{name}": v for name, v in each.items()}})
+            for each in present.get(cell.device) or [{}]
+        ]
+        nearest = min(differences, key=len)
+        if nearest:
+            raise BadInput(f"{out} was measured with {nearest[0]}; start a new run")
         run, seed = record["run"], record.get("seed")
         done.add((cell.name, record.get("round", 0)))
     return done, run, seed
@@ -82,40 +89,63 @@ def _current(
     source: EngineSource,
     cell: Cell,
     found: Mapping[str, Availability],
-    threads: int,
     budget: float,
-    local: bool,
     python: str,
 ) -> dict[str, Any]:
     """Return what a record of a cell would hold now, by the paths of its fields."""
-    current: dict[str, Any] = {
-        "commit": source.commit,
-        "dirty": source.dirty,
-        "budget_seconds": budget,
-    }
-    if local:
-        allowed = sorted(os.sched_getaffinity(0))
-        facts = machine.facts() | {"threads": threads or len(allowed), "affinity": allowed}
-        names = ("processor", "cores", "memory_bytes", "threads", "affinity")
-        current |= {f"machine.{name}": facts[name] for name in names}
-        if cell.device == "cuda":
-            current |= {f"machine.{name}": value for name, value in _gpu().items()}
     versions: dict[str, Any] = machine.versions() if python == sys.executable else {}
     capabilities = found[cell.backend].capabilities if cell.backend in found else None
     if capabilities is not None:
         versions[cell.backend] = capabilities.version
-    return current | {f"versions.{name}": value for name, value in versions.items()}
+    return {
+        "commit": source.commit,
+        "dirty": source.dirty,
+        "budget_seconds": budget,
+        **{f"versions.{name}": value for name, value in versions.items()},
+    }
 
 
-def _gpu() -> dict[str, Any]:
+def this_machine(
+    device: str, threads: int, environment: Mapping[str, str] = os.environ
+) -> list[dict[str, Any]]:
+    """Return the facts that records of a device hold of this machine, as one entry.
+
+    Parameters
+    ----------
+    device : str
+        ``cpu`` or ``cuda``.
+    threads : int
+        Threads of each worker; 0 for one per processor.
+    environment : mapping
+        Names the visible GPUs.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    facts = machine.facts()
+    return [
+        {name: facts[name] for name in ("processor", "cores", "memory_bytes")}
+        | {"threads": threads or len(allowed), "affinity": allowed}
+        | (_gpu(environment) if device == "cuda" else {})
+    ]
+
+
+def _gpu(environment: Mapping[str, str]) -> dict[str, Any]:
     from harness.instruments import gpu
 
     try:
         nvml = gpu.open_nvml()
-        facts = gpu.device_facts(nvml, gpu.find_device(nvml, os.environ, None))
+        facts = gpu.device_facts(nvml, gpu.find_device(nvml, environment, None))
     except gpu.NoGpu:
         return {}
     return {name: facts[name] for name in ("gpu", "driver", "ecc", "mig")}
+
+
+def _differences(record: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return the facts that both have and that differ, in words."""
+    return [
+        f"{name} {_text(recorded)}, this run has {_text(now)}"
+        for name, recorded, now in _pairs(record, current)
+        if recorded != now
+    ]
 
 
 def _pairs(record: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -22,7 +22,7 @@ from harness.run.job import Job
 from harness.run.locks import device_lock, file_lock
 from harness.run.plan import Availability, groups, unavailable_reason
 from harness.run.progress import RunProgress
-from harness.run.resume import recorded_cells
+from harness.run.resume import Machines, recorded_cells, this_machine
 from harness.run.sampling import StopRule
 from harness.run.source import EngineSource
 from harness.run.task import ProgressListener, Task
@@ -104,6 +104,7 @@ def run(
     source: EngineSource | None = None,
     against: EngineSource | None = None,
     executor: Executor = measure_locally,  # type: ignore[assignment]
+    machines: Machines = this_machine,
     python: Callable[[str], str] = interpreter,
 ) -> list[Path]:
     """Measure cells and append a record for each, round by round.
@@ -124,6 +125,8 @@ def run(
         Other source, measured in turns with this one; its records go to `against_path`.
     executor : callable
         Measures the tasks.
+    machines : callable
+        The machines on which the executor may measure; a resumed run compares them.
     python : callable
         Returns the interpreter of an engine.
 
@@ -141,9 +144,7 @@ def run(
     with contextlib.ExitStack() as stack:
         for side in sides:
             stack.enter_context(file_lock(side.out))
-        identity, seed, done = _begin(
-            sides, settings, found, python, local=executor is measure_locally
-        )
+        identity, seed, done = _begin(sides, settings, found, python, machines)
         references = stack.enter_context(run_folder())
         todo = _tasks(cells, sides, settings, found, str(references), seed, python)
         todo = [
@@ -234,8 +235,7 @@ def _begin(
     settings: Settings,
     found: Mapping[str, Availability],
     python: Callable[[str], str],
-    *,
-    local: bool,
+    machines: Machines,
 ) -> tuple[str, int, set[tuple[EngineSource, str, int]]]:
     """Return the run's identity and seed, and the cells that a resumed run has measured."""
     done: set[tuple[EngineSource, str, int]] = set()
@@ -250,7 +250,7 @@ def _begin(
             found,
             threads=settings.threads,
             budget=settings.rule.budget,
-            local=local,
+            machines=machines,
             python=python,
         )
         identity = run or identity

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from backends.capabilities import Capabilities
 from harness.errors import BadInput
+from harness.instruments import machine
 from harness.results import store
 from harness.run import cluster
 from harness.run import rounds as run
@@ -41,10 +42,13 @@ def fake_python(tmp_path):
     return str(path)
 
 
+CAN = Capabilities("1.0", ("cpu",), {"cpu": ("fp32",)})
+FOUND = SimpleNamespace(capabilities=CAN, reason="")
+
+
 def measure(out, fake_python, names, address="local:2", sizes=(192, 512, 768)):
     listed = [Cell("s", name, size, 1, "forward", "cold") for size in sizes for name in names]
-    can = Capabilities("1.0", ("cpu",), {"cpu": ("fp32",)})
-    found = {name: SimpleNamespace(capabilities=can, reason="") for name in names}
+    found = dict.fromkeys(names, FOUND)
     settings = Settings(out, rule=StopRule(least=9), timeout=60.0)
     run.run(
         listed,
@@ -94,6 +98,54 @@ def test_a_cluster_that_runs_already_is_used(tmp_path, fake_python):
         address = started.scheduler_address
         found = measure(tmp_path / "r.jsonl", fake_python, ["steady"], address, sizes=(192,))
     assert [r["outcome"] for r in found] == ["ok"]
+
+
+def test_the_machines_of_a_local_cluster_are_those_of_its_records(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    found = cluster.dask_machines("local:2")("cpu", 0)
+    assert [m["affinity"] for m in found] == [[0, 1], [2, 3]]
+    assert [m["threads"] for m in found] == [2, 2]
+    assert {m["processor"] for m in found} == {machine.processor_name()}
+
+
+def test_a_run_on_a_cluster_is_resumed_on_its_machines_alone(tmp_path, make_record):
+    cell = Cell("s", "steady", 192, 1, "forward", "cold")
+    with cluster.local_cluster(1, "cpu") as started:
+        machines = cluster.dask_machines(started.scheduler_address)
+        (facts,) = machines("cpu", 0)
+        assert facts["affinity"] == sorted(os.sched_getaffinity(0))
+        for change, ends in (({}, None), ({"processor": "Other CPU"}, "processor Other CPU")):
+            out = tmp_path / f"{len(change)}.jsonl"
+            source = EngineSource.here()
+            store.append(
+                out,
+                make_record(
+                    backend="steady",
+                    commit=source.commit,
+                    dirty=source.dirty,
+                    budget_seconds=StopRule().budget,
+                    machine=facts | change,
+                    versions={},
+                ),
+            )
+            settings = Settings(out, resume=True)
+            options = {"executor": lambda *_: iter(()), "machines": machines}
+            if ends is None:
+                run.run([cell], settings, {"steady": FOUND}, Console(quiet=True), **options)
+                continue
+            with pytest.raises(BadInput, match=f"was measured with {ends}"):
+                run.run([cell], settings, {"steady": FOUND}, Console(quiet=True), **options)
+
+
+def test_a_cluster_without_workers_is_one_sentence(monkeypatch):
+    import distributed
+
+    monkeypatch.setattr(cluster, "WORKER_SECONDS", 0.1)
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address=None) as empty,
+        pytest.raises(BadInput, match="has no worker; start one"),
+    ):
+        cluster.dask_machines(empty.scheduler_address)("cpu", 0)
 
 
 def test_an_address_without_meaning_is_one_sentence():
