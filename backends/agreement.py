@@ -13,14 +13,14 @@ from backends.float64_reference import Reference
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest relative root-mean-square errors that pass.
+    """Largest relative root-mean-square errors that are accepted.
 
     Attributes
     ----------
     forward : float
         Of the logits, the loss and the running statistics.
     gradient : float
-        Of all gradients together; the gradient of any one parameter may be off ten times as much.
+        Of all gradients together. The gradient of a single parameter may have ten times this error.
     """
 
     forward: float
@@ -36,15 +36,15 @@ TOLERANCE = {
 }
 """Bounds on detector events.
 
-Forward, fp64 and fp32 leave room for another order of summation, the others for the 10 or 7 bits
-of their mantissas through some forty layers. Gradients jump where rounding carries a
-pre-activation over the corner of its ReLU. A relative error e of pre-activations does that to
-about one in 1/e of them, which moves the gradients by the square root of e: the bounds are three
-times the root of the forward bound. In fp64 no event has shown such a jump.
+The forward bounds of fp64 and fp32 allow for another order of summation; those of the other
+precisions allow for mantissas of 10 or 7 bits in about forty layers. Gradients jump where rounding
+changes the sign of the input of a ReLU. A relative error e changes the sign of about a fraction e
+of these inputs, and the gradients by about the square root of e. The gradient bounds are therefore
+three times the square root of the forward bounds. No event has shown such a jump in fp64.
 """
 
-DECIDED = Tolerance(1e-5, 1e-4)
-"""Bounds in fp32 for networks whose rectifiers are all far from their corners."""
+WITHOUT_JUMPS = Tolerance(1e-5, 1e-4)
+"""Bounds in fp32 for networks in which no input of a ReLU is near zero."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Agreement:
     argmax_agreement : float or None
         Fraction of sites with the same class.
     grad_rel_rmse : float or None
-        The same measure for all gradients together; None without gradients.
+        Like ``rel_rmse``, for all gradients together; None without gradients.
     worst_grad_rel_rmse : float or None
-        The same for the gradient of one parameter, the worst; None without gradients.
+        The largest for the gradient of a single parameter; None without gradients.
     statistics_rel_rmse : float or None
-        The same for the running statistics, of the worst; None without a step.
+        The largest for a single running statistic; None without a step.
     reason : str
-        Why the result is wrong, one sentence; empty if it is right.
+        Why the result is wrong, in one sentence; empty if it is right.
     """
 
     max_abs: float | None
@@ -84,8 +84,9 @@ class Agreement:
 
 
 SMALL_GRADIENT = 1e-3
-"""Part of the root mean square of all values below which one parameter's error is not measured
-against its own size: some gradients are zero but for rounding, as that of a shift before a norm."""
+"""The error of a parameter's gradient is divided by the gradient's own root mean square, but at
+least by this fraction of that of all gradients: some gradients, such as that of a shift before a
+norm, are zero except for rounding."""
 
 
 def rel_rmse(value: Tensor, reference: Tensor, floor: float = 0.0) -> float:
@@ -96,9 +97,9 @@ def rel_rmse(value: Tensor, reference: Tensor, floor: float = 0.0) -> float:
     Parameters
     ----------
     value, reference : Tensor
-        Of one shape.
+        Tensors of the same shape.
     floor : float
-        Least root mean square to divide by.
+        Smallest root mean square to divide by.
     """
     if reference.numel() == 0:
         return 0.0
@@ -123,20 +124,23 @@ def compare(
     Parameters
     ----------
     reference : Reference
-        Of the same network, weights, batch and phase.
+        The reference for the same network, weights, batch and phase.
     precision : str
-        The policy that sets the tolerance.
+        Determines the tolerance.
     logits : Tensor
         (N, classes), any device and float type.
     gradients, statistics : mapping, optional
-        Canonical names -> what ``weights.gradients`` and ``running_statistics`` return for
-        the engine's network after the step; both where the reference is of a step.
+        Results of ``weights.gradients`` and ``running_statistics`` for the engine's network
+        after the step. Both are needed if the reference is that of a step.
     tolerance : Tolerance, optional
-        Instead of the policy's.
+        Replaces the tolerance of the precision.
     """
     tolerance = tolerance or TOLERANCE[precision]
     if logits.shape != reference.logits.shape:
-        reason = f"{tuple(logits.shape)} logits came back for {tuple(reference.logits.shape)}"
+        reason = (
+            f"the logits have shape {tuple(logits.shape)} instead of "
+            f"{tuple(reference.logits.shape)}"
+        )
         return Agreement(float("inf"), float("inf"), 0.0, None, None, None, reason)
     value = logits.detach().cpu().double()
     error = (value - reference.logits).abs()
@@ -192,7 +196,7 @@ def _worst(
     what: str,
     problems: list[str],
 ) -> float | None:
-    """Return the worst error by name, and add what is wrong to ``problems``."""
+    """Return the largest error of a single value, and append every problem to ``problems``."""
     if values is None or not reference:
         return None
     errors = {}

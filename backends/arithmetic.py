@@ -1,4 +1,4 @@
-"""Torch's own arithmetic knobs: set for a precision policy, and read back."""
+"""Torch's settings of floating-point arithmetic: set for a precision policy, and read back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def set_torch_knobs(precision: str) -> None:
-    """Set every knob of torch that changes the arithmetic of float32 operations."""
+    """Set every torch setting that changes the arithmetic of float32 operations."""
     tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
@@ -28,7 +28,7 @@ def autocast(precision: str, device: str) -> contextlib.AbstractContextManager[A
 
 
 def readback() -> dict[str, Any]:
-    """Return torch's knobs as they stand."""
+    """Return the current values of torch's settings."""
     return {
         "torch.backends.cuda.matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
         "torch.backends.cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
@@ -38,16 +38,16 @@ def readback() -> dict[str, Any]:
 
 
 class TorchArithmetic:
-    """What every adapter begins with: its device, precision and dimension, and torch's knobs set.
+    """Base class of adapters: stores their attributes and sets torch's arithmetic.
 
     Parameters
     ----------
     dim : int
     device : str
     precision : str
-        As in the contract; the knobs that change torch's own arithmetic are set accordingly.
+        As in the contract. Torch's settings are those of the precision.
     options : dict
-        For the adapters that derive from it.
+        Not used here; derived classes use it.
     """
 
     def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
@@ -57,5 +57,5 @@ class TorchArithmetic:
         set_torch_knobs(precision)
 
     def precision_readback(self) -> dict[str, Any]:
-        """Read torch's knobs back."""
+        """Return the current values of torch's settings."""
         return readback()

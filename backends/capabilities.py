@@ -1,4 +1,4 @@
-"""What an engine can do, in words and JSON: readable without torch."""
+"""Capabilities of an engine, as a dataclass and as JSON; this module does not import torch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16")
 
 
 class Unsupported(ValueError):
-    """The engine cannot do what was asked, and says which operation is missing."""
+    """The engine lacks a requested operation, which the message names."""
 
 
 class Kind(StrEnum):
-    """The kinds of layer that own weights, by their names in the field.
+    """The kinds of layer that have weights.
 
     ``submanifold`` : output sites are the input sites, odd kernel.
     ``strided`` : kernel 2, stride 2; a coarse site is active if any of its children is.
-    ``inverse`` : undoes a strided convolution and returns to its input sites.
+    ``inverse`` : from the output sites of a strided convolution back to its input sites.
     ``ordinary`` : odd kernel, stride 1; every site that the kernel reaches becomes active.
     ``linear`` : the same matrix at every site (a 1x1x1 convolution).
     ``norm`` : batch normalisation over sites.
@@ -35,7 +35,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can do here; ``probe()`` of its module returns it.
+    """Capabilities of an engine on this machine, as ``probe()`` of its module returns them.
 
     Attributes
     ----------
@@ -46,20 +46,20 @@ class Capabilities:
     precisions : mapping
         Device -> precision policies that the engine implements there.
     dims : tuple of int
-        Spatial dimensions, of 2 and 3.
+        Subset of ``(2, 3)``.
     kinds : frozenset of Kind
-        Layers it can express.
+        Kinds of layers that it has.
     training : bool
-        Whether gradients flow.
+        Whether it computes gradients.
     options : mapping
         Option name -> allowed values, the default first.
     missing : str
-        What it lacks for the UResNet, empty if nothing.
+        Operations of the UResNet that it lacks; empty if none.
     network : str
-        The function that it computes: ``uresnet`` for every engine that can be compared with the
-        float64 reference, another name for one that brings a network of its own.
+        The network that it computes: ``uresnet`` for every engine that can be compared with the
+        float64 reference, another name for an engine with a network of its own.
     note : str
-        What a reader of its numbers must know, empty if nothing.
+        A remark that is needed to interpret its numbers; may be empty.
     """
 
     version: str
@@ -74,12 +74,12 @@ class Capabilities:
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as JSON values."""
+        """Return the capabilities as JSON values."""
         return asdict(self) | {"kinds": sorted(self.kinds)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Capabilities:
-        """Read what ``to_json`` wrote."""
+        """Create capabilities from the values of ``to_json``."""
         per_name = {
             key: {name: tuple(some) for name, some in values[key].items()}
             for key in ("precisions", "options")

@@ -9,7 +9,7 @@ import typer
 
 app = typer.Typer(
     name="weights",
-    help="Carry trained weights from one engine to another.",
+    help="Convert trained weights from one engine to another.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -20,7 +20,7 @@ _LAYOUT = "`canonical`, `study` (the SparseConvNet network of the 2018 study), o
 
 @app.callback()
 def weights() -> None:
-    """Carry trained weights from one engine to another."""
+    """Convert trained weights from one engine to another."""
 
 
 @app.command()
@@ -32,7 +32,7 @@ def convert(
     ),
     into: Annotated[str, typer.Option("--to", help=f"Layout of TARGET: {_LAYOUT}")] = "canonical",
 ) -> None:
-    """Read weights in one layout and write them in another, bit by bit the same numbers."""
+    """Read weights in one layout and write them in another; the numbers keep every bit."""
     from backends import weight_files
 
     try:

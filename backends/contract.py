@@ -1,4 +1,4 @@
-"""What an engine must offer, and the batch of events that every engine is given."""
+"""The contract of all engines: their interface, and the batch of events that is their input."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def master_dtype(precision: str) -> torch.dtype:
 
 
 class InvalidBatch(ValueError):
-    """Sites or features that no engine should ever see."""
+    """Sites or features that are invalid for every engine."""
 
 
 @dataclass(frozen=True)
 class SparseBatch:
-    """Some events as one sparse tensor, checked when it is made.
+    """A batch of events as one sparse tensor, which the constructor checks.
 
     Parameters
     ----------
@@ -48,15 +48,15 @@ class SparseBatch:
     labels : Tensor or None
         (N,) int64, the class of each site.
     spatial_size : int
-        Voxels a side of the cube (or square).
+        Voxels per side of the cube (or square).
     batch_size : int
         Number of events, empty ones included.
 
     Raises
     ------
     InvalidBatch
-        If shapes or types are off, a site is outside the volume or given twice, or a feature
-        is not finite.
+        If a shape or type is wrong, a site is outside the volume or given twice, or a feature is
+        not finite.
     """
 
     sites: Tensor
@@ -94,7 +94,7 @@ class SparseBatch:
             row = int(outside.nonzero()[0, 0])
             raise InvalidBatch(
                 f"site {row} {sites[row].tolist()} lies outside a batch of {self.batch_size} "
-                f"events of {self.spatial_size} voxels a side"
+                f"events of {self.spatial_size} voxels per side"
             )
         if not bool(torch.isfinite(features).all()):
             row = int((~torch.isfinite(features).all(1)).nonzero()[0, 0])
@@ -110,7 +110,7 @@ class SparseBatch:
 
     def to(self, device: str | torch.device) -> SparseBatch:
         """Return the same batch on another device."""
-        moved = object.__new__(SparseBatch)  # already checked: do not pay for it again
+        moved = object.__new__(SparseBatch)  # without the checks, which have passed already
         labels = None if self.labels is None else self.labels.to(device)
         values = (self.sites.to(device), self.features.to(device), labels)
         for name, value in zip(("sites", "features", "labels"), values, strict=True):
@@ -121,14 +121,14 @@ class SparseBatch:
 
 
 def site_keys(sites: Tensor, spatial_size: int) -> Tensor:
-    """Number each site uniquely, in the order of (batch, x, y, z).
+    """Return a unique number per site, ascending in the order of (batch, x, y, z).
 
     Parameters
     ----------
     sites : Tensor
         (N, 1 + dim) integers, the batch index first.
     spatial_size : int
-        Voxels a side; 64-bit keys hold 2**63 voxels, so 768 px at batch 256 fits easily.
+        Voxels per side. Keys of 64 bits number 2**63 voxels; a batch of 256 at 768 px has 2**37.
 
     Returns
     -------
@@ -143,30 +143,30 @@ def site_keys(sites: Tensor, spatial_size: int) -> Tensor:
 
 
 class Backend(Protocol):
-    """One engine, set up for one device, precision and dimension.
+    """An engine for one device, precision and dimension.
 
     An engine's module defines ``probe() -> Capabilities`` and ``class Backend`` with the
-    constructor ``Backend(dim, device, precision, options)``, which sets every arithmetic knob of
-    the engine. The engine's own sparse tensor is opaque: the network only hands it from one
-    layer to the next. A ``cold`` pass times ``tensor``, all layers and ``features``; a ``warm``
-    one ``with_features`` instead of ``tensor``.
+    constructor ``Backend(dim, device, precision, options)``, which sets every arithmetic setting
+    of the engine. The engine's own sparse tensor is opaque: the network only passes it from layer
+    to layer. A ``cold`` pass times ``tensor``, all layers and ``features``; a ``warm`` one
+    ``with_features`` instead of ``tensor``.
 
     Optional members, used if the engine has them:
 
     ``observe(observer)``
         A context manager during which the engine reports to a
-        `backends.profiling_hooks.ProfilingObserver`; ``observing_maps`` serves engines whose
-        kernel maps are built by functions. Without it, a profile counts the construction of maps
-        as part of the convolutions.
+        `backends.profiling_hooks.ProfilingObserver`. For engines with functions that build kernel
+        maps, ``observing_maps`` implements it. Without this member, a profile counts the
+        construction of maps as part of the convolutions.
     ``fused``
         Set of the kinds of layers (``normalisation``, ``add``, ``join``) that the engine computes
-        inside its convolutions: a profile expects no memory traffic of their own.
+        inside its convolutions. A profile counts no memory traffic for these.
     ``rows(x)``
-        The (N, C) features in the engine's own order, computed if they were deferred. With it,
-        single layers are measured without the reordering that ``features`` does.
+        The (N, C) features in the engine's own order, computed if they were deferred. If an
+        engine has it, single layers are measured without the reordering of ``features``.
     ``network(config)``
-        The engine's own network, if it computes another function than the UResNet; its name is
-        given in ``Capabilities.network``.
+        The engine's own network, if it computes another function than the UResNet.
+        ``Capabilities.network`` has its name.
     """
 
     name: str
@@ -175,11 +175,11 @@ class Backend(Protocol):
     precision: str
 
     def precision_readback(self) -> dict[str, Any]:
-        """Read every arithmetic knob back from the engine and torch, as it stands now."""
+        """Return the current value of every arithmetic setting of the engine and of torch."""
         ...
 
     def tensor(self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int) -> Any:
-        """Make the engine's tensor with nothing cached: maps get built by the first layers."""
+        """Return the engine's tensor with nothing cached: the first layers build the maps."""
         ...
 
     def with_features(self, x: Any, features: Tensor) -> Any:
@@ -193,7 +193,7 @@ class Backend(Protocol):
     def convolution(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
     ) -> nn.Module:
-        """Return a convolution without bias; ``level`` counts the strides above its finest side."""
+        """Return a convolution without bias; ``level`` is that of its finer sites, from 0 on."""
         ...
 
     def norm_relu(self, channels: int) -> nn.Module:
@@ -201,7 +201,7 @@ class Backend(Protocol):
         ...
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
-        """Return the same matrix applied at every site."""
+        """Return a linear layer: the same matrix at every site."""
         ...
 
     def add(self, a: Any, b: Any) -> Any:
@@ -221,9 +221,9 @@ class Backend(Protocol):
         ...
 
     def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
-        """Turn a canonical ``weight`` into the engine's layout."""
+        """Convert a canonical ``weight`` to the engine's layout."""
         ...
 
     def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
-        """Turn the engine's layout of a ``weight`` (or its gradient) into the canonical one."""
+        """Convert a ``weight`` (or its gradient) in the engine's layout to the canonical one."""
         ...

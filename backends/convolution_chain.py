@@ -1,4 +1,4 @@
-"""Chains of convolutions of one kind, which measure the cost of dilation without a network.
+"""Chains of convolutions of one kind, to measure the cost of dilation without a network.
 
 An ordinary convolution activates every site that its kernel reaches: one site becomes 3**dim, and
 (2 n + 1)**dim after n of them. A submanifold convolution keeps the sites (arXiv:1706.01307).
@@ -44,7 +44,7 @@ class ChainConfig:
 
 
 class ConvolutionChain(nn.Module):
-    """Convolutions of one kind, one after the other, with nothing in between.
+    """Consecutive convolutions of one kind, with nothing between them.
 
     Raises
     ------
@@ -65,7 +65,7 @@ class ConvolutionChain(nn.Module):
     def tensor(self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int) -> Any:
         """Make the engine's tensor, with room for the sites to grow in all directions.
 
-        Engines treat the border of the volume differently; no site reaches it.
+        Engines treat the border of the volume differently. Here, no site reaches it.
         """
         moved = sites.clone()
         moved[:, 1:] += self.margin

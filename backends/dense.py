@@ -1,4 +1,4 @@
-"""Dense convolutions masked to the active sites, which also give the float64 reference."""
+"""Dense convolutions masked to the active sites; in float64 they are the reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from backends.profiling_hooks import ProfilingObserver, observing_maps
 
 
 def probe() -> Capabilities:
-    """Report what torch's dense convolutions can do here."""
+    """Return the capabilities of torch's dense convolutions on this machine."""
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     return Capabilities(
         version=torch.__version__,
@@ -34,22 +34,22 @@ def probe() -> Capabilities:
 
 @dataclass
 class Grid:
-    """The active sites of one level, in a definite order, and their mask."""
+    """The active sites of one level, in a fixed order."""
 
     sites: Tensor  # (N, 1 + dim) int64
     shape: tuple[int, ...]  # (batch, size, size[, size])
 
     def scatter(self, rows: Tensor) -> Tensor:
-        """Put (N, C) rows into a volume (batch, C, *size), zero elsewhere."""
+        """Return (N, C) rows as a volume (batch, C, *size), zero elsewhere."""
         volume = rows.new_zeros((*self.shape, rows.shape[1]))
         return volume.index_put(self.sites.unbind(1), rows).movedim(-1, 1)
 
     def gather(self, volume: Tensor) -> Tensor:
-        """Take the rows (N, C) of the active sites out of a volume."""
+        """Return the rows (N, C) of the active sites of a volume."""
         return volume.movedim(1, -1)[self.sites.unbind(1)]
 
     def mask(self, volume: Tensor) -> Tensor:
-        """Set everything but the active sites to zero."""
+        """Return a volume with zeros except at the active sites."""
         mask = torch.zeros(self.shape, dtype=volume.dtype, device=volume.device)
         mask[self.sites.unbind(1)] = 1
         return volume * mask.unsqueeze(1)
@@ -57,7 +57,7 @@ class Grid:
 
 @dataclass
 class DenseTensor:
-    """A volume (batch, C, *size) with the grids of all levels made so far."""
+    """A volume (batch, C, *size), with the grids of all levels computed so far."""
 
     volume: Tensor
     grids: list[Grid]
@@ -85,7 +85,7 @@ def _dilated(grid: Grid, kernel_size: int) -> Grid:
 
 
 class Convolution(nn.Module):
-    """One of torch's convolutions, masked to the sites that the kind of layer keeps."""
+    """A torch convolution, masked to the output sites of its kind."""
 
     def __init__(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, dim: int
@@ -100,7 +100,7 @@ class Convolution(nn.Module):
         self.transpose = functional.conv_transpose3d if dim == 3 else functional.conv_transpose2d
 
     def forward(self, x: DenseTensor) -> DenseTensor:
-        """Convolve the whole volume and keep the active sites."""
+        """Convolve the whole volume and mask the result."""
         grids, level = x.grids, x.level
         if self.kind is Kind.STRIDED:
             level += 1
@@ -164,7 +164,7 @@ class Backend(TorchArithmetic):
         return x.grid.gather(x.volume)
 
     def rows(self, x: DenseTensor) -> Tensor:
-        """Return the values as they are kept: a volume, zero but at the active sites."""
+        """Return the values as they are stored: a volume, zero except at the active sites."""
         return x.volume
 
     def convolution(
@@ -180,7 +180,7 @@ class Backend(TorchArithmetic):
         return NormReLU(channels)
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
-        """Return a matrix for every active site."""
+        """Return a linear layer on the active sites."""
         return Linear(in_channels, out_channels, bias)
 
     def add(self, a: DenseTensor, b: DenseTensor) -> DenseTensor:
@@ -192,7 +192,7 @@ class Backend(TorchArithmetic):
         return replace(a, volume=torch.cat([a.volume, b.volume], 1))
 
     def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
-        """Name the layer's parameters canonically."""
+        """Return the layer's parameters by their canonical names."""
         if isinstance(layer, Convolution):
             return {"weight": layer.weight}
         if isinstance(layer, Linear):
@@ -201,15 +201,15 @@ class Backend(TorchArithmetic):
         return norm_parameters(layer.norm)
 
     def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
-        """Canonical is native."""
+        """Return the weight: the native layout is the canonical one."""
         return weight
 
     def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
-        """Canonical is native."""
+        """Return the weight: the native layout is the canonical one."""
         return weight
 
     @contextlib.contextmanager
     def observe(self, observer: ProfilingObserver) -> Iterator[None]:
-        """Tell a profiler of maps."""
+        """Report the construction of coarser grids to a profiler."""
         with observing_maps(observer, (sys.modules[__name__], "_coarser")):
             yield

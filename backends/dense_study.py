@@ -1,8 +1,8 @@
-"""The dense U-ResNet of arXiv:1903.05663 as it was published: another network, on a dense volume.
+"""The dense U-ResNet of arXiv:1903.05663, as published.
 
-It is eighteen times as large as the sparse network that it was compared with, and does not compute
-the same function. Its cells stand beside the others so that the published comparison can be
-redrawn; the engine ``dense`` is the width-matched twin.
+It has eighteen times as many parameters as the sparse network that it was compared with, and
+computes another function. It is measured to reproduce the published comparison. The engine
+``dense`` computes the same function as the sparse engines.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from backends.uresnet import UResNetConfig
 
 
 def probe() -> Capabilities:
-    """Report what torch's dense convolutions do here."""
-    known = dense.probe()
+    """Return the capabilities of torch's dense convolutions on this machine."""
+    torch_dense = dense.probe()
     return Capabilities(
-        version=known.version,
-        devices=known.devices,
-        precisions=known.precisions,
+        version=torch_dense.version,
+        devices=torch_dense.devices,
+        precisions=torch_dense.precisions,
         kinds=frozenset(),
         network="dense-study",
-        note="the study's dense network: 18 times the parameters, not the same function; only its "
-        "being finite is checked",
+        note="the study's dense network: 18 times the parameters, another function; its results "
+        "are checked to be finite only",
     )
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A dense input and the sites whose logits are asked for."""
+    """A dense input, and the sites whose logits are returned."""
 
     values: Tensor  # (batch, 1, *size)
     sites: Tensor  # (N, 1 + dim) int64
@@ -52,7 +52,7 @@ class _Layers:
         self._norm: Any = nn.BatchNorm3d if dim == 3 else nn.BatchNorm2d
 
     def norm(self, channels: int) -> nn.Module:
-        # The published network normalises with the batch's own statistics at test time too.
+        # The published network normalises with the statistics of the batch at test time too.
         layer: nn.Module = self._norm(channels, track_running_stats=False)
         return layer
 
@@ -79,18 +79,18 @@ class _Replicate(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a shortcut, then ReLU."""
+    """Two convolutions, a shortcut that is added to their result, and a ReLU."""
 
     def __init__(self, layers: _Layers, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        # The published module owns a shortcut even where it is not used; it counts as published.
+        # As published: the module has the shortcut's parameters even if the shortcut is not used.
         self.used = inputs != outputs or stride != 1
         self.shortcut = layers.padded(inputs, outputs, 1, stride)
         self.first = layers.padded(inputs, outputs, 3, stride)
         self.second = layers.padded(outputs, outputs, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a volume of the stride's fraction."""
+        """Return a volume whose sides are divided by the stride."""
         shortcut = self.shortcut(x) if self.used else x
         return functional.relu(shortcut + self.second(self.first(x)))
 
@@ -148,7 +148,7 @@ class Network(nn.Module):
 
 
 class Backend(dense.Backend):
-    """Torch's dense convolutions, with a network of its own."""
+    """Torch's dense convolutions, with the published network."""
 
     name = "dense-study"
 
@@ -157,6 +157,6 @@ class Backend(dense.Backend):
         return Network(self.dim, config)
 
     def with_features(self, x: Any, features: Tensor) -> Any:
-        """Scatter new features: a dense volume has no maps to keep."""
+        """Scatter new features; a dense volume has no maps that could be reused."""
         values = torch.zeros_like(x.values, dtype=features.dtype).movedim(1, -1)
         return Volume(values.index_put(x.sites.unbind(1), features).movedim(-1, 1), x.sites)

@@ -15,11 +15,11 @@ from backends.uresnet import UResNet, UResNetConfig
 from backends.weights import Weights
 
 DENSE_VOXELS = 2**16
-"""Largest batch volume (in voxels, batch x size**dim) that the dense reference is computed for.
+"""Largest volume of a batch, in voxels (batch x size**dim), for the dense reference.
 
-Dense float64 on 2**16 voxels takes some ten seconds with 16 filters in 3D. Larger batches
-are computed by the plain-torch kernels of ``sscn`` in float64, which tests compare with the dense
-convolutions.
+Dense convolutions in float64 on 2**16 voxels take about ten seconds with 16 filters in 3D. Larger
+batches are computed by the plain-torch kernels of ``sscn`` in float64, which tests compare with the
+dense convolutions.
 """
 
 
@@ -30,7 +30,7 @@ class Reference:
     Attributes
     ----------
     logits : Tensor
-        (N, classes), rows in input order; in training mode where a step was taken.
+        (N, classes), rows in input order; those of training mode if the reference is of a step.
     loss : Tensor or None
         Scalar, the loss before the step; None without a step.
     gradients : mapping
@@ -50,7 +50,7 @@ class Reference:
 
 
 def reference_method(batch: SparseBatch) -> str:
-    """Return ``dense`` where the volume of the batch is within ``DENSE_VOXELS``."""
+    """Return ``dense`` for a batch of at most ``DENSE_VOXELS``, otherwise ``reference``."""
     voxels = batch.batch_size * batch.spatial_size**batch.dim
     return "dense" if voxels <= DENSE_VOXELS else "reference"
 
@@ -118,7 +118,7 @@ def compute_reference(
     method : str, optional
         ``dense`` or ``reference``; by default ``dense`` within ``DENSE_VOXELS``.
     device : str
-        Where to compute it; the results are on the CPU.
+        Device of the computation; the results are on the CPU.
     """
     method = method or reference_method(batch)
     network = reference_network(config, values, batch.dim, method=method, device=device)
@@ -143,7 +143,7 @@ def compute_reference(
 
 
 def running_statistics(network: UResNet) -> Weights:
-    """Return the running means and variances of a network, canonical, on the CPU."""
+    """Return the running means and variances of a network in canonical layout, on the CPU."""
     return {
         name: value
         for name, value in weights.dump(network).items()

@@ -1,7 +1,7 @@
 """fVDB 0.6 (Apache-2.0) behind the contract; CUDA only.
 
-Written from its source distribution, and not run yet. The float64 check before every time holds
-for it as for all.
+This adapter was written from the source distribution and has not run yet. Its results, like those
+of every engine, are compared with float64 before a time counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
 
 
 def probe() -> Capabilities:
-    """Report what fVDB does here."""
+    """Return the capabilities of fVDB on this machine."""
     on_cuda = torch.cuda.is_available()
     return Capabilities(
         version=importlib.metadata.version("fvdb-core"),
@@ -35,7 +35,7 @@ def probe() -> Capabilities:
 
 @dataclass
 class Grids:
-    """The grids of all levels and the plans between them, each made at its first use."""
+    """The grids of all levels, and the convolution plans between them; made at their first use."""
 
     levels: list[Any]
     input_of_row: Tensor  # (N,) input row of each row of the finest grid
@@ -71,7 +71,7 @@ class GridTensor:
 
 
 class Convolution(nn.Module):
-    """One of fVDB's convolutions with the plan of its level."""
+    """A convolution of fVDB, with the plan of its level."""
 
     def __init__(self, native: nn.Module, kind: Kind) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Convolution(nn.Module):
         self.kind = kind
 
     def forward(self, x: GridTensor) -> GridTensor:
-        """Convolve by the plan."""
+        """Convolve with the plan."""
         plan = x.grids.plan(self.kind, x.level)
         change = {Kind.STRIDED: 1, Kind.INVERSE: -1}.get(self.kind, 0)
         return GridTensor(self.native(x.values, plan), x.grids, x.level + change)
@@ -93,7 +93,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
     def tensor(
         self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int
     ) -> GridTensor:
-        """Make a batch of grids, and bring the rows into its order."""
+        """Return a batch of grids, and the features in the order of their voxels."""
         by_event = sites[:, 0].argsort(stable=True)
         sites = sites[by_event]
         voxels = fvdb.JaggedTensor.from_data_and_indices(
@@ -109,11 +109,11 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return GridTensor(values, Grids([grid], input_of_row, row_of_input), 0)
 
     def with_features(self, x: GridTensor, features: Tensor) -> GridTensor:
-        """Keep grids and plans."""
+        """Return other features on the same grids and plans."""
         return self.replace(x, features[x.grids.input_of_row])
 
     def features(self, x: GridTensor) -> Tensor:
-        """Bring the rows back to input order, at the finest level."""
+        """Return the rows; at the finest level, in input order."""
         rows = self.rows(x)
         return rows if x.level else rows[x.grids.row_of_input]
 
@@ -123,7 +123,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return features
 
     def replace(self, x: GridTensor, rows: Tensor) -> GridTensor:
-        """Keep grids and plans."""
+        """Return other features on the same grids and plans."""
         return replace(x, values=x.values.jagged_like(rows))
 
     def convolution(
@@ -132,23 +132,23 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         """Return a convolution."""
         expected = 3 if kind is Kind.SUBMANIFOLD else 2
         if kind is Kind.ORDINARY or kernel_size != expected:
-            raise Unsupported(f"fVDB is used for no {kind} convolution of {kernel_size}")
+            raise Unsupported(f"fVDB: no {kind} convolution with kernel {kernel_size} here")
         layer = fvdb.nn.SparseConvTranspose3d if kind is Kind.INVERSE else fvdb.nn.SparseConv3d
         stride = 1 if kind is Kind.SUBMANIFOLD else 2
         native = layer(in_channels, out_channels, kernel_size, stride=stride, bias=False)
         return Convolution(native, kind)
 
     def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
-        """Name the layer's parameters canonically."""
+        """Return the layer's parameters by their canonical names."""
         if isinstance(layer, Convolution):
             return {"weight": layer.native.weight}  # type: ignore[dict-item]
         assert isinstance(layer, Pointwise)
         return pointwise_parameters(layer)
 
     def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
-        """Keep (out, in, *k); turn (in, out, *k) of the inverse round."""
+        """Return (out, in, *k) as it is, and (in, out, *k) of the inverse as (out, in, *k)."""
         return weight.transpose(0, 1) if kind is Kind.INVERSE else weight
 
     def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
-        """Turn the inverse back into (in, out, *k)."""
+        """Return the weight of an inverse convolution as (in, out, *k), others as they are."""
         return weight.transpose(0, 1) if kind is Kind.INVERSE else weight

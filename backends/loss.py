@@ -1,4 +1,4 @@
-"""The loss of the study."""
+"""Loss of the 2018 study."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 def event_cross_entropy(
     logits: Tensor, labels: Tensor, batch_index: Tensor, batch_size: int
 ) -> Tensor:
-    """Cross entropy averaged over the sites of an event and summed over events.
+    """Return the cross entropy, averaged over the sites of each event and summed over events.
 
     Parameters
     ----------

@@ -20,11 +20,11 @@ from backends.norm import norm_parameters
 from backends.profiling_hooks import ProfilingObserver, replaced
 from backends.uresnet import NORM_EPS, NORM_MOMENTUM
 
-# Its matrix products run in OpenBLAS, which reads its thread count when it is loaded.
+# The engine multiplies with OpenBLAS, which reads its thread count when it is loaded.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", str(torch.get_num_threads()))
-# Without the variable it sets 16 threads of its own on machines with more processors than that.
+# Without this variable, the engine uses 16 threads on machines with more than 16 processors.
 os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-if not hasattr(collections, "Sequence"):  # it asks for the name that Python 3.10 removed
+if not hasattr(collections, "Sequence"):  # the engine uses this name, which Python 3.10 removed
     collections.Sequence = collections.abc.Sequence  # type: ignore[attr-defined]
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "The MinkowskiEngine was compiled with CPU_ONLY flag")
@@ -32,7 +32,7 @@ with warnings.catch_warnings():
 
 
 def probe() -> Capabilities:
-    """Report what this build of MinkowskiEngine does here."""
+    """Return the capabilities of this build of MinkowskiEngine on this machine."""
     on_cuda = me.is_cuda_available() and torch.cuda.is_available()
     precisions = {"cpu": ("fp32", "fp64")} | ({"cuda": ("fp32", "fp64")} if on_cuda else {})
     return Capabilities(
@@ -50,10 +50,10 @@ class Backend(TorchArithmetic):
 
     def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
         super().__init__(dim, device, precision, options)
-        self._asked: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
+        self._requested_maps: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
 
     def precision_readback(self) -> dict[str, Any]:
-        """Read torch's knobs and the threads of OpenBLAS; the engine has no knob of its own."""
+        """Return torch's settings and the threads of OpenBLAS; the engine itself has none."""
         return super().precision_readback() | {
             "OPENBLAS_NUM_THREADS": os.environ["OPENBLAS_NUM_THREADS"]
         }
@@ -61,13 +61,13 @@ class Backend(TorchArithmetic):
     def tensor(
         self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int
     ) -> me.SparseTensor:
-        """Make a tensor with a coordinate manager of its own; an empty one kills the process."""
+        """Return a tensor with a new coordinate manager; without sites it would crash."""
         if len(sites) == 0:
-            raise Unsupported("MinkowskiEngine dies on a batch without sites")
+            raise Unsupported("MinkowskiEngine crashes on a batch without sites")
         return me.SparseTensor(features.contiguous(), coordinates=sites.contiguous())
 
     def with_features(self, x: me.SparseTensor, features: Tensor) -> me.SparseTensor:
-        """Keep the coordinate manager, which holds the maps."""
+        """Return other features with the same coordinate manager, which holds the maps."""
         return me.SparseTensor(
             features,
             coordinate_map_key=x.coordinate_map_key,
@@ -75,21 +75,21 @@ class Backend(TorchArithmetic):
         )
 
     def features(self, x: me.SparseTensor) -> Tensor:
-        """Return the rows; transposed convolutions bring them back to input order."""
+        """Return the rows; at the finest level they are in input order."""
         features: Tensor = x.F
         return features
 
     def convolution(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
     ) -> nn.Module:
-        """Return a convolution of any kind; the engine knows levels by their tensor stride."""
+        """Return a convolution of any kind; the engine finds the level from the tensor stride."""
         if kind in (Kind.STRIDED, Kind.INVERSE) and kernel_size != 2:
             raise Unsupported("strided and inverse convolutions have kernel 2 and stride 2")
         layer = (
             me.MinkowskiConvolutionTranspose if kind is Kind.INVERSE else me.MinkowskiConvolution
         )
         with warnings.catch_warnings():
-            # Its autograd functions are instantiated, which torch has deprecated.
+            # The engine instantiates autograd functions, which torch has deprecated.
             warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)
             result: nn.Module = layer(
                 in_channels,
@@ -107,7 +107,7 @@ class Backend(TorchArithmetic):
         return nn.Sequential(norm, me.MinkowskiReLU())
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
-        """Return the engine's matrix."""
+        """Return the engine's linear layer."""
         layer: nn.Module = me.MinkowskiLinear(in_channels, out_channels, bias=bias)
         return layer
 
@@ -120,7 +120,7 @@ class Backend(TorchArithmetic):
         return me.cat(a, b)
 
     def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
-        """Name the layer's parameters canonically."""
+        """Return the layer's parameters by their canonical names."""
         if isinstance(layer, nn.Sequential):
             norm = layer[0]
             assert isinstance(norm, me.MinkowskiBatchNorm)
@@ -130,7 +130,7 @@ class Backend(TorchArithmetic):
         return {"weight": layer.kernel}  # type: ignore[dict-item]
 
     def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
-        """Turn (out, in, *k), or (in, out, *k), into (K, in, out), the first axis of k fastest."""
+        """Turn (out, in, *k) or (in, out, *k) into (K, in, out); axis 0 of k varies fastest."""
         if kind is Kind.LINEAR:
             return weight
         if kind is not Kind.INVERSE:
@@ -139,7 +139,7 @@ class Backend(TorchArithmetic):
         return weight.permute(*spatial, 0, 1).flatten(0, self.dim - 1)
 
     def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
-        """Turn (K, in, out), the first axis of k fastest, into (out, in, *k) or (in, out, *k)."""
+        """Turn (K, in, out) into (out, in, *k) or (in, out, *k); axis 0 of k varies fastest."""
         if kind is Kind.LINEAR:
             return weight
         size = round(len(weight) ** (1 / self.dim))
@@ -150,43 +150,46 @@ class Backend(TorchArithmetic):
 
     @contextlib.contextmanager
     def observe(self, observer: ProfilingObserver) -> Iterator[None]:
-        """Tell a profiler of maps: asked for before the convolution that would build them inside.
+        """Report the construction of maps to a profiler.
 
-        The engine hands a copy of the map out, which takes a hundredth of the time to build it.
+        A convolution builds its map inside. Therefore each map is requested before the first
+        convolution that uses it. The engine returns a copy, which takes a hundredth of the time
+        of building the map.
         """
 
-        def mapped(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def with_map_first(forward: Callable[..., Any]) -> Callable[..., Any]:
             build = observer.within("map")(_build_map)
 
-            def convolved(layer: Any, x: me.SparseTensor, *arguments: Any, **named: Any) -> Any:
+            def convolve(layer: Any, x: me.SparseTensor, *arguments: Any, **named: Any) -> Any:
                 generator = layer.kernel_generator
-                which = (
+                key = (
                     tuple(x.coordinate_map_key.get_tensor_stride()),
                     tuple(generator.kernel_size),
                     layer.is_transpose,
                 )
-                known = self._asked.setdefault(x.coordinate_manager, set())
-                if which not in known and not generator.expand_coordinates:
-                    known.add(which)
+                requested = self._requested_maps.setdefault(x.coordinate_manager, set())
+                if key not in requested and not generator.expand_coordinates:
+                    requested.add(key)
                     build(x, generator, layer.is_transpose)
                 return forward(layer, x, *arguments, **named)
 
-            return convolved
+            return convolve
 
         with (
-            replaced(me.MinkowskiConvolution, "forward", mapped),
-            replaced(me.MinkowskiConvolutionTranspose, "forward", mapped),
+            replaced(me.MinkowskiConvolution, "forward", with_map_first),
+            replaced(me.MinkowskiConvolutionTranspose, "forward", with_map_first),
         ):
             yield
 
 
 def _build_map(x: me.SparseTensor, generator: Any, transposed: bool) -> None:
-    """Have the coordinate manager build the map of a convolution, and its sites if need be."""
-    manager, here = x.coordinate_manager, x.coordinate_map_key
+    """Let the coordinate manager build the map of a convolution, and missing output sites."""
+    manager, source = x.coordinate_manager, x.coordinate_map_key
     stride = list(generator.kernel_stride)
     if transposed:
-        finer = [have // by for have, by in zip(here.get_tensor_stride(), stride, strict=True)]
-        there = manager._get_coordinate_map_key(finer)
+        finer = [size // by for size, by in zip(source.get_tensor_stride(), stride, strict=True)]
+        target = manager._get_coordinate_map_key(finer)
     else:
-        there = manager.stride(here, stride)
-    manager.kernel_map(here, there, stride, list(generator.kernel_size), 1, is_transpose=transposed)
+        target = manager.stride(source, stride)
+    size = list(generator.kernel_size)
+    manager.kernel_map(source, target, stride, size, 1, is_transpose=transposed)

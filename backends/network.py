@@ -15,9 +15,9 @@ from backends.uresnet import UResNet, UResNetConfig
 
 
 def build(backend: Backend, config: UResNetConfig) -> Any:
-    """Return the network of an engine; it has ``tensor`` and ``forward`` as ``UResNet`` has.
+    """Return the network of an engine, which has ``tensor`` and ``forward`` like ``UResNet``.
 
-    An engine that computes another function says so in its capabilities and has a method
+    An engine that computes another function names it in its capabilities and has a method
     ``network(config)``.
     """
     own = getattr(backend, "network", None)

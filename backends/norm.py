@@ -1,4 +1,4 @@
-"""Batch normalisation over rows, shared by the engines that leave it to torch."""
+"""Batch normalisation over rows by torch, for engines that have none of their own."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from backends.profiling_hooks import ProfilingObserver, observing_maps
 
 
 def _import_without_torchvision() -> Any:
-    """Import ocnn; one of its example models wants torchvision, which nothing here needs."""
+    """Import ocnn without torchvision, which only one of its example models uses."""
     names = ("torchvision", "torchvision.models")
     if any(name in sys.modules for name in names):
         import ocnn
@@ -44,7 +44,7 @@ METHODS_CUDA = ("triton", *METHODS)
 
 
 def probe() -> Capabilities:
-    """Report what ocnn does here."""
+    """Return the capabilities of ocnn on this machine."""
     on_cuda = torch.cuda.is_available()
     precisions: dict[str, tuple[str, ...]] = {"cpu": ("fp32", "fp64")}
     if on_cuda:
@@ -70,7 +70,7 @@ class OctreeTensor:
 
 
 class Convolution(nn.Module):
-    """One of ocnn's convolutions on non-empty nodes, which is a sparse convolution."""
+    """A convolution of ocnn on non-empty nodes, which is a sparse convolution."""
 
     def __init__(self, native: nn.Module, change: int, cast: torch.dtype | None) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return config
 
     def precision_readback(self) -> dict[str, Any]:
-        """Read torch's knobs, and those of ocnn's Triton kernels on a GPU."""
+        """Return torch's settings, and those of ocnn's Triton kernels on a GPU."""
         own: dict[str, Any] = {"ocnn.method": self.method}
         if self.device == "cuda":
             own["ocnn.allow_tf32"] = self._config().allow_tf32
@@ -113,14 +113,14 @@ class Backend(TorchArithmetic, PointwiseByTorch):
     def tensor(
         self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int
     ) -> OctreeTensor:
-        """Build the octree with all its neighbours and bring the rows into z-order.
+        """Build the octree with the neighbours of all levels, and reorder the rows to z-order.
 
-        The octree is one level deeper than the volume needs, so that the coarsest level of a
-        network never meets the levels that ocnn keeps full.
+        The octree is one level deeper than the volume requires, so that no level of the network
+        is one that ocnn stores as full.
         """
         depth = (spatial_size - 1).bit_length() + 1
         batch = sites[:, 0].long()
-        events = int(batch.max()) + 1  # it refuses a batch whose last event is empty
+        events = int(batch.max()) + 1  # ocnn rejects a batch whose last event is empty
         points = (sites[:, 1:] + 0.5) * (2 / 2**depth) - 1
         octree = ocnn.octree.Octree(depth, full_depth=1, batch_size=events, device=sites.device)
         cloud = ocnn.octree.Points(points, batch_id=batch, batch_size=events)
@@ -129,13 +129,13 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return self.with_features(OctreeTensor(features, octree, depth, row_of_input), features)
 
     def with_features(self, x: OctreeTensor, features: Tensor) -> OctreeTensor:
-        """Keep the octree."""
+        """Return other features on the same octree."""
         input_of_row = torch.empty_like(x.row_of_input)
         input_of_row[x.row_of_input] = torch.arange(len(features), device=features.device)
         return replace(x, values=features[input_of_row])
 
     def features(self, x: OctreeTensor) -> Tensor:
-        """Bring the rows back to input order, at the finest level."""
+        """Return the rows; at the finest level, in input order."""
         return x.values[x.row_of_input] if x.depth == x.octree.depth else x.values
 
     def rows(self, x: OctreeTensor) -> Tensor:
@@ -143,7 +143,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return x.values
 
     def replace(self, x: OctreeTensor, rows: Tensor) -> OctreeTensor:
-        """Keep octree and depth."""
+        """Return other rows at the same depth of the same octree."""
         return replace(x, values=rows)
 
     def convolution(
@@ -166,7 +166,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return Convolution(native, change, self.cast)
 
     def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
-        """Name the layer's parameters canonically."""
+        """Return the layer's parameters by their canonical names."""
         if isinstance(layer, Convolution):
             return {"weight": layer.native.weights}  # type: ignore[dict-item]
         assert isinstance(layer, Pointwise)
@@ -186,6 +186,6 @@ class Backend(TorchArithmetic, PointwiseByTorch):
 
     @contextlib.contextmanager
     def observe(self, observer: ProfilingObserver) -> Iterator[None]:
-        """Tell a profiler of maps."""
+        """Report the construction of neighbours to a profiler."""
         with observing_maps(observer, (ocnn.octree.Octree, "construct_all_neigh")):
             yield

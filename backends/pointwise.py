@@ -1,4 +1,4 @@
-"""Layers that treat each row alone, for the engines that leave them to torch."""
+"""Layers that act on each row alone, by torch, for engines that have none of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from backends.norm import batch_norm, norm_parameters
 
 
 class Pointwise(nn.Module):
-    """One of torch's layers on the features of an engine's tensor."""
+    """A torch layer on the features of an engine's tensor."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Pointwise(nn.Module):
 
 
 class PointwiseByTorch:
-    """The part of the contract that acts on rows; engines derive and add their convolutions."""
+    """Base class with the part of the contract that acts on rows; engines add convolutions."""
 
     def rows(self, x: Any) -> Tensor:
         """Return the (N, C) features in the engine's own order."""
@@ -46,7 +46,7 @@ class PointwiseByTorch:
         return Pointwise(nn.Sequential(batch_norm(channels), nn.ReLU()), self.rows, self.replace)
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
-        """Return torch's matrix on the rows."""
+        """Return torch's linear layer on the rows."""
         return Pointwise(nn.Linear(in_channels, out_channels, bias=bias), self.rows, self.replace)
 
     def add(self, a: Any, b: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The child process of a probe: import one engine's adapter and write down what it can do."""
+"""Child process of a probe: imports one engine's adapter and writes its capabilities to a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def answer(module: str) -> dict[str, object]:
-    """Return the capabilities of an engine as JSON values, or the reason of its absence."""
+    """Return the capabilities of an engine as JSON values, or the reason why it has none here."""
     try:
         found = importlib.import_module(module).probe()
         result: dict[str, object] = found.to_json()
@@ -25,9 +25,11 @@ def answer(module: str) -> dict[str, object]:
 
 
 def main() -> None:
-    """Write the answer in one step, so that a dying engine leaves a whole answer or none."""
+    """Write the answer to a file that is complete or missing, even if the engine crashes."""
     module, path = sys.argv[1:]
-    if sys.platform == "linux":  # an import that hangs must not outlive the parent
+    # An import that hangs must not outlive the parent. ``harness.child_process`` has the same call,
+    # but this package does not import the harness.
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     written = Path(path).with_suffix(".partial")
     written.write_text(json.dumps(answer(module), default=repr))

@@ -2,8 +2,8 @@
 
 An engine that defers work, or that builds kernel maps inside its layers, has a method
 ``observe(observer)``: a context manager during which the engine reports to the observer. Outside
-of it nothing is reported and nothing costs time. Our own engine takes the observer as an object;
-for other engines, whose code is not ours, their adapters wrap functions while the context lasts.
+of the context nothing is reported and no time is spent. The engine of this project calls the
+observer itself; the adapters of other engines wrap functions of the engine during the context.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Function = Callable[..., Any]
 
 
 class LayerRecorder(Protocol):
-    """Records the work of one layer that is done after the layer's call has returned."""
+    """Recorder for work of one layer that is done after the layer's call has returned."""
 
     @property
     def accepts_intervals(self) -> bool:
-        """Whether ``record_interval`` may be called; otherwise only ``record_call``."""
+        """Whether ``record_interval`` may be called; if not, only ``record_call`` may."""
         ...
 
     def record_call(self, function: Callable[[], None], *, backward: bool) -> None:
@@ -55,14 +55,14 @@ class ProfilingObserver(Protocol):
     def outside_layers(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return the function so that its call, and autograd nodes made in it, count for no layer.
 
-        What a ``LayerRecorder`` records during the call still counts for its layer.
+        Work that a ``LayerRecorder`` records during the call still counts for its layer.
         """
         ...
 
 
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, decorate: Callable[[Function], Function]) -> Iterator[None]:
-    """Replace an attribute of a module, class or object by its decorated value for a while."""
+    """Replace an attribute of a module, class or object by its decorated value in a context."""
     own = vars(owner).get(name)
     setattr(owner, name, decorate(getattr(owner, name)))
     try:

@@ -1,4 +1,4 @@
-"""The engines by name: built in, or announced by entry points; probed in a child process."""
+"""Registry of engines: built-in ones and those of entry points, probed in child processes."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ class UnknownBackend(ValueError):
 
 @dataclass(frozen=True)
 class Availability:
-    """What a probe found.
+    """Result of a probe.
 
     Attributes
     ----------
     name : str
         The engine.
     capabilities : Capabilities or None
-        What it can do here; None where it is absent.
+        Its capabilities on this machine; None if it is not available.
     reason : str
-        Why it is absent, one line; empty where it is present.
+        Why it is not available, in one line; empty if it is available.
     """
 
     name: str
@@ -67,12 +67,12 @@ class Availability:
 
 @functools.cache
 def _modules() -> dict[str, str]:
-    announced = importlib.metadata.entry_points(group=GROUP)
-    return {point.name: point.value for point in announced} | BUILT_IN
+    entry_points = importlib.metadata.entry_points(group=GROUP)
+    return {point.name: point.value for point in entry_points} | BUILT_IN
 
 
 def names() -> list[str]:
-    """Return every engine's name: the built-in ones in order, then the announced ones."""
+    """Return the names of all engines: the built-in ones in order, then those of entry points."""
     return [*BUILT_IN, *sorted(set(_modules()) - set(BUILT_IN))]
 
 
@@ -85,16 +85,16 @@ def module_name(name: str) -> str:
         If no engine has this name.
     """
     if name not in _modules():
-        known = ", ".join(names())
-        raise UnknownBackend(f"there is no engine called {name!r}; choose one of {known}")
+        choices = ", ".join(names())
+        raise UnknownBackend(f"there is no engine called {name!r}; choose one of {choices}")
     return _modules()[name]
 
 
 def interpreter(name: str) -> str:
-    """Return the Python that runs an engine: this one, unless the environment names another.
+    """Return the Python interpreter of an engine: this one, unless the environment sets another.
 
-    Two engines that do not fit together are installed in two environments; the variable
-    ``SSCN_BENCH_PYTHON_<NAME>`` (upper case, ``_`` for ``-``) holds the path of the other one.
+    Engines with conflicting dependencies are installed in separate environments. The variable
+    ``SSCN_BENCH_PYTHON_<NAME>`` (upper case, ``_`` for ``-``) holds the path of the interpreter.
     """
     variable = "SSCN_BENCH_PYTHON_" + name.upper().replace("-", "_")
     return os.environ.get(variable, sys.executable)
@@ -103,7 +103,7 @@ def interpreter(name: str) -> str:
 def load(
     name: str, *, dim: int, device: str, precision: str, options: dict[str, str] | None = None
 ) -> Backend:
-    """Set an engine up.
+    """Create the backend of an engine.
 
     Raises
     ------
@@ -115,32 +115,32 @@ def load(
     module = importlib.import_module(module_name(name))
     capabilities = module.probe()
     options = dict(options or {})
-    _refuse(name, "dimension", str(dim), tuple(map(str, capabilities.dims)))
-    _refuse(name, "device", device, capabilities.devices)
-    _refuse(name, "precision", precision, tuple(capabilities.precisions.get(device, ())))
+    _check_allowed(name, "dimension", str(dim), tuple(map(str, capabilities.dims)))
+    _check_allowed(name, "device", device, capabilities.devices)
+    _check_allowed(name, "precision", precision, tuple(capabilities.precisions.get(device, ())))
     for option, value in options.items():
-        _refuse(name, "option", option, tuple(capabilities.options))
-        _refuse(name, f"value of {option}", value, tuple(capabilities.options[option]))
+        _check_allowed(name, "option", option, tuple(capabilities.options))
+        _check_allowed(name, f"value of {option}", value, tuple(capabilities.options[option]))
     defaults = {option: values[0] for option, values in capabilities.options.items()}
-    found: Backend = module.Backend(dim, device, precision, defaults | options)
-    return found
+    backend: Backend = module.Backend(dim, device, precision, defaults | options)
+    return backend
 
 
-def _refuse(name: str, what: str, value: str, allowed: tuple[str, ...]) -> None:
+def _check_allowed(name: str, what: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         offer = f"it has {', '.join(allowed)}" if allowed else "it has none"
         raise Unsupported(f"{name} does not offer the {what} {value} here: {offer}")
 
 
 def probe(name: str, timeout: float = PROBE_TIMEOUT) -> Availability:
-    """Ask an engine what it can do, in a child process that may die or hang as it likes.
+    """Find out what an engine can do, in a child process, because its import may crash or hang.
 
     Parameters
     ----------
     name : str
         The engine.
     timeout : float
-        Seconds after which the child is killed with everything that it started.
+        Seconds after which the child process is killed, together with all processes it started.
 
     Raises
     ------
@@ -171,7 +171,7 @@ def probe(name: str, timeout: float = PROBE_TIMEOUT) -> Availability:
             child.wait()
             return Availability(name, None, f"the probe gave no answer in {timeout:g} s")
         if not answer.exists():
-            return Availability(name, None, f"the probe died without an answer ({_death(code)})")
+            return Availability(name, None, f"the probe ended without an answer ({_exit(code)})")
         text = answer.read_text(errors="replace")
     try:
         found = json.loads(text)
@@ -184,27 +184,31 @@ def probe(name: str, timeout: float = PROBE_TIMEOUT) -> Availability:
 
 
 def _one_line(text: str) -> str:
-    """Return the printable characters of a text: escape codes would reach the terminal."""
+    """Return a text with every unprintable character replaced by a space.
+
+    Escape sequences of an engine must not reach the terminal. ``harness.terminal.plain`` keeps
+    newlines, which a reason must not have, and cannot be imported here.
+    """
     return "".join(each if each.isprintable() else " " for each in text)
 
 
-def _death(code: int) -> str:
+def _exit(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def probe_all(
     wanted: Iterable[str] | None = None, timeout: float = PROBE_TIMEOUT, workers: int | None = None
 ) -> Iterator[Availability]:
-    """Probe several engines side by side and yield each answer as it arrives.
+    """Probe engines in parallel and yield each result as soon as it is available.
 
     Parameters
     ----------
     wanted : iterable of str, optional
         The engines; all by default.
     timeout : float
-        Seconds for each.
+        Seconds per engine.
     workers : int, optional
-        Children at a time; by default one for each processor.
+        Child processes at a time; by default one per processor.
     """
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         jobs = [pool.submit(probe, name, timeout) for name in wanted or names()]

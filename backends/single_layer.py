@@ -1,7 +1,7 @@
-"""One convolution of the UResNet by itself: on the sites and with the channels of its level.
+"""A single convolution of the UResNet, on the sites and with the channels of its level.
 
-The measured work is that of the engine on its own tensor. Reordering rows into the order of the
-engine and back is excluded for engines that have a method ``rows``.
+Only the engine's work on its own tensor is measured. For engines that have a method ``rows``, the
+reordering of rows to the engine's order and back is excluded.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class SingleLayerConfig:
     kind : Kind
         ``SUBMANIFOLD``, ``STRIDED`` or ``INVERSE``.
     fine : int
-        Channels on the level's own sites.
+        Channels on the sites of the level.
     coarse : int
-        Channels on the next coarser level's sites; those of a submanifold convolution are unused.
+        Channels on the sites of the next coarser level; unused for a submanifold convolution.
     """
 
     kind: Kind
@@ -68,18 +68,18 @@ class SingleLayerConfig:
 
 
 def coarsened(batch: SparseBatch, level: int, depth: int, channels: int) -> SparseBatch:
-    """Return the sites that a batch has at a level of a UResNet, with new random features.
+    """Return the sites of a batch at a level of a UResNet, with new random features.
 
     Parameters
     ----------
     batch : SparseBatch
-        At the finest level.
+        Sites of the finest level.
     level : int
-        Strides of two above it.
+        Number of strides above the finest level.
     depth : int
         Levels of the network, which rounds the volume up so that every stride divides it.
     channels : int
-        Features per site, normally distributed; the same bits on every machine.
+        Features per site. They are normally distributed, the same bits on every machine.
     """
     sites = batch.sites
     if level:
@@ -97,7 +97,7 @@ def coarsened(batch: SparseBatch, level: int, depth: int, channels: int) -> Spar
 
 
 class SingleLayer(nn.Module):
-    """One convolution of an engine, and for an inverse one the strided one that it undoes.
+    """One convolution of an engine; for an inverse one, also the strided one before it.
 
     Raises
     ------
@@ -147,7 +147,7 @@ class SingleLayer(nn.Module):
 
 
 def initial(config: SingleLayerConfig, dim: int) -> Weights:
-    """Draw the canonical weights; the same bits everywhere."""
+    """Draw the canonical weights; they have the same bits on every machine."""
     generator = torch.Generator().manual_seed(0)
     values: Weights = {}
     names = {"layer": config.kind}
@@ -163,47 +163,47 @@ def initial(config: SingleLayerConfig, dim: int) -> Weights:
 
 
 class LayerCall:
-    """One phase of one convolution on some sites, prepared so that a call does only that.
+    """One phase of one convolution: a call runs the phase, and everything else is done before.
 
-    The gradients are those of half the sum of the output's squares over the square root of the
-    number of sites: a loss that does not depend on the order of sites, which engines choose.
+    The gradients are those of half the sum of squares of the output, divided by the square root
+    of the number of sites. This loss does not depend on the order of sites, which engines choose.
 
     Parameters
     ----------
-    operation : SingleLayer
-        With its weights.
+    convolution : SingleLayer
+        With its weights loaded.
     batch : SparseBatch
-        Where the operation's engine runs.
+        On the device of the convolution's engine.
     features : Tensor
         (N, C), in the type of the engine's weights.
     phase : str
-        ``forward``, ``input-gradient`` or ``weight-gradient`` with a cached map; ``map``: from
-        the sites to the result of the smallest convolution.
+        ``forward``, ``input-gradient`` or ``weight-gradient``, each with a cached map; or
+        ``map``, from the sites to the result of the smallest convolution.
     arithmetic : callable
         Returns the context in which forward passes run.
     """
 
     def __init__(
         self,
-        operation: SingleLayer,
+        convolution: SingleLayer,
         batch: SparseBatch,
         features: Tensor,
         phase: str,
         arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        self.operation = operation
+        self.convolution = convolution
         self.batch = batch
         self.features = features
         self.phase = phase
         self.arithmetic = arithmetic
         self._last: Any = None
-        operation.train(phase in (INPUT, WEIGHT))
-        operation.requires_grad_(False)
-        operation.weight.requires_grad_(phase == WEIGHT)
+        convolution.train(phase in (INPUT, WEIGHT))
+        convolution.requires_grad_(False)
+        convolution.weight.requires_grad_(phase == WEIGHT)
         if phase == FORWARD:
             with torch.no_grad(), arithmetic():
-                self._source = operation.source(batch, features)
-                operation.stored(operation(self._source))  # builds the map
+                self._source = convolution.source(batch, features)
+                convolution.stored(convolution(self._source))  # builds the map
         elif phase in (INPUT, WEIGHT):
             self._record()
 
@@ -211,10 +211,10 @@ class LayerCall:
         """Run forward once, and retain the graph."""
         self._leaf = self.features.detach().clone().requires_grad_(self.phase == INPUT)
         with self.arithmetic():
-            x = self.operation.source(self.batch, self._leaf)
-            self._inner = self.operation.stored(x)
-            self._out = self.operation.stored(self.operation(x))
-        self._target = self._inner if self.phase == INPUT else self.operation.weight
+            x = self.convolution.source(self.batch, self._leaf)
+            self._inner = self.convolution.stored(x)
+            self._out = self.convolution.stored(self.convolution(x))
+        self._target = self._inner if self.phase == INPUT else self.convolution.weight
         self._grad = self._out.detach() / math.sqrt(max(1, len(self.batch.sites)))
 
     def __call__(self) -> Any:
@@ -226,28 +226,28 @@ class LayerCall:
             return self._last
         with torch.no_grad(), self.arithmetic():
             building = self.phase == MAP
-            x = self.operation.source(self.batch, self.features) if building else self._source
-            self._last = self.operation(x)
-            self.operation.stored(self._last)
+            x = self.convolution.source(self.batch, self.features) if building else self._source
+            self._last = self.convolution(x)
+            self.convolution.stored(self._last)
         return self._last
 
     def result(self) -> Tensor:
-        """Return what the last call computed, as a table that does not depend on the engine.
+        """Return the result of the last call, as a table that does not depend on the engine.
 
-        The order of the sites of a coarser level depends on the engine: there, each column is
-        sorted. The gradient of an inverse convolution's input is propagated to the level's own
-        sites.
+        The order of the sites of a coarser level depends on the engine; on such a level, each
+        column is sorted. The gradient of the input of an inverse convolution is propagated to the
+        finer sites.
         """
-        operation, kind = self.operation, self.operation.config.kind
+        convolution, kind = self.convolution, self.convolution.config.kind
         if self.phase == WEIGHT:
-            shape = weights.weight_shape(operation.layer, self.batch.dim)
-            return operation.backend.from_native(kind, self._last).reshape(shape).flatten(1)
+            shape = weights.weight_shape(convolution.layer, self.batch.dim)
+            return convolution.backend.from_native(kind, self._last).reshape(shape).flatten(1)
         if self.phase == INPUT:
             (found,) = torch.autograd.grad(
                 self._inner, self._leaf, self._last, retain_graph=True, allow_unused=True
             )
             return torch.zeros_like(self._leaf) if found is None else found
-        rows = operation.backend.features(self._last)
+        rows = convolution.backend.features(self._last)
         return sorted_columns(rows) if kind is Kind.STRIDED else rows
 
 
@@ -255,8 +255,8 @@ def layer_reference(
     config: SingleLayerConfig, values: Mapping[str, Tensor], batch: SparseBatch, phase: str
 ) -> Reference:
     """Compute the result of a phase in float64."""
-    operation = SingleLayer(reference_backend(batch.dim), config).to(torch.float64)
-    weights.load(operation, values)
-    call = LayerCall(operation, batch, batch.features.double(), phase)
+    convolution = SingleLayer(reference_backend(batch.dim), config).to(torch.float64)
+    weights.load(convolution, values)
+    call = LayerCall(convolution, batch, batch.features.double(), phase)
     call()
     return Reference(call.result().detach(), None, {}, {}, "reference")

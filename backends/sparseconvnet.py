@@ -12,11 +12,11 @@ from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.uresnet import NORM_EPS, NORM_MOMENTUM
 
-UNIQUE_SITES = 0  # InputLayer's mode for sites without duplicates, which keeps their order
+UNIQUE_SITES = 0  # mode of InputLayer: there are no duplicates, and the order is kept
 
 
 def _runs_on_cuda() -> bool:
-    """Tell a CUDA build by letting it multiply: it has the same names as a CPU build."""
+    """Return whether this is a CUDA build, by a trial: CPU builds have the same names."""
     if not torch.cuda.is_available():
         return False
     x = Backend(2, "cuda", "fp32", {}).tensor(
@@ -30,7 +30,7 @@ def _runs_on_cuda() -> bool:
 
 
 def probe() -> Capabilities:
-    """Report what this build of SparseConvNet does here."""
+    """Return the capabilities of this build of SparseConvNet on this machine."""
     devices = ("cpu", "cuda") if _runs_on_cuda() else ("cpu",)
     return Capabilities(
         version=importlib.metadata.version("sparseconvnet"),
@@ -49,7 +49,7 @@ class Backend(TorchArithmetic):
     def tensor(
         self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int
     ) -> scn.SparseConvNetTensor:
-        """Hash the sites: the engine wants them on the CPU, 64 bits wide, the batch index last."""
+        """Return a tensor; the engine hashes the sites on the CPU, with the batch index last."""
         size = torch.full((self.dim,), spatial_size, dtype=torch.long)
         layer = scn.InputLayer(self.dim, size, mode=UNIQUE_SITES)
         return layer([sites.roll(-1, 1), features.contiguous(), batch_size])
@@ -57,11 +57,11 @@ class Backend(TorchArithmetic):
     def with_features(
         self, x: scn.SparseConvNetTensor, features: Tensor
     ) -> scn.SparseConvNetTensor:
-        """Keep the metadata, which holds the maps."""
+        """Return other features with the same metadata, which holds the maps."""
         return scn.SparseConvNetTensor(features.contiguous(), x.metadata, x.spatial_size)
 
     def features(self, x: scn.SparseConvNetTensor) -> Tensor:
-        """Return the rows; deconvolutions bring them back to input order."""
+        """Return the rows; at the finest level they are in input order."""
         result: Tensor = x.features
         return result
 
@@ -80,7 +80,7 @@ class Backend(TorchArithmetic):
     def convolution(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
     ) -> nn.Module:
-        """Return a convolution; the engine knows levels by their spatial size."""
+        """Return a convolution; the engine finds the level from the spatial size."""
         if kind is Kind.SUBMANIFOLD:
             native: nn.Module = scn.SubmanifoldConvolution(
                 self.dim, in_channels, out_channels, kernel_size, False
@@ -98,12 +98,12 @@ class Backend(TorchArithmetic):
         return layer
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
-        """Return the engine's matrix."""
+        """Return the engine's linear layer."""
         layer: nn.Module = scn.NetworkInNetwork(in_channels, out_channels, bias)
         return layer
 
     def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
-        """Name the layer's parameters canonically."""
+        """Return the layer's parameters by their canonical names."""
         names = ("weight", "bias", "running_mean", "running_var")
         return {name: getattr(layer, name) for name in names if hasattr(layer, name)}
 

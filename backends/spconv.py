@@ -1,4 +1,4 @@
-"""spconv 2.x (Apache-2.0) behind the contract, with the defects of its CPU wheel handled."""
+"""spconv 2.x (Apache-2.0) behind the contract, with workarounds for defects of its CPU wheel."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCATTER = ("one-thread", "as-shipped")
 
 
 def probe() -> Capabilities:
-    """Report what this build of spconv does here."""
+    """Return the capabilities of this build of spconv on this machine."""
     algorithms = {"algorithm": ("Native",) if CPU_ONLY_BUILD else ALGORITHMS}
     on_cuda = not CPU_ONLY_BUILD and torch.cuda.is_available()
     return Capabilities(
@@ -38,11 +38,11 @@ def probe() -> Capabilities:
 
 
 class _SerialScatter:
-    """spconv's operations, with the one that has a data race kept on one thread.
+    """spconv's operations, with the one that has a data race restricted to one thread.
 
     ``scatter_add_cpu`` captures its loop pointers by reference and shares them between OpenMP
-    threads, so that with two or more of them forward and backward are wrong, differently each
-    time.
+    threads. With two or more threads, forward and backward results are wrong and differ from call
+    to call.
     """
 
     def __init__(self, operations: Any) -> None:
@@ -55,19 +55,19 @@ class _SerialScatter:
     def scatter_add_cpu(self, out: Any, values: Any, rows: Any) -> None:
         """Add rows, on one thread if ``serial``."""
         threads = torch.get_num_threads()
-        alone = self.serial and threads > 1
-        if alone:
+        restrict = self.serial and threads > 1
+        if restrict:
             torch.set_num_threads(1)
         try:
             self.operations.scatter_add_cpu(out, values, rows)
         finally:
-            if alone:
+            if restrict:
                 torch.set_num_threads(threads)
 
 
 ops.SpconvOps = _SerialScatter(ops.SpconvOps)
 if not torch.cuda.is_available():
-    # Its backward pass asks for the current CUDA stream even on a CPU-only torch, and raises.
+    # The backward pass requests the current CUDA stream, which raises where torch has no CUDA.
     ops.get_current_stream = lambda: 0
 
 
@@ -86,7 +86,7 @@ class Backend(SpconvInterface):
         ops.SpconvOps.serial = options["scatter"] == "one-thread"
 
     def precision_readback(self) -> dict[str, Any]:
-        """Read torch's and spconv's knobs back."""
+        """Return the current settings of torch and spconv."""
         return super().precision_readback() | {
             "spconv.constants.SPCONV_ALLOW_TF32": spconv.constants.SPCONV_ALLOW_TF32,
             "spconv.algorithm": self.algorithm.name,

@@ -1,6 +1,6 @@
-"""What spconv and the engines with its programming interface have in common.
+"""Base of the adapters of spconv and of engines with its programming interface.
 
-Nothing here imports an engine: an adapter hands its modules over.
+Nothing here imports an engine: an adapter passes the engine's modules.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NUMBER = itertools.count()
 
 
 class Convolution(nn.Module):
-    """One of the engine's convolutions, its kernel map kept for later use of the same sites."""
+    """A convolution of the engine, whose kernel map is reused on the same sites."""
 
     def __init__(
         self, native: Any, functions: ModuleType, kind: Kind, cast: torch.dtype | None
@@ -37,15 +37,16 @@ class Convolution(nn.Module):
     def forward(self, x: Any) -> Any:
         """Convolve.
 
-        The engine's own layers refuse to reuse a strided map, so a known one goes to its function.
-        They copy their dictionary of maps; here all tensors of one network share one, which is
-        what makes a warm pass find the maps of the pass before.
+        The engine's layers raise if a strided map is to be reused. Therefore, if the map exists,
+        the engine's function is called instead. The layers also copy the dictionary of maps. Here,
+        all tensors of a network share one dictionary, so that a warm pass finds the maps of the
+        pass before.
         """
-        known = self.native.indice_key in x.indice_dict
+        map_exists = self.native.indice_key in x.indice_dict
         if self.cast is not None:
-            # Outside training the implicit GEMM ignores autocast: convert here for all.
+            # In evaluation the implicit GEMM ignores autocast. Convert explicitly in both modes.
             x = x.replace_feature(x.features.to(self.cast))
-        if known and self.kind in (Kind.STRIDED, Kind.ORDINARY):
+        if map_exists and self.kind in (Kind.STRIDED, Kind.ORDINARY):
             return self._strided(x)
         if self.cast is None:
             out = self.native(x)
@@ -59,15 +60,15 @@ class Convolution(nn.Module):
 
     def _strided(self, x: Any) -> Any:
         weight = self.native.weight.to(x.features.dtype)
-        known = x.indice_dict[self.native.indice_key]
-        sites = len(known.out_indices)
+        maps = x.indice_dict[self.native.indice_key]
+        sites = len(maps.out_indices)
         with torch.autocast("cuda", enabled=False):
             if self.native.algo.name == "Native":
                 rows = self.functions.indice_conv(
                     x.features,
                     weight,
-                    known.indice_pairs,
-                    known.indice_pair_num,
+                    maps.indice_pairs,
+                    maps.indice_pair_num,
                     sites,
                     self.native.algo,
                 )
@@ -75,36 +76,36 @@ class Convolution(nn.Module):
                 rows = self.functions.implicit_gemm(
                     x.features,
                     weight,
-                    known.pair_fwd,
-                    known.pair_bwd,
-                    known.pair_mask_fwd_splits,
-                    known.pair_mask_bwd_splits,
-                    known.mask_argsort_fwd_splits,
-                    known.mask_argsort_bwd_splits,
+                    maps.pair_fwd,
+                    maps.pair_bwd,
+                    maps.pair_mask_fwd_splits,
+                    maps.pair_mask_bwd_splits,
+                    maps.mask_argsort_fwd_splits,
+                    maps.mask_argsort_bwd_splits,
                     sites,
-                    known.masks,
+                    maps.masks,
                     self.training,
                     False,
                 )
         out = x.replace_feature(rows)
-        out.indices = known.out_indices
-        out.spatial_shape = known.out_spatial_shape
+        out.indices = maps.out_indices
+        out.spatial_shape = maps.out_spatial_shape
         return out
 
 
 class SpconvInterface(TorchArithmetic, PointwiseByTorch):
-    """The contract in terms of spconv's programming interface; an adapter sets the attributes.
+    """The contract by spconv's programming interface; an adapter sets the attributes.
 
     Attributes
     ----------
     dim : int
         2 or 3.
     layers, functions : module
-        ``spconv.pytorch`` and ``spconv.pytorch.functional``, or what stands in for them.
+        ``spconv.pytorch`` and ``spconv.pytorch.functional``, or their equivalents.
     algorithm : enum
         The member of ``ConvAlgo``.
     cast : torch.dtype or None
-        The 16-bit type of a 16-bit policy.
+        Type of rows and weights under a 16-bit policy.
     """
 
     dim: int
@@ -114,17 +115,17 @@ class SpconvInterface(TorchArithmetic, PointwiseByTorch):
     cast: torch.dtype | None
 
     def tensor(self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int) -> Any:
-        """Make a tensor without maps; sites that are not contiguous would be misread."""
+        """Return a tensor without maps; the engine misreads sites that are not contiguous."""
         return self.layers.SparseConvTensor(
             features.contiguous(), sites.contiguous(), [spatial_size] * self.dim, batch_size
         )
 
     def with_features(self, x: Any, features: Tensor) -> Any:
-        """Keep the maps."""
+        """Return other features with the same maps."""
         return x.replace_feature(features)
 
     def features(self, x: Any) -> Tensor:
-        """Return the rows; inverse convolutions bring them back to input order."""
+        """Return the rows; at the finest level they are in input order."""
         result: Tensor = x.features
         return result
 
@@ -134,7 +135,7 @@ class SpconvInterface(TorchArithmetic, PointwiseByTorch):
         return result
 
     def replace(self, x: Any, rows: Tensor) -> Any:
-        """Keep the sites and their maps."""
+        """Return other rows on the same sites and maps."""
         return x.replace_feature(rows)
 
     def convolution(
@@ -158,12 +159,12 @@ class SpconvInterface(TorchArithmetic, PointwiseByTorch):
                 key = f"strided-{level}"
             else:
                 common["padding"] = kernel_size // 2
-                key = f"ordinary-{next(_NUMBER)}"  # every layer has other sites
+                key = f"ordinary-{next(_NUMBER)}"  # the sites differ from layer to layer
         native = layer(in_channels, out_channels, kernel_size, indice_key=key, **common)
         return Convolution(native, self.functions, kind, self.cast)
 
     def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
-        """Name the layer's parameters canonically."""
+        """Return the layer's parameters by their canonical names."""
         if isinstance(layer, Convolution):
             return {"weight": layer.native.weight}
         assert isinstance(layer, Pointwise)
@@ -184,7 +185,7 @@ class SpconvInterface(TorchArithmetic, PointwiseByTorch):
 
     @contextlib.contextmanager
     def observe(self, observer: ProfilingObserver) -> Iterator[None]:
-        """Tell a profiler of maps."""
+        """Report the construction of maps to a profiler."""
         operations = self.layers.ops
         names = ("get_indice_pairs", "get_indice_pairs_implicit_gemm")
         with observing_maps(observer, *((operations, name) for name in names)):

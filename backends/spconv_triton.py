@@ -16,7 +16,7 @@ ALGORITHMS = ("MaskImplicitGemm", "MaskSplitImplicitGemm", "Native")
 
 
 def probe() -> Capabilities:
-    """Report what spconv-triton does here."""
+    """Return the capabilities of spconv-triton on this machine."""
     on_cuda = torch.cuda.is_available()
     return Capabilities(
         version=spconv_triton.__version__,
@@ -42,7 +42,7 @@ class Backend(SpconvInterface):
         spconv_triton.constants.SPCONV_ALLOW_TF32 = precision == "tf32"
 
     def precision_readback(self) -> dict[str, Any]:
-        """Read torch's and the engine's knobs back."""
+        """Return the current settings of torch and of the engine."""
         return super().precision_readback() | {
             "spconv_triton.constants.SPCONV_ALLOW_TF32": (
                 spconv_triton.constants.SPCONV_ALLOW_TF32

@@ -1,4 +1,4 @@
-"""The table of engines: what can run here, and why the rest cannot."""
+"""Table of the engines that run on this machine, and the reasons why the others do not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backends.capabilities import Capabilities
 from backends.registry import Availability
 
 INSTALL = {
-    "spconv": "pip install 'sscn-bench[spconv]'; on a CUDA host [spconv-cu126] or its like",
+    "spconv": "pip install 'sscn-bench[spconv]'; on a CUDA host spconv-cu126 or similar",
     "minkowski": "make minkowski",
     "sparseconvnet": "from github.com/facebookresearch/SparseConvNet",
     "torchsparse": "from github.com/mit-han-lab/torchsparse",
@@ -21,12 +21,12 @@ INSTALL = {
     "fvdb": "fvdb-core from its source distribution, on a CUDA host",
     "torch-lattice": "pip install torch-lattice, with Python 3.14 on a CUDA host",
 }
-"""How an engine that is absent gets here."""
+"""How to install an engine that is not available."""
 
 
 def engines_table(answers: Iterable[Availability]) -> Table:
-    """Lay out what the engines that are here can do, in their order."""
-    table = Table("engine", "devices and precisions", "does", "options and notes")
+    """Return a table of the capabilities of the available engines, in the given order."""
+    table = Table("engine", "devices and precisions", "supports", "options and notes")
     for found in answers:
         can = found.capabilities
         if can is None:
@@ -42,7 +42,7 @@ def engines_table(answers: Iterable[Availability]) -> Table:
 
 
 def absences(answers: Iterable[Availability]) -> list[str]:
-    """Say in a line each why the other engines cannot run here, and how they get here."""
+    """Return a line per unavailable engine: the reason, and how to install it."""
     lines = []
     for found in answers:
         if found.capabilities is None:

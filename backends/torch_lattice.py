@@ -1,7 +1,8 @@
 """torch-lattice 0.5 (MIT), a fork of torchsparse, behind the contract; CUDA only.
 
-Written from the source of its wheel, and not run yet: it needs Python 3.14 and torch 2.11 for
-CUDA 12.8. The float64 check before every time holds for it as for all.
+This adapter was written from the source of the wheel and has not run yet: it needs Python 3.14 and
+torch 2.11 for CUDA 12.8. Its results, like those of every engine, are compared with float64 before
+a time counts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
 
 
 def probe() -> Capabilities:
-    """Report what torch-lattice does here."""
+    """Return the capabilities of torch-lattice on this machine."""
     on_cuda = torch.cuda.is_available()
     return Capabilities(
         version=torch_lattice.__version__,
@@ -40,25 +41,25 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         torch_lattice.backends.allow_tf32 = precision == "tf32"
 
     def precision_readback(self) -> dict[str, Any]:
-        """Read torch's and the engine's knobs back."""
+        """Return the current settings of torch and of the engine."""
         return super().precision_readback() | {
             "torch_lattice.backends.allow_tf32": torch_lattice.backends.allow_tf32,
             "torch_lattice.backends.allow_fp16": torch_lattice.backends.allow_fp16,
         }
 
     def tensor(self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int) -> Any:
-        """Make a tensor with a coordinate manager of its own."""
+        """Return a tensor with a new coordinate manager."""
         volume = (batch_size, *[spatial_size] * self.dim)
         return torch_lattice.SparseTensor(
             features.contiguous(), sites.contiguous(), spatial_range=volume
         )
 
     def with_features(self, x: Any, features: Tensor) -> Any:
-        """Keep the coordinate manager, which holds the maps."""
+        """Return other features with the same coordinate manager, which holds the maps."""
         return x.replace(feats=features)
 
     def features(self, x: Any) -> Tensor:
-        """Return the rows; transposed convolutions go back to known coordinates."""
+        """Return the rows; at the finest level they are in input order."""
         features: Tensor = x.feats
         return features
 
@@ -68,18 +69,20 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return features
 
     def replace(self, x: Any, rows: Tensor) -> Any:
-        """Keep sites and maps."""
+        """Return other rows on the same sites and maps."""
         return x.replace(feats=rows)
 
     def convolution(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
     ) -> nn.Module:
-        """Return a convolution; the engine knows levels by their stride."""
+        """Return a convolution; the engine finds the level from the stride."""
         if kind is Kind.SUBMANIFOLD:
             native: nn.Module = torch_lattice.nn.SubmConv3d(in_channels, out_channels, kernel_size)
             return native
         if kind not in (Kind.STRIDED, Kind.INVERSE) or kernel_size != 2:
-            raise Unsupported(f"torch-lattice is used for no {kind} convolution of {kernel_size}")
+            raise Unsupported(
+                f"torch-lattice: no {kind} convolution with kernel {kernel_size} here"
+            )
         layer = (
             torch_lattice.nn.Conv3d if kind is Kind.STRIDED else torch_lattice.nn.ConvTranspose3d
         )
@@ -87,7 +90,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return result
 
     def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
-        """Name the layer's parameters canonically."""
+        """Return the layer's parameters by their canonical names."""
         if isinstance(layer, Pointwise):
             return pointwise_parameters(layer)
         return {"weight": layer.weight}  # type: ignore[dict-item]

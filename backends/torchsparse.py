@@ -1,4 +1,4 @@
-"""torchsparse 2.1 (MIT) behind the contract; on the CPU with a kernel map from outside."""
+"""torchsparse 2.1 (MIT) behind the contract; on the CPU, the adapter builds the kernel maps."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from backends.profiling_hooks import ProfilingObserver, observing_maps
 
 
 def _import_without_cuda() -> Any:
-    """Import torchsparse, which asks the GPU for its capability even where there is none."""
-    ask = torch.cuda.get_device_capability
+    """Import torchsparse, which queries the capability of the GPU even if there is none."""
+    query = torch.cuda.get_device_capability
     if not torch.cuda.is_available():
         torch.cuda.get_device_capability = lambda *_: (0, 0)
     try:
@@ -25,7 +25,7 @@ def _import_without_cuda() -> Any:
         import torchsparse.backend
         import torchsparse.nn
     finally:
-        torch.cuda.get_device_capability = ask
+        torch.cuda.get_device_capability = query
     return torchsparse
 
 
@@ -36,7 +36,7 @@ DATAFLOWS = ("ImplicitGEMM", "GatherScatter", "FetchOnDemand")
 
 
 def probe() -> Capabilities:
-    """Report what this build of torchsparse does here."""
+    """Return the capabilities of this build of torchsparse on this machine."""
     on_cuda = torch.cuda.is_available() and hasattr(torchsparse.backend, "hash_cuda")
     precisions: dict[str, tuple[str, ...]] = {"cpu": ("fp32",)}
     if on_cuda:
@@ -60,10 +60,10 @@ def kernel_map_on_cpu(
     *_: Any,
     **__: Any,
 ) -> dict[str, Any]:
-    """Build the map that its GatherScatter dataflow reads, with its own hash functions.
+    """Build a map for the GatherScatter dataflow, with the engine's own hash functions.
 
-    Stands in for ``build_kernel_map``, both modes of which call functions that only a CUDA build
-    has. Its CPU hashes want the batch index last.
+    This replaces ``build_kernel_map``, both modes of which call functions that only a CUDA build
+    has. The hash functions of the CPU expect the batch index last.
     """
     coarse = coords
     if max(stride) > 1:
@@ -73,13 +73,14 @@ def kernel_map_on_cpu(
     queries = coarse.roll(-1, 1)
     queries[:, :3] *= torch.tensor(stride, dtype=queries.dtype)
     offsets = torchsparse.nn.utils.get_kernel_offsets(kernel_size)
-    known = tsfunctional.sphash(coords.roll(-1, 1))
-    wanted = tsfunctional.sphash(queries, offsets)  # (K, N_out)
-    rows = torch.arange(len(known))
-    found = torchsparse.backend.hash_query_cpu(wanted.view(-1), known, rows).view(wanted.shape)
+    inputs = tsfunctional.sphash(coords.roll(-1, 1))
+    neighbours = tsfunctional.sphash(queries, offsets)  # (K, N_out)
+    rows = torch.arange(len(inputs))
+    found = torchsparse.backend.hash_query_cpu(neighbours.view(-1), inputs, rows)
+    found = found.view(neighbours.shape)
     tap, row_out = found.nonzero(as_tuple=True)  # rows are counted from one, zero means none
-    nothing = dict.fromkeys(("input_mask", "output_mask", "hashmap_keys", "hashmap_vals"))
-    return nothing | {
+    unused = dict.fromkeys(("input_mask", "output_mask", "hashmap_keys", "hashmap_vals"))
+    return unused | {
         "nbmaps": torch.stack([found[tap, row_out] - 1, row_out], 1),
         "nbsizes": (found > 0).sum(1),
         "sizes": (input_node_num, len(coarse)),
@@ -89,7 +90,7 @@ def kernel_map_on_cpu(
 
 
 class Convolution(nn.Module):
-    """One of torchsparse's convolutions in the type that the precision policy asks for."""
+    """A convolution of torchsparse, in the type of the precision policy."""
 
     def __init__(self, native: nn.Module, cast: torch.dtype | None) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ class Convolution(nn.Module):
 
 
 def replace(x: Any, rows: Tensor) -> Any:
-    """Return the tensor with other features, its maps kept."""
+    """Return the tensor with other features and the same maps."""
     out = torchsparse.SparseTensor(rows, x.coords, x.stride, x.spatial_range)
     out._caches = x._caches
     return out
@@ -127,7 +128,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         tsfunctional.conv_config.set_global_conv_config(config)
 
     def precision_readback(self) -> dict[str, Any]:
-        """Read torch's and torchsparse's knobs back."""
+        """Return the current settings of torch and torchsparse."""
         return super().precision_readback() | {
             "torchsparse.backends.allow_tf32": torchsparse.backends.allow_tf32,
             "torchsparse.backends.allow_fp16": torchsparse.backends.allow_fp16,
@@ -135,18 +136,18 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         }
 
     def tensor(self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int) -> Any:
-        """Make a tensor with empty caches."""
+        """Return a tensor with empty caches."""
         volume = (batch_size, *[spatial_size] * self.dim)
         return torchsparse.SparseTensor(
             features.contiguous(), sites.contiguous(), spatial_range=volume
         )
 
     def with_features(self, x: Any, features: Tensor) -> Any:
-        """Keep the caches, which hold the maps."""
+        """Return other features with the same caches, which hold the maps."""
         return replace(x, features)
 
     def features(self, x: Any) -> Tensor:
-        """Return the rows; transposed convolutions bring them back to input order."""
+        """Return the rows; at the finest level they are in input order."""
         features: Tensor = x.feats
         return features
 
@@ -156,13 +157,13 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return features
 
     def replace(self, x: Any, rows: Tensor) -> Any:
-        """Keep sites and caches."""
+        """Return other rows on the same sites, with the same caches."""
         return replace(x, rows)
 
     def convolution(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
     ) -> nn.Module:
-        """Return a convolution; the engine knows levels by their stride."""
+        """Return a convolution; the engine finds the level from the stride."""
         expected = 3 if kind is Kind.SUBMANIFOLD else 2
         if kind is Kind.ORDINARY or kernel_size != expected:
             raise Unsupported(f"torchsparse has no {kind} convolution with kernel {kernel_size}")
@@ -176,7 +177,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return Convolution(native, self.cast)
 
     def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
-        """Name the layer's parameters canonically."""
+        """Return the layer's parameters by their canonical names."""
         if isinstance(layer, Convolution):
             return {"weight": layer.native.kernel}  # type: ignore[dict-item]
         assert isinstance(layer, Pointwise)
@@ -185,7 +186,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
     def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
         """Turn (out, in, *k), or (in, out, *k) for the inverse, into (K, in, out).
 
-        The first axis of an odd kernel is the fastest, of an even kernel the last.
+        The first axis of an odd kernel varies fastest; of an even kernel, the last.
         """
         if kind is Kind.LINEAR:
             return weight
@@ -206,6 +207,6 @@ class Backend(TorchArithmetic, PointwiseByTorch):
 
     @contextlib.contextmanager
     def observe(self, observer: ProfilingObserver) -> Iterator[None]:
-        """Tell a profiler of maps."""
+        """Report the construction of maps to a profiler."""
         with observing_maps(observer, (tsfunctional, "build_kernel_map")):
             yield

@@ -1,7 +1,7 @@
 """WarpConvNet 1.8 (Apache-2.0) behind the contract; CUDA only.
 
-Written from its source distribution, and not run yet. The float64 check before every time holds
-for it as for all.
+This adapter was written from the source distribution and has not run yet. Its results, like those
+of every engine, are compared with float64 before a time counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
 
 
 def probe() -> Capabilities:
-    """Report what WarpConvNet does here."""
+    """Return the capabilities of WarpConvNet on this machine."""
     on_cuda = torch.cuda.is_available()
     return Capabilities(
         version=importlib.metadata.version("warpconvnet"),
@@ -34,7 +34,7 @@ def probe() -> Capabilities:
 
 @dataclass(frozen=True)
 class VoxelTensor:
-    """Voxels of one level, those of the finer levels to return to, and the input's order."""
+    """Voxels of one level, those of all finer levels, and the order of the input."""
 
     voxels: Any
     finer: tuple[Any, ...]
@@ -43,7 +43,7 @@ class VoxelTensor:
 
 
 class Convolution(nn.Module):
-    """One of WarpConvNet's convolutions; a transposed one is told where it goes."""
+    """A convolution of WarpConvNet; a transposed one takes its output voxels as an argument."""
 
     def __init__(self, native: nn.Module, kind: Kind) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Convolution(nn.Module):
         self.kind = kind
 
     def forward(self, x: VoxelTensor) -> VoxelTensor:
-        """Convolve on the sites that the kind of layer keeps."""
+        """Convolve; the kind of layer determines the output sites."""
         if self.kind is Kind.STRIDED:
             return replace(x, voxels=self.native(x.voxels), finer=(*x.finer, x.voxels))
         if self.kind is Kind.INVERSE:
@@ -68,7 +68,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
     def tensor(
         self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int
     ) -> VoxelTensor:
-        """Make voxels without maps; the engine wants the rows of an event to be neighbours."""
+        """Return voxels without maps; the engine expects the rows of each event in sequence."""
         input_of_row = sites[:, 0].argsort(stable=True)
         row_of_input = torch.empty_like(input_of_row)
         row_of_input[input_of_row] = torch.arange(len(sites), device=sites.device)
@@ -79,11 +79,11 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return VoxelTensor(voxels, (), input_of_row, row_of_input)
 
     def with_features(self, x: VoxelTensor, features: Tensor) -> VoxelTensor:
-        """Keep the voxels' cache, which holds the maps."""
+        """Return other features with the same cache, which holds the maps."""
         return self.replace(x, features[x.input_of_row])
 
     def features(self, x: VoxelTensor) -> Tensor:
-        """Bring the rows back to input order, at the finest level."""
+        """Return the rows; at the finest level, in input order."""
         rows = self.rows(x)
         return rows if x.finer else rows[x.row_of_input]
 
@@ -93,7 +93,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return features
 
     def replace(self, x: VoxelTensor, rows: Tensor) -> VoxelTensor:
-        """Keep the sites and their cache."""
+        """Return other rows on the same sites, with the same cache."""
         return replace(x, voxels=x.voxels.replace(batched_features=rows))
 
     def convolution(
@@ -102,7 +102,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         """Return a convolution."""
         expected = 3 if kind is Kind.SUBMANIFOLD else 2
         if kind is Kind.ORDINARY or kernel_size != expected:
-            raise Unsupported(f"WarpConvNet is used for no {kind} convolution of {kernel_size}")
+            raise Unsupported(f"WarpConvNet: no {kind} convolution with kernel {kernel_size} here")
         native = SpatiallySparseConv(
             in_channels,
             out_channels,
@@ -115,7 +115,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return Convolution(native, kind)
 
     def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
-        """Name the layer's parameters canonically."""
+        """Return the layer's parameters by their canonical names."""
         if isinstance(layer, Convolution):
             return {"weight": layer.native.weight}  # type: ignore[dict-item]
         assert isinstance(layer, Pointwise)

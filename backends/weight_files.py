@@ -1,4 +1,4 @@
-"""Weights in files: canonical ones, an engine's own, and the original study's checkpoints."""
+"""Files of weights: canonical, in the layout of an engine, or checkpoints of the 2018 study."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CANONICAL = "canonical"
 
 
 class InvalidWeights(ValueError):
-    """A file that holds no weights of this network."""
+    """A file of weights cannot be read or written, or holds no weights of a UResNet."""
 
 
 def read(path: Path, layout: str = CANONICAL) -> Weights:
@@ -35,11 +35,11 @@ def read(path: Path, layout: str = CANONICAL) -> Weights:
     Parameters
     ----------
     path : Path
-        ``.npz`` as numpy writes it; anything else as ``torch.save`` writes it, checkpoints of
-        trainings included.
+        A ``.npz`` file of numpy. A file with any other suffix is read with ``torch.load``; it may
+        be a checkpoint of a training.
     layout : str
-        ``canonical``; ``study`` for the SparseConvNet network of arXiv:1903.05663; or an engine,
-        for the ``state_dict`` of a UResNet on it.
+        ``canonical``; ``study`` for the SparseConvNet network of arXiv:1903.05663; or the name of
+        an engine, for the ``state_dict`` of a UResNet on that engine.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def read(path: Path, layout: str = CANONICAL) -> Weights:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own message advises to switch the protection off.
+        # torch's own message recommends disabling the protection.
         if "GLOBAL" not in str(error):
             raise InvalidWeights(
                 f"{path} cannot be read as weights: it is no state dict that torch.save wrote"
@@ -91,7 +91,7 @@ def write(path: Path, values: Mapping[str, Tensor], layout: str = CANONICAL) -> 
     Raises
     ------
     InvalidWeights
-        If the suffix or the layout is none of those, or the file cannot be written.
+        If the suffix or the layout is not supported, or the file cannot be written.
     """
     if path.suffix not in SUFFIXES:
         raise InvalidWeights(f"{path} has no known suffix; choose one of {', '.join(SUFFIXES)}")
@@ -113,10 +113,7 @@ def write(path: Path, values: Mapping[str, Tensor], layout: str = CANONICAL) -> 
 
 
 def _check_target(path: Path) -> None:
-    """Refuse to replace anything but a regular file.
-
-    The package does not import the harness, whose module ``files`` does the same for other files.
-    """
+    """Raise if the target exists and is not a regular file, or its folder does not exist."""
     try:
         if path.exists() and not path.is_file():
             raise InvalidWeights(f"{path} is no regular file; give another TARGET")
@@ -127,7 +124,10 @@ def _check_target(path: Path) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a complete file or none.
+
+    ``harness.files.write_bytes`` does the same, but this package does not import the harness.
+    """
     target = path.resolve()
     part = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
@@ -145,7 +145,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def network_size(values: Mapping[str, Tensor]) -> tuple[UResNetConfig, int]:
-    """Tell the size of the network, and 2 or 3 dimensions, from canonical weights.
+    """Return the size of the network and its number of dimensions, read off canonical weights.
 
     Raises
     ------
@@ -182,12 +182,12 @@ def network_size(values: Mapping[str, Tensor]) -> tuple[UResNetConfig, int]:
 def _network(engine: str, config: UResNetConfig, dim: int) -> UResNet:
     backend = registry.load(engine, dim=dim, device="cpu", precision="fp32")
     if hasattr(backend, "network"):
-        raise InvalidWeights(f"{engine} brings another network, which has no canonical weights")
+        raise InvalidWeights(f"{engine} has a network of its own, without canonical weights")
     return UResNet(backend, config)
 
 
 def _from_engine(state: Mapping[str, Tensor], engine: str) -> Weights:
-    """Read the state dict of a UResNet on an engine, whatever the size of that UResNet."""
+    """Convert the state dict of a UResNet of any size on an engine to canonical weights."""
     config, dim = _size_on_engine(state, engine)
     network = _network(engine, config, dim)
     try:
@@ -200,7 +200,7 @@ def _from_engine(state: Mapping[str, Tensor], engine: str) -> Weights:
 
 
 def _size_on_engine(state: Mapping[str, Tensor], engine: str) -> tuple[UResNetConfig, int]:
-    """Find the size of network whose state dict on the engine has these shapes."""
+    """Return the size of the network whose state dict on the engine has these shapes."""
     depth = 1 + max((name.count("below.") for name in state), default=0)
     encoders = {m[1] for name in state if (m := re.match(r"unet\.encoder\.(\d+)\.", name))}
     stem = [value for name, value in state.items() if name.startswith("stem.native.")]
@@ -218,16 +218,17 @@ def _size_on_engine(state: Mapping[str, Tensor], engine: str) -> tuple[UResNetCo
 
 
 def from_study(state: Mapping[str, Tensor]) -> Weights:
-    """Turn the state dict of the study's SparseConvNet network into canonical weights.
+    """Convert the state dict of the study's SparseConvNet network to canonical weights.
 
     The names are those of ``sparseconvnet.UNet`` with residual blocks in the ``UResNet`` of
-    Temigo/uresnet_pytorch: numbers of modules in nested containers. Weights are (K, in, out),
-    or (K, 1, in, out) since the engine has groups, the last axis of the kernel fastest.
+    Temigo/uresnet_pytorch: indices of modules in nested containers. Weights are (K, in, out),
+    or (K, 1, in, out) in versions of the engine with groups. The last axis of the kernel varies
+    fastest.
 
     Raises
     ------
     InvalidWeights
-        If the names are not those.
+        If the names differ from these.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
     blocks = [m for name in state if (m := re.match(r"sparseModel\.2\.(\d+)\.1\.1\.weight$", name))]
@@ -235,7 +236,8 @@ def from_study(state: Mapping[str, Tensor]) -> Weights:
         raise InvalidWeights("this is not a state dict of the study's SparseConvNet network")
     taps = len(state["sparseModel.1.weight"])
     dim = 3 if taps == 27 else 2
-    # A level numbers its blocks 0, 2, … and the way down 2 * reps; it has as many blocks again.
+    # In a level, the encoder blocks have the indices 0, 2, …, the deeper levels have the index
+    # 2 * reps, and as many decoder blocks follow.
     last = max(int(m[1]) for m in blocks)
     deeper = any(re.match(rf"sparseModel\.2\.{i}\.1\.4\.", n) for n in state for i in range(last))
     reps = last // 4 if deeper else last // 2 + 1
@@ -244,7 +246,7 @@ def from_study(state: Mapping[str, Tensor]) -> Weights:
 
     def take(name: str) -> Tensor:
         if name not in state:
-            raise InvalidWeights(f"the study's network has {name}, this state dict has not")
+            raise InvalidWeights(f"this state dict lacks {name}, which the study's network has")
         unused.discard(name)
         return state[name]
 
@@ -271,14 +273,14 @@ def from_study(state: Mapping[str, Tensor]) -> Weights:
     def level(ours: str, name: str) -> None:
         for rep in range(reps):
             block(f"{ours}.encoder.{rep}", f"{name}.{2 * rep}")
-        way = f"{name}.{2 * reps}.1"
-        if f"{way}.4.weight" not in state:
+        below = f"{name}.{2 * reps}.1"
+        if f"{below}.4.weight" not in state:
             return
-        norm(f"{ours}.down_norm", f"{way}.0")
-        convolution(Kind.STRIDED, f"{ours}.down", f"{way}.1")
-        level(f"{ours}.below", f"{way}.2")
-        norm(f"{ours}.up_norm", f"{way}.3")
-        convolution(Kind.INVERSE, f"{ours}.up", f"{way}.4")
+        norm(f"{ours}.down_norm", f"{below}.0")
+        convolution(Kind.STRIDED, f"{ours}.down", f"{below}.1")
+        level(f"{ours}.below", f"{below}.2")
+        norm(f"{ours}.up_norm", f"{below}.3")
+        convolution(Kind.INVERSE, f"{ours}.up", f"{below}.4")
         for rep in range(reps):
             block(f"{ours}.decoder.{rep}", f"{name}.{2 * reps + 2 + 2 * rep}")
 
@@ -287,6 +289,6 @@ def from_study(state: Mapping[str, Tensor]) -> Weights:
     norm("norm", "sparseModel.3")
     found["linear.weight"], found["linear.bias"] = take("linear.weight"), take("linear.bias")
     if unused:
-        raise InvalidWeights(f"{min(unused)} is no part of the study's network")
+        raise InvalidWeights(f"{min(unused)} is not part of the study's network")
     network_size(found)
     return found

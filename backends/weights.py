@@ -1,4 +1,4 @@
-"""Canonical weights: made once, the same for every engine, and their way in and out of each.
+"""Canonical weights, the same for every engine, and their conversion to and from each engine.
 
 Canonical layouts are torch's own: convolutions (out, in, kx, ky, kz), the inverse convolution
 as in ConvTranspose (in, out, kx, ky, kz), linear layers (out, in).
@@ -18,7 +18,7 @@ from backends.uresnet import EngineLayer, UResNet, UResNetConfig
 
 Weights = dict[str, Tensor]
 
-# Sites that a tap finds on detector events, on average; they set the scale of initial weights.
+# Mean number of taps that meet a site on detector events; sets the scale of initial weights.
 _OCCUPIED = {Kind.SUBMANIFOLD: 16.0, Kind.STRIDED: 3.8, Kind.INVERSE: 1.0, Kind.ORDINARY: 16.0}
 _MEAN_SQUARE_ENERGY = 0.06  # MeV^2, over the sites of simulated events
 
@@ -36,10 +36,11 @@ def weight_shape(layer: EngineLayer, dim: int) -> tuple[int, ...]:
 
 
 class _MeanSquare:
-    """A stand-in for an engine whose tensor is the mean square that a feature is expected to have.
+    """Stand-in for an engine: its tensors are the expected mean squares of the features.
 
-    Sending it through the UResNet gives each norm running statistics that keep an untrained
-    network's activations near one, so that 16-bit types neither overflow nor vanish.
+    A forward pass of the UResNet gives the mean square at the input of each norm. Used as running
+    variance, it keeps the activations of an untrained network near one, so that 16-bit types
+    neither overflow nor underflow.
     """
 
     name = "mean-square"
@@ -51,10 +52,10 @@ class _MeanSquare:
         return x
 
     def convolution(self, kind: Kind, cin: int, cout: int, kernel_size: int, level: int) -> Any:
-        return _Returns(1.0)
+        return _Constant(1.0)
 
     def norm_relu(self, channels: int) -> Any:
-        return _Remembers()
+        return _NormInput()
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> Any:
         return nn.Identity()
@@ -66,7 +67,7 @@ class _MeanSquare:
         return (a + b) / 2
 
 
-class _Returns(nn.Module):
+class _Constant(nn.Module):
     def __init__(self, value: float) -> None:
         super().__init__()
         self.value = value
@@ -75,12 +76,14 @@ class _Returns(nn.Module):
         return self.value
 
 
-class _Remembers(nn.Module):
-    seen = 1.0
+class _NormInput(nn.Module):
+    """Stores the mean square of its input."""
+
+    mean_square = 1.0
 
     def forward(self, x: float) -> float:
-        self.seen = x
-        return 0.5  # half of a normalised feature's square survives the ReLU
+        self.mean_square = x
+        return 0.5  # a ReLU keeps half of the mean square of a normalised feature
 
 
 def blank(config: UResNetConfig) -> UResNet:
@@ -104,7 +107,7 @@ def initial(config: UResNetConfig, dim: int, seed: int = 0) -> Weights:
     -------
     dict
         Canonical name -> float32 tensor on the CPU. Convolutions are scaled as by He et al.
-        (arXiv:1502.01852) with the fan-in that detector events really have.
+        (arXiv:1502.01852) with the mean fan-in on detector events.
     """
     generator = torch.Generator().manual_seed(seed)
     network = blank(config)
@@ -120,7 +123,7 @@ def initial(config: UResNetConfig, dim: int, seed: int = 0) -> Weights:
             weights[f"{name}.weight"] = 1 + normal(shape, 0.1)
             weights[f"{name}.bias"] = normal(shape, 0.1)
             weights[f"{name}.running_mean"] = normal(shape, 0.1)
-            weights[f"{name}.running_var"] = torch.full(shape, float(layer.native.seen))  # type: ignore[arg-type]
+            weights[f"{name}.running_var"] = torch.full(shape, float(layer.native.mean_square))  # type: ignore[arg-type]
         elif layer.kind is Kind.LINEAR:
             weights[f"{name}.weight"] = normal(shape, 1 / math.sqrt(layer.in_channels))
         else:
@@ -134,7 +137,7 @@ def initial(config: UResNetConfig, dim: int, seed: int = 0) -> Weights:
 
 
 class Network(Protocol):
-    """What weights are exchanged with: an engine, and layers with canonical names."""
+    """A network whose weights can be converted: it has an engine, and layers with names."""
 
     backend: Backend
 
@@ -149,7 +152,7 @@ def load(network: Network, weights: Mapping[str, Tensor]) -> None:
     Raises
     ------
     ValueError
-        If a name is missing, unknown or of another shape.
+        If a name is missing or unknown, or a shape differs.
     """
     backend = network.backend
     unused = set(weights)
@@ -175,12 +178,12 @@ def load(network: Network, weights: Mapping[str, Tensor]) -> None:
 
 
 def dump(network: Network) -> Weights:
-    """Return the network's weights and running statistics, canonical, on the CPU."""
+    """Return the network's weights and running statistics in canonical layout, on the CPU."""
     return _collect(network, gradients=False)
 
 
 def gradients(network: Network) -> Weights:
-    """Return the gradients of all parameters, canonical, on the CPU.
+    """Return the gradients of all parameters in canonical layout, on the CPU.
 
     Raises
     ------

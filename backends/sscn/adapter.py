@@ -66,7 +66,7 @@ class Backend(TorchArithmetic):
         self.storage = _STORAGE[precision]
         self.kernel_set = selection.choose(options.get("kernels", "auto"), device, self.storage)
         if self.kernel_set == "cpu.bf16":
-            self.storage = torch.float32  # only the factors of products are rounded to bf16
+            self.storage = torch.float32  # bf16: only the factors of products are rounded
         self.graph = DeferredGraph(selection.load(self.kernel_set))
 
     def precision_readback(self) -> dict[str, Any]:

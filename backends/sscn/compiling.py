@@ -1,4 +1,4 @@
-"""Support for ``torch.compile``: what the compiler may trace, and what it must call as it is."""
+"""Support for ``torch.compile``: functions that it must not trace, and kernels that it can."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def call_untraced(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-    """Call a function that the compiler must not trace; it ends the compiled graph there."""
+    """Call a function that the compiler must not trace; the compiled graph ends there."""
     if not torch.compiler.is_compiling():
         return function(*arguments, **named)
     disable: Callable[[Callable[P, R]], Callable[P, R]] = torch.compiler.disable
@@ -23,5 +23,5 @@ def call_untraced(function: Callable[P, R], *arguments: P.args, **named: P.kwarg
 
 
 def traceable(kernels: KernelSet) -> KernelSet:
-    """Return the reference kernels while the compiler traces, which it can, else the given ones."""
+    """Return the kernels, or the reference kernels, which are traceable, during compilation."""
     return REFERENCE if torch.compiler.is_compiling() else kernels

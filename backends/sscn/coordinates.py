@@ -68,7 +68,7 @@ class CoordinateManager:
         at = self.levels[level]
         if at.down is None:
             if at.spatial_size < 2:
-                raise ValueError("a volume of one voxel a side has no coarser level")
+                raise ValueError("a volume of one voxel per side has no coarser level")
             keys, at.down = self._build(self.graph.kernels.strided_map, at.keys, self.dim)
             self.levels.append(Level(keys, (at.spatial_size + 1) // 2))
         return at.down

@@ -74,7 +74,7 @@ class DeferredGraph:
         return rows
 
     def run(self, last: DeferredLayer) -> None:
-        """Run a layer and all layers that it depends on, except those that have run."""
+        """Run a layer and all layers that it depends on, except those that have already run."""
         layers = ancestors(last, lambda layer: layer.out is None)
         if not layers:
             return
@@ -94,7 +94,7 @@ class DeferredGraph:
 
 
 def add(work: Work, runner: _Runner[Work], *, backward: bool) -> None:
-    """Add a layer or a step to a runner, and have its duration recorded if it has a recorder."""
+    """Add a layer or a step to a runner; if it has a recorder, its duration is recorded."""
     recorder = work.recorder
     if recorder is None:
         runner.add(work)

@@ -72,7 +72,7 @@ class ForwardRunner(Protocol):
         ...
 
     def report(self, callback: IntervalCallback) -> None:
-        """Have the interval reported in which all work added since the last call is done."""
+        """Request a report of the interval in which the work added since the last call is done."""
         ...
 
     def run(self) -> None:
@@ -92,7 +92,7 @@ class BackwardRunner(Protocol):
         ...
 
     def report(self, callback: IntervalCallback) -> None:
-        """Have the interval reported in which all work added since the last call is done."""
+        """Request a report of the interval in which the work added since the last call is done."""
         ...
 
     def run(self) -> None:
@@ -109,7 +109,7 @@ class KernelSet(ABC):
     """One implementation of the engine's kernels."""
 
     name: str
-    """As ``selection.load`` takes it."""
+    """The argument of ``selection.load``."""
 
     @property
     def instruction_set(self) -> str:

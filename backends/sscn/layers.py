@@ -127,7 +127,8 @@ class _KernelMapLayer(nn.Module):
         return SiteTensor(x.coordinates, level, pending=pending)
 
 
-_SUBMANIFOLD, _STRIDED, _INVERSE = Kind.SUBMANIFOLD, Kind.STRIDED, Kind.INVERSE  # faster
+# A global is faster than a member of an enumeration.
+_SUBMANIFOLD, _STRIDED, _INVERSE = Kind.SUBMANIFOLD, Kind.STRIDED, Kind.INVERSE
 
 
 class Convolution(_KernelMapLayer):
@@ -193,7 +194,7 @@ def _run_operator(
     residual: Rows | None,
     statistics: bool,
 ) -> Rows:
-    """Run a layer now, by the operator that ``torch.compile`` does not trace into."""
+    """Run a layer now, with the operator into which ``torch.compile`` does not trace."""
     features = [materialize(rows, graph) for rows in sources]
     scale, shift = _scale_and_shift(sources, norm, graph) or (None, None)
     out, sums = convolve(
@@ -216,7 +217,7 @@ def _scale_and_shift(
 
 
 def _ensure_sums(rows: Rows, graph: DeferredGraph) -> None:
-    """Compute the sums of rows and of their squares, unless a kernel does."""
+    """Compute the sums of rows and of their squares, unless a kernel computes them."""
     if rows.layer is not None and rows.layer.statistics:
         return
     values = materialize(rows, graph)

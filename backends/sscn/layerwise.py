@@ -134,7 +134,7 @@ class LayerwiseForward:
                 origin.out = origin.sums = None
 
     def report(self, callback: IntervalCallback) -> None:
-        """Report the interval of the layer that was added last."""
+        """Report the interval of the most recently added layer."""
         callback(self._begin, time.perf_counter())
 
     def run(self) -> None:
@@ -216,7 +216,7 @@ class LayerwiseBackward:
             self.add_gradient(slot, gradient)
 
     def report(self, callback: IntervalCallback) -> None:
-        """Report the interval of the step that was added last."""
+        """Report the interval of the most recently added step."""
         callback(self._begin, time.perf_counter())
 
     def run(self) -> None:

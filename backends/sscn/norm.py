@@ -49,7 +49,7 @@ class _Fold(torch.autograd.Function):
 
 
 class _Folded(NamedTuple):
-    """Folded running statistics, and the addresses and versions of the tensors they come from."""
+    """Folded running statistics, and the addresses and versions of their source tensors."""
 
     state: tuple[int, ...]
     scale: Tensor

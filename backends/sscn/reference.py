@@ -20,7 +20,7 @@ def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
     """Sort sites by their Morton keys; see ``KernelSet``."""
     bounds = sites[:, 1:]
     if len(sites) and (int(bounds.min()) < 0 or int(bounds.max()) >= spatial_size):
-        raise InvalidBatch(f"a site lies outside a volume of {spatial_size} voxels a side")
+        raise InvalidBatch(f"a site lies outside a volume of {spatial_size} voxels per side")
     if len(sites) and int(sites[:, 0].min()) < 0:
         raise InvalidBatch("a site has a negative batch index")
     keys, order = morton(sites, axis_bits(spatial_size)).sort()

@@ -59,11 +59,11 @@ def choose(name: str, device: str, dtype: torch.dtype) -> str:
     if name == "cpu":
         if device != "cpu":
             raise ValueError(
-                "the cpu kernels run on the CPU alone; use kernels=auto on other devices"
+                "the cpu kernels run on the CPU only; use kernels=auto on other devices"
             )
         if dtype not in _OF_CPU:
             raise ValueError(
-                "the cpu kernels compute in float32 and bf16 alone; use kernels=reference otherwise"
+                "the cpu kernels compute in float32 and bf16 only; use kernels=reference otherwise"
             )
         if not is_compiled():
             raise ValueError(

@@ -223,7 +223,7 @@ def _size_panel(
                 _cross(axes, place, k, looks.color(engine), outcome)
         axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
         axes.set_xlim(-0.4, len(sizes) - 0.6)
-        axes.set_xlabel("voxels a side")
+        axes.set_xlabel("voxels per side")
         _finish(axes, title, label, unit, limits)
         return svg(figure, f"{label} against image size: {title}")
 

@@ -119,7 +119,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 4096:
-            raise BadInput(f"size {self.size} cannot be simulated; choose 16 to 4096 voxels a side")
+            raise BadInput(
+                f"size {self.size} cannot be simulated; choose 16 to 4096 voxels per side"
+            )
         if self.seed < 0:
             raise BadInput(f"seed {self.seed} is negative; choose 0 or more")
         if self.preset not in PRESETS:

@@ -1,1 +1,1 @@
-"""Where a cell's time and memory go, layer by layer."""
+"""Profiles of one cell: time and memory per layer."""

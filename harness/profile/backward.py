@@ -1,12 +1,11 @@
-"""Ranges on the backward pass: each autograd node counts for the layer whose forward made it.
+"""Ranges on the backward pass: an autograd node counts for the layer whose forward created it.
 
-Autograd runs nodes in the reverse order of their creation, so that the nodes of one layer follow
-one another: a hook before the first and a hook after the last are enough. Nodes that store the
-gradient of a parameter run as soon as they can; they extend the range of the layer that ended
-before.
+Autograd runs nodes in the reverse order of their creation, so that the nodes of one layer are
+consecutive: a hook before the first and a hook after the last are sufficient. Nodes that store the
+gradient of a parameter run as soon as possible; they extend the range of the layer before.
 
-The order of creation is the sequence number of a node. torch has no public name for it: its own
-profiler uses the same number.
+The order of creation is the sequence number of a node. torch has no public name for it, but its
+own profiler uses the same number.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ _STORES_GRADIENT = 2**64 - 1
 
 def sequence_number() -> int:
     """Return the sequence number of the next autograd node."""
-    autograd: Any = torch.autograd  # the function is not in its public names
+    autograd: Any = torch.autograd  # the function is not public
     number: int = autograd._get_sequence_nr()
     return number
 
 
 def record_backward(root: Any, ranges: RangeRecorder) -> None:
-    """Put ranges on the backward pass from a node.
+    """Record ranges in the backward pass from a node.
 
     Parameters
     ----------
     root : torch.autograd.graph.Node
-        Of the loss.
+        The node of the loss.
     ranges : RangeRecorder
-        That has recorded the forward pass.
+        The recorder of the forward pass.
     """
     nodes, storing = _graph(root)
     code_of = _backward_codes(ranges)
@@ -58,9 +57,9 @@ def record_backward(root: Any, ranges: RangeRecorder) -> None:
 
 
 def _graph(root: Any) -> tuple[list[tuple[int, Any]], dict[Any, int]]:
-    """Return the nodes with their numbers in the order of their run, and those that store.
+    """Return the nodes with their numbers in the order of execution, and the storing nodes.
 
-    A node that stores a gradient is mapped to the number of the node that it follows.
+    A node that stores a gradient is mapped to the number of the node before it.
     """
     nodes = []
     storing = {}

@@ -1,8 +1,8 @@
 """Measured ceilings of a machine: arithmetic, copy bandwidth, and the latency of a launch.
 
-Arithmetic in fp32 and fp64 on a CPU is measured by a kernel of our own, whose multiply-adds stay in
-registers. For other precisions, and on a GPU, it is the fastest of some large matrix products by
-torch, whose matrix units are the fastest that a program can use in practice.
+The peak of arithmetic in fp32 and fp64 on a CPU is that of a loop of multiply-adds in registers, in
+C++. For other precisions, and on a GPU, it is that of the fastest of several large matrix products
+of torch, because only matrix products use the matrix units.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Ceilings:
     copy : float
         Bytes read and written per second by a large copy.
     launch : float
-        Seconds per launch of an empty kernel on a GPU, or per call of one of torch's operators on
-        an empty tensor on a CPU, many in a row.
+        Seconds per launch of an empty kernel on a GPU, or per call of a torch operator on an
+        empty tensor on a CPU; the mean of many consecutive ones.
     threads : int
         CPU threads of the measurement.
     methods : mapping
@@ -70,7 +70,7 @@ class Ceilings:
 
     @classmethod
     def from_json(cls, values: Any) -> Self:
-        """Read what ``to_json`` wrote.
+        """Create ceilings from the values of ``to_json``.
 
         Raises
         ------
@@ -85,7 +85,7 @@ class Ceilings:
             raise BadInput("the flops and methods of ceilings must be given by precision")
         numbers = [*flops.values(), values["copy"], values["launch"], values["threads"]]
         if not all(type(value) in (int, float) and value > 0 for value in numbers):
-            raise BadInput("every ceiling must be a number above zero")
+            raise BadInput("every ceiling must be a number greater than zero")
         return cls(flops, values["copy"], values["launch"], values["threads"], methods)
 
 
@@ -95,11 +95,11 @@ def measure_ceilings(precision: str, device: str, threads: int = 0) -> Ceilings:
     Parameters
     ----------
     precision : str
-        Measured beside fp32.
+        Measured in addition to fp32.
     device : str
         ``cpu`` or ``cuda``.
     threads : int
-        CPU threads; 0 for as many as torch uses.
+        CPU threads; 0 for torch's number.
     """
     import torch
 
@@ -175,9 +175,9 @@ def launch_latency(device: str = "cpu") -> float:
 
 
 def least_seconds(work: Callable[[], Any], device: str, now: Now = time.perf_counter) -> float:
-    """Return the shortest of several times of a function, after one call that is not timed.
+    """Return the shortest of several durations of a function, after one call that is not timed.
 
-    It is the shortest because a ceiling is the undisturbed time.
+    A ceiling is the rate without disturbances, and disturbances only make a call longer.
     """
     import torch
 

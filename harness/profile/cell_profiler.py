@@ -1,4 +1,4 @@
-"""Profiler of one cell in this process: times, memory and trace, each in calls of their own."""
+"""Profiler of one cell in this process: times, memory and trace, each from separate calls."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Settings:
     out : str
         Folder for the trace.
     seconds : float
-        Time for calls with and without ranges, in turns.
+        Time for the calls with and without ranges, which alternate.
     code : mapping
         ``commit`` and ``dirty`` of the profiled code.
     """
@@ -70,12 +70,12 @@ class CellProfiler:
     job : Job
         The cell, its events and the number of threads.
     settings : Settings
-        Where the trace goes, and how long to measure.
+        Folder of the trace, and duration of the measurement.
 
     Raises
     ------
     Failed
-        If the cell is of a GPU and torch finds none.
+        If the cell needs a GPU and torch finds none.
     """
 
     def __init__(self, job: Job, settings: Settings) -> None:
@@ -91,7 +91,7 @@ class CellProfiler:
         self._call = self._workload.call()
 
     def profile(self) -> tuple[Profile, tuple[int, int] | None]:
-        """Profile everything but the memory of the CPU.
+        """Profile everything except the memory of the CPU.
 
         Returns
         -------
@@ -142,7 +142,7 @@ class CellProfiler:
             Resident bytes before a call and at its peak in an ordinary process.
         """
         for _ in range(MEMORY_WARM_UP):
-            memory.return_freed_memory()  # an engine that is loaded by a call may set it otherwise
+            memory.return_freed_memory()  # again: loading the engine may have changed it
             self._call()
         return memory.profile_resident_memory(self._workload, self._call, baseline, peak)
 
@@ -180,7 +180,7 @@ class CellProfiler:
         )
 
     def _write_trace(self, recorded: RecordedCall) -> None:
-        """Write the trace: the layers of a recorded call, and torch's operators of another."""
+        """Write the trace: the layers of a recorded call, and torch's operators in another call."""
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._on_gpu:
             activities.append(torch.profiler.ProfilerActivity.CUDA)

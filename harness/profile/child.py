@@ -1,7 +1,7 @@
-"""Process that profiles one cell: it reads an order as a line of JSON and writes a profile.
+"""Process that profiles one cell: it reads a request as a line of JSON and writes a profile.
 
-The memory of the CPU is profiled by an order of its own, in a second process, because the C library
-has to return freed memory there from the start.
+The memory of the CPU is profiled by a separate request in a second process, because there the C
+library must return freed memory from the start.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from harness.run.failures import classify
 from harness.run.job import Job
 
 
-def answer(order: Mapping[str, Any]) -> dict[str, Any]:
-    """Carry out an order and return the answer, or the reason for which it failed.
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Execute a request and return the answer, or the reason why it failed.
 
     Parameters
     ----------
-    order : mapping
-        ``job``, ``settings``, and ``resident`` (bytes before a call and at its peak) where only
-        the memory of the CPU shall be profiled.
+    request : mapping
+        ``job``, ``settings``, and, to profile only the memory of the CPU, ``resident``: bytes
+        before a call and at its peak.
     """
     try:
-        resident = order.get("resident")
+        resident = request.get("resident")
         if resident is not None:
             memory.return_freed_memory()
-        profiler = CellProfiler(Job.from_json(order["job"]), Settings(**order["settings"]))
+        profiler = CellProfiler(Job.from_json(request["job"]), Settings(**request["settings"]))
         if resident is not None:
             found = profiler.profile_memory(*resident)
             return {"outcome": "ok", "memory": asdict(found)}

@@ -20,8 +20,8 @@ from harness.terminal import table_console
 
 def profile(
     backend: Annotated[str, typer.Option(help="The engine: NAME or NAME:OPTION=VALUE.")],
-    size: Annotated[int, typer.Option(help="Voxels a side of the events.")],
-    batch: Annotated[int, typer.Option(help="Events a call.")],
+    size: Annotated[int, typer.Option(help="Voxels per side of the events.")],
+    batch: Annotated[int, typer.Option(help="Events per call.")],
     phase: Annotated[str, typer.Option(help="forward or step.")] = "step",
     map_: Annotated[
         str, typer.Option("--map", help="cold: maps are built in the call; warm: they are not.")
@@ -31,14 +31,14 @@ def profile(
     events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
     threads: Annotated[int, typer.Option(help="Threads; 0: all processors.", min=0)] = 0,
     seconds: Annotated[
-        float, typer.Option(help="Time for calls, with and without ranges in turns.", min=0.01)
+        float, typer.Option(help="Time for calls, alternately with and without ranges.", min=0.01)
     ] = 20.0,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the profile; a new one under results/profiles.")
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds for the passes of one process.")] = 900.0,
 ) -> None:
-    """Show where a cell's time and memory go, layer by layer, against what the machine can do."""
+    """Show the time and memory of each layer of a cell, beside the limits of the machine."""
     from backends.registry import module_name, probe
     from harness.run.plan import unavailable_reason, with_events
     from harness.spec.suite import TYPICAL_SEED, parse_engine
@@ -58,7 +58,7 @@ def profile(
         events=EventSpec(seed=TYPICAL_SEED),
     )
     if cell.map == "first":
-        raise BadInput("a first call happens once and cannot be profiled; give --map cold or warm")
+        raise BadInput("a first call occurs once and cannot be profiled; give --map cold or warm")
     if cell.phase not in ("forward", "step"):
         raise BadInput(f"only forward and step can be profiled, not {cell.phase}")
     cell = with_events([cell], events)[0]
@@ -78,12 +78,12 @@ def new_folder(cell: Cell, results: Path = store.RESULTS) -> Path:
 
 
 def profile_cell(job: Job, folder: Path, seconds: float, timeout: float) -> Profile:
-    """Profile a cell in a process of its own, alone on its device.
+    """Profile a cell in a separate process that has the device to itself.
 
     Raises
     ------
     BadInput
-        If the folder cannot be written to, or the engine does not come to an end.
+        If the folder cannot be written to, or the engine fails or exceeds the time limit.
     """
     from backends.registry import interpreter
     from harness.run.failures import Failed
@@ -99,7 +99,7 @@ def profile_cell(job: Job, folder: Path, seconds: float, timeout: float) -> Prof
         ) from None
     code = EngineSource.here()
     command = code.command(interpreter(job.cell.backend), "harness.profile.child")
-    order: dict[str, Any] = {
+    request: dict[str, Any] = {
         "job": job.to_json(),
         "settings": {
             "out": str(folder.resolve()),
@@ -108,11 +108,11 @@ def profile_cell(job: Job, folder: Path, seconds: float, timeout: float) -> Prof
         },
     }
 
-    def ask(more: dict[str, Any]) -> dict[str, Any]:
-        """Have one process follow the order."""
+    def send(more: dict[str, Any]) -> dict[str, Any]:
+        """Send the request to a new process and return its answer."""
         child = LocalWorker(command, job.threads)
         try:
-            answer = child.request(order | more, timeout)
+            answer = child.request(request | more, timeout)
         except Failed as failed:
             raise BadInput(f"cannot profile {job.cell.title}: {failed.reason}") from None
         finally:
@@ -122,11 +122,11 @@ def profile_cell(job: Job, folder: Path, seconds: float, timeout: float) -> Prof
         return answer
 
     with device_lock(job.cell.device, Console(stderr=True).print):
-        answer = ask({})
+        answer = send({})
         found = Profile.from_json(answer["profile"])
         if answer["resident"] is None:
             return found
-        memory = ask({"resident": answer["resident"]})
+        memory = send({"resident": answer["resident"]})
     return replace(
         found,
         memory=memory_from_json(memory["memory"]),
@@ -134,7 +134,7 @@ def profile_cell(job: Job, folder: Path, seconds: float, timeout: float) -> Prof
 
 
 def print_profile(found: Profile, folder: Path, console: Console) -> None:
-    """Print the tables, and where the files are."""
+    """Print the tables and the paths of the files."""
     from harness.profile.page import write_profile_page
     from harness.profile.table import kinds_table, layers_table, memory_lines
 

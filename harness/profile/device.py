@@ -1,4 +1,4 @@
-"""Range boundaries on the clock of a GPU, and ranges for NVTX and torch's profiler."""
+"""Range boundaries on the clock of a GPU, and listeners for NVTX and torch's profiler."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class DeviceTicks:
         return event
 
     def resolve(self, recorded: RecordedCall) -> RecordedCall:
-        """Return the call with its times in seconds, once the device has finished."""
+        """Wait for the device, and return the call with its times in seconds."""
         self._cuda.synchronize()
         events: Sequence[Any] = recorded.times
         return recorded._replace(times=[events[0].elapsed_time(event) / 1000 for event in events])
 
 
 class NvtxListener:
-    """Passes ranges on to NVTX, which Nsight shows.
+    """Forwards ranges to NVTX, which Nsight displays.
 
     Parameters
     ----------
@@ -50,14 +50,14 @@ class NvtxListener:
         self._nvtx.range_push(range_label(key))
 
     def leave(self) -> None:
-        """Close the last range."""
+        """Close the range that was opened last."""
         self._nvtx.range_pop()
 
 
 class ProfilerListener:
-    """Passes the ranges of the forward pass on to torch's profiler.
+    """Forwards the ranges of the forward pass to torch's profiler.
 
-    Ranges of the backward pass begin and end inside autograd's own ranges, where it allows none.
+    Ranges of the backward pass would overlap autograd's own ranges, which torch does not allow.
 
     Parameters
     ----------
@@ -78,14 +78,14 @@ class ProfilerListener:
         self._open.append(context)
 
     def leave(self) -> None:
-        """Close the last range."""
+        """Close the range that was opened last."""
         context = self._open.pop()
         if context is not None:
             context.__exit__(None, None, None)
 
 
 def range_label(key: RangeKey) -> str:
-    """Return the name of a range as viewers show it."""
+    """Return the name of a range for viewers."""
     inner = " (map)" if key.kind == "map" else ""
     back = "" if key.direction == "forward" else f" {key.direction}"
     return f"{key.name}{inner}{back}"

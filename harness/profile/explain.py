@@ -1,4 +1,4 @@
-"""Which layers make the difference between two profiles of one question."""
+"""The layers that cause the difference between two profiles of one question."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 STEPS = 12
-"""Layers with a step of their own in the waterfall; the others share one."""
+"""Number of layers with a step of their own in the waterfall; all others share one."""
 
 SLOWER, FASTER, TOTAL = "#D55E00", "#009E73", "#7A7A7A"
 
@@ -34,7 +34,8 @@ class LayerDifference:
     before, after : float or None
         Seconds; None where a profile has no such layer.
     share : float
-        Of the difference between the two cells; of the sum of all changes where they are as fast.
+        Fraction of the difference between the two cells; if they are equally fast, of the sum of
+        all absolute changes.
     """
 
     name: str
@@ -46,28 +47,28 @@ class LayerDifference:
 
     @property
     def difference(self) -> float:
-        """Seconds that the layer takes more in the second profile."""
+        """Additional seconds of the layer in the second profile."""
         return (self.after or 0.0) - (self.before or 0.0)
 
     @property
     def words(self) -> str:
-        """The layer for people."""
+        """Description of the layer for users."""
         what = "between layers" if self.kind == HOST else f"{self.name} {self.kind}"
         return f"{what}, {self.direction}"
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The difference of two cells, by layers.
+    """The difference between two cells, by layers.
 
     Attributes
     ----------
     names : (str, str)
-        What the profiles are called.
+        Names of the profiles.
     before, after : float
         Seconds of the cells without instruments.
     parts : tuple of LayerDifference
-        The largest difference first.
+        In descending order of the difference.
     """
 
     names: tuple[str, str]
@@ -77,17 +78,17 @@ class Explanation:
 
     @property
     def difference(self) -> float:
-        """Seconds that the second cell takes more."""
+        """Additional seconds of the second cell."""
         return self.after - self.before
 
     @property
     def unexplained(self) -> float:
-        """Seconds of the difference that no layer has: what instruments and noise leave over."""
+        """Seconds of the difference that are in no layer, due to instruments and noise."""
         return self.difference - math.fsum(part.difference for part in self.parts)
 
     @property
     def claim(self) -> str:
-        """Which of the two is slower, and by how much."""
+        """A sentence: which of the two is slower, and by how much."""
         first, second = self.names
         return (
             f"{second} takes {format_value(abs(self.difference), 's')} "
@@ -97,7 +98,7 @@ class Explanation:
 
     @property
     def groups(self) -> list[LayerDifference]:
-        """The differences summed by kind and direction, the largest first; named by the kind."""
+        """The differences summed by kind and direction, in descending order; named by the kind."""
         members: dict[tuple[str, str], list[LayerDifference]] = {}
         for part in self.parts:
             members.setdefault((part.kind, part.direction), []).append(part)
@@ -116,7 +117,7 @@ class Explanation:
 
     @property
     def reason(self) -> str:
-        """The kind that makes most of the difference, and the layer that differs most."""
+        """A sentence: the kind with most of the difference, and the layer that differs most."""
         if not self.parts or not self.parts[0].difference:
             return "No layer differs."
         group, top = self.groups[0], self.parts[0]
@@ -139,11 +140,11 @@ def explain(first: Profile, second: Profile) -> Explanation:
     Raises
     ------
     BadInput
-        If they are of different questions.
+        If their questions differ.
     """
     if not comparable(first, second):
         raise BadInput(
-            "these profiles are of different questions and cannot explain each other: "
+            "these profiles are of different questions and cannot be compared: "
             f"{_question(first)} and {_question(second)}"
         )
     before = {layer.key: layer.seconds for layer in first.layers}
@@ -152,7 +153,7 @@ def explain(first: Profile, second: Profile) -> Explanation:
     changes = {key: after.get(key, 0.0) - before.get(key, 0.0) for key in keys}
     whole = second.seconds - first.seconds
     moved = math.fsum(map(abs, changes.values()))
-    # Between cells that are as fast, what one layer gains another loses.
+    # If the cells are equally fast, gains of some layers cancel losses of others.
     base = whole if abs(whole) > 0.01 * max(first.seconds, second.seconds) else moved
     parts = [
         LayerDifference(*key, before.get(key), after.get(key), changes[key] / base if base else 0.0)
@@ -163,12 +164,12 @@ def explain(first: Profile, second: Profile) -> Explanation:
 
 
 def comparable(first: Profile, second: Profile) -> bool:
-    """Tell whether two profiles are of one question on the same events."""
+    """Return whether two profiles are of one question on the same events."""
     return first.cell.question == second.cell.question
 
 
 def display_names(profiles: Sequence[Profile]) -> Any:
-    """Call each profile by its engine, with the commit where one engine is there several times."""
+    """Name each profile by its engine, and by its commit if an engine occurs more than once."""
     engines = [profile.cell.engine for profile in profiles]
     named = []
     for profile, engine in zip(profiles, engines, strict=True):
@@ -183,7 +184,7 @@ def display_names(profiles: Sequence[Profile]) -> Any:
 
 
 def load_profile(spec: str) -> Profile:
-    """Read the profile that a user means: a folder of one, or its file.
+    """Read the profile that a user names by its folder or its file.
 
     Raises
     ------
@@ -203,7 +204,7 @@ def load_profile(spec: str) -> Profile:
 
 
 def signed(seconds: float) -> str:
-    """Write a difference with its sign; less than a nanosecond is none."""
+    """Format a difference with its sign; less than a nanosecond counts as zero."""
     if abs(seconds) < 1e-9:
         return "0"
     return f"{'+' if seconds >= 0 else '−'}{format_value(abs(seconds), 's')}"
@@ -226,7 +227,7 @@ def explanation_rows(found: Explanation) -> list[dict[str, Any]]:
 
 
 def explanation_table(found: Explanation, lines: int = 40) -> Table:
-    """Return the differences by kind, and of the layers that differ most, for a terminal."""
+    """Return a table of the differences by kind, and of the layers that differ most."""
     from rich import box
     from rich.table import Table
 
@@ -278,7 +279,7 @@ def waterfall_steps(found: Explanation, most: int = STEPS) -> list[tuple[str, fl
 
 
 def waterfall(found: Explanation) -> str:
-    """Draw how one cell's time becomes the other's, layer by layer, as SVG."""
+    """Draw the waterfall from one cell's time to the other's, layer by layer, as SVG."""
     import matplotlib.pyplot as plt
 
     between = waterfall_steps(found)
@@ -328,7 +329,10 @@ def waterfall(found: Explanation) -> str:
 
 
 def _start(ends: Sequence[float]) -> tuple[float, str]:
-    """Return where the waterfall's axis begins, and its label: small steps need a close look."""
+    """Return the begin of the waterfall's axis, and its label.
+
+    If all steps are small, the axis does not begin at zero.
+    """
     span = max(ends) - min(ends)
     if span > 0.3 * max(ends):
         return 0.0, "time of the cell"

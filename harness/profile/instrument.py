@@ -1,4 +1,4 @@
-"""Ranges around everything that the call of a workload does, for the length of a context."""
+"""Ranges around all parts of a workload's call, in a context."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KIND_WORDS = {
     "join": "join",
     "add": "add",
 }
-"""Words in the class names of an engine's own modules, and the kind of layer that they mean."""
+"""Words in the class names of an engine's own modules, and the kinds of layers they stand for."""
 
 
 class _BackendWithRanges:
@@ -41,14 +41,14 @@ class _BackendWithRanges:
 
 
 def kind_of(kind: Kind) -> str:
-    """Return the name that a profile has for a kind of layer."""
+    """Return the name of a kind of layer in a profile."""
     named = {Kind.NORM: "normalisation", Kind.LINEAR: "linear"}
     return named.get(kind, "convolution")
 
 
 @contextlib.contextmanager
 def recording_ranges(workload: Workload, ranges: RangeRecorder) -> Iterator[None]:
-    """Put ranges around the parts of a workload's call, as long as the context lasts."""
+    """Record ranges around the parts of a workload's call during the context."""
     with contextlib.ExitStack() as stack:
         observe = getattr(workload.backend, "observe", None)
         if observe is not None:
@@ -61,8 +61,8 @@ def recording_ranges(workload: Workload, ranges: RangeRecorder) -> Iterator[None
 def bytes_per_number(workload: Workload, call: Callable[[], Any]) -> int:
     """Return the size of a number in the rows between layers, as the engine stores them.
 
-    It is read from the first convolution in one call. An engine may compute in bf16 and still
-    store rows of four bytes per number.
+    It is that of the first convolution's output in one call. An engine may compute in bf16 and
+    still store four bytes per number.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def bytes_per_number(workload: Workload, call: Callable[[], Any]) -> int:
         sizes.append(workload.backend.features(output).element_size())
 
     layers = [module for module in workload.network.modules() if isinstance(module, EngineLayer)]
-    if not layers:  # an engine's own network, of whose rows nothing is known
+    if not layers:  # a network of the engine, whose rows cannot be inspected
         return int(workload.features.element_size())
     handle = layers[0].register_forward_hook(read)
     try:
@@ -90,7 +90,7 @@ def bytes_per_number(workload: Workload, call: Callable[[], Any]) -> int:
 
 @contextlib.contextmanager
 def _ranges_on_network(workload: Workload, ranges: RangeRecorder) -> Iterator[None]:
-    """Put ranges on the layers, on what connects them, and on input and output."""
+    """Record ranges around the layers, the functions between them, and input and output."""
     backend, network = workload.backend, workload.network
     with contextlib.ExitStack() as stack:
 
@@ -121,7 +121,7 @@ def _ranges_on_network(workload: Workload, ranges: RangeRecorder) -> Iterator[No
 
 @contextlib.contextmanager
 def _ranges_on_training(workload: Workload, ranges: RangeRecorder) -> Iterator[None]:
-    """Put ranges on the loss, on the backward pass from it, and on the optimiser."""
+    """Record ranges around the loss, the layers in the backward pass, and the optimiser."""
 
     def wrap_zero_grad(zero_grad: Callable[..., Any]) -> Callable[..., Any]:
         return ranges.wrap(zero_grad, OPTIMISER)
@@ -161,7 +161,7 @@ def _ranges_on_training(workload: Workload, ranges: RangeRecorder) -> Iterator[N
 def replaced(
     owner: Any, name: str, decorate: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
-    """Decorate an attribute of a module, class or object as long as the context lasts."""
+    """Decorate an attribute of a module, class or object during the context."""
     own = vars(owner).get(name)
     setattr(owner, name, decorate(getattr(owner, name)))
     try:
@@ -184,7 +184,7 @@ def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _leaf_modules(network: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Yield name, kind and module of the leaves of an engine's own network."""
+    """Yield name, kind and module of the leaf modules of an engine's own network."""
     for name, module in network.named_modules():
         if next(module.children(), None) is not None or not name:
             continue

@@ -1,15 +1,15 @@
 """Attribution of a call's memory to layers and kinds, from readings at every range boundary.
 
-Between two readings one layer runs, and the difference of the two is counted for it. On the CPU the
-readings are the resident memory of the process and its peak, from ``/proc``; on a GPU they are what
-torch's allocator has handed out. Both include the engine's kernel maps as far as the engine takes
-them from there.
+One layer runs between two readings, and their difference is counted for it. On the CPU, a reading
+is the resident memory of the process and its peak, from ``/proc``; on a GPU, the memory that
+torch's allocator has allocated. Both include the engine's kernel maps, unless the engine allocates
+them in another way.
 
-Readings give no addresses. Where memory shrinks, the bytes are taken from the layers that grew
+Readings contain no addresses. If memory shrinks, the bytes are subtracted from the layers that grew
 last, which is the order in which autograd frees activations. The sum over all layers at the peak
-is therefore exact, while the layer is an estimate. Compared with a pass that followed each of
-torch's blocks (4 events of 192 px on one CPU thread), another layer was named for 3 % of the bytes
-with ``sscn``, 21 % with ``spconv`` and 28 % with ``minkowski``, whose layers free the activations
+is therefore exact, whereas the layer is an estimate. A comparison with a profiler that tracked each
+of torch's blocks (4 events of 192 px on one CPU thread) showed a different layer for 3 % of the
+bytes of ``sscn``, 21 % of ``spconv`` and 28 % of ``minkowski``, whose layers free the activations
 of the layers before them. The sums by kind differed by at most 2 MB in peaks of 11 to 58 MB.
 """
 
@@ -34,10 +34,10 @@ from harness.run.failures import Failed
 from harness.run.workload import Workload
 
 REPEATS = 3
-"""Calls of which the one with the median peak counts."""
+"""Number of calls; the one with the median peak is used."""
 
 ALLOCATOR = "allocator"
-"""Name of the entry for memory that the C library keeps after it was freed."""
+"""Name of the entry for freed memory that the C library has not returned to the system."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's ``mallopt``."""
@@ -49,11 +49,11 @@ class Readings(NamedTuple):
     Attributes
     ----------
     seconds : sequence of float
-        Since the first boundary, without the time that the readings took.
+        Time since the first boundary, without the duration of the readings.
     held : sequence of int
         Bytes at the boundary.
     highest : sequence of int
-        Largest number of bytes since the boundary before.
+        Largest number of bytes since the previous boundary.
     """
 
     seconds: Sequence[float]
@@ -62,15 +62,15 @@ class Readings(NamedTuple):
 
 
 class MemoryReader(Protocol):
-    """Reads the memory that is held now, and the most since the reading before."""
+    """Reads the memory in use, and its maximum since the previous reading."""
 
     def __call__(self) -> tuple[int, int]:
-        """Return bytes held and the highest bytes, and let the highest start anew."""
+        """Return the bytes in use and their maximum, and reset the maximum."""
         ...
 
 
 class ResidentReader:
-    """Reads the resident memory of this process, freed memory given back first."""
+    """Reads the resident memory of this process, after returning freed memory to the system."""
 
     def __init__(self) -> None:
         self._process = ResidentMemory()
@@ -84,7 +84,7 @@ class ResidentReader:
 
 
 class CudaReader:
-    """Reads what torch's caching allocator has handed out.
+    """Reads the memory that torch's caching allocator has allocated.
 
     Parameters
     ----------
@@ -104,10 +104,10 @@ class CudaReader:
 
 
 def return_freed_memory() -> None:
-    """Make the C library return freed memory to the system at once.
+    """Make the C library return freed memory to the system immediately.
 
-    Then resident memory is memory in use. Free parts of the heap are still used first, so that this
-    has to be called before there are any.
+    Resident memory is then the memory in use. Call this before any memory is freed, because the C
+    library reuses free parts of its heap first.
     """
     library = ctypes.CDLL(None)
     library.mallopt(M_MMAP_THRESHOLD, 1 << 16)
@@ -141,12 +141,12 @@ def profile_resident_memory(
     Parameters
     ----------
     workload : Workload
-        Built, and called, after ``return_freed_memory``.
+        Created and called after ``return_freed_memory``.
     call : callable
         The workload's call.
     baseline, peak : int
-        ``resident_peak`` of an ordinary process, whose C library keeps freed memory. What it took
-        beyond this process is listed as ``allocator``.
+        ``resident_peak`` of an ordinary process, whose C library keeps freed memory. Its excess
+        over the peak of this process is listed as ``allocator``.
     """
     before, highest = resident_peak(workload, call)
     passes = [_read_at_boundaries(workload, call, ResidentReader) for _ in range(REPEATS)]
@@ -160,7 +160,7 @@ def profile_resident_memory(
 
 
 def profile_cuda_memory(workload: Workload, call: Callable[[], Any]) -> MemoryProfile:
-    """Attribute to layers what torch's allocator on the GPU hands out in a call."""
+    """Attribute the memory that torch's GPU allocator allocates in a call to layers."""
     cuda = torch.cuda
     _clear_training_state(workload)
     cuda.synchronize()
@@ -172,7 +172,7 @@ def profile_cuda_memory(workload: Workload, call: Callable[[], Any]) -> MemoryPr
 
 
 def held_at_peak(keys: Sequence[RangeKey], readings: Readings) -> list[HeldMemory]:
-    """Return what each layer held when the memory peaked, largest first.
+    """Return the memory that each layer held at the peak, in descending order.
 
     Parameters
     ----------
@@ -241,7 +241,7 @@ def _memory_profile(
 
 
 def _clear_training_state(workload: Workload) -> None:
-    """Drop gradients and the optimiser's state, as before a first step."""
+    """Delete gradients and the optimiser's state, as before a first step."""
     workload.optimizer.zero_grad(set_to_none=True)
     workload.reset()
     gc.collect()
@@ -250,7 +250,7 @@ def _clear_training_state(workload: Workload) -> None:
 def _read_at_boundaries(
     workload: Workload, call: Callable[[], Any], make_reader: Callable[[], MemoryReader]
 ) -> tuple[list[RangeKey], Readings]:
-    """Make one call and read the memory at each range boundary."""
+    """Run one call and read the memory at each range boundary."""
     _clear_training_state(workload)
     read = make_reader()
     seconds, held, highest = array("d"), array("q"), array("q")
@@ -267,7 +267,7 @@ def _read_at_boundaries(
         return 0.0
 
     ranges = RangeRecorder(tick, sequence_number)
-    gc.disable()  # a collection would free memory of other layers at a random place
+    gc.disable()  # a collection would free memory of other layers at an arbitrary time
     try:
         with recording_ranges(workload, ranges):
             ranges.begin()

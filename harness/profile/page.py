@@ -1,4 +1,4 @@
-"""Writes the page of a profile, or of several: one HTML file that needs nothing but a browser."""
+"""Page of one or several profiles: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says of one profile."""
+    """Content of the page for one profile."""
 
     name: str
     profile: Profile
@@ -100,7 +100,7 @@ class Section:
 
     @property
     def longest(self) -> float:
-        """Seconds of the layer that takes longest."""
+        """Seconds of the slowest layer."""
         return max((layer.seconds for layer in self.profile.layers), default=0.0)
 
 
@@ -110,10 +110,10 @@ def write_profile_page(folder: Path, profiles: Sequence[Profile]) -> Path:
     Parameters
     ----------
     folder : Path
-        Made if it does not exist.
+        Created if it does not exist.
     profiles : sequence of Profile
-        One; or several, whose rooflines are laid over each other. Two of one question are
-        explained by each other, too.
+        One, or several, whose layers are drawn in one roofline. For two of one question, the page
+        also has the layers that cause the difference.
 
     Returns
     -------
@@ -165,7 +165,7 @@ def render_profile_page(profiles: Sequence[Profile]) -> str:
 
 
 def section(profile: Profile, name: str) -> Section:
-    """Gather what the page says of one profile."""
+    """Return the content of the page for one profile."""
     rows = [
         TableRow(layer, layer.seconds / profile.total if profile.total else 0.0, limit)
         for layer, limit in zip(profile.layers, limits(profile), strict=True)
@@ -195,7 +195,7 @@ def section(profile: Profile, name: str) -> Section:
 
 
 def kinds(profile: Profile) -> list[tuple[str, str, float, float]]:
-    """Sum the layers by kind and direction: words, colour, seconds, share; the largest first."""
+    """Sum the layers by kind and direction: (words, colour, seconds, share), descending."""
     sums: dict[tuple[str, str], float] = defaultdict(float)
     for layer in profile.layers:
         sums[layer.kind, layer.direction] += layer.seconds
@@ -210,7 +210,7 @@ def kinds(profile: Profile) -> list[tuple[str, str, float, float]]:
 
 
 def claim(profiles: Sequence[Profile], names: Sequence[str]) -> str:
-    """Say what matters most: where one engine's time goes, or which of several is quickest."""
+    """Return the headline: the kind with most of the time, or the fastest of several engines."""
     if len(profiles) > 1:
         order = sorted(zip(profiles, names, strict=True), key=lambda pair: pair[0].seconds)
         (first, name), (last, other) = order[0], order[-1]
@@ -260,7 +260,7 @@ def memory_figure(memory: MemoryProfile) -> str:
 
 
 def _breakable(path: str) -> Any:
-    """Let a module's path go on in the next line after each of its dots."""
+    """Allow line breaks after each dot of a module's path."""
     from markupsafe import Markup, escape
 
     return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=\.)", path))

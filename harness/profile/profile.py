@@ -1,4 +1,4 @@
-"""A profile: where one cell's time and memory went, layer by layer, and its file."""
+"""A profile: the time and memory of one cell per layer; and its file."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ KINDS = (
     "input",
     "host",
 )
-"""What a layer's time went into.
+"""Kinds of work.
 
-``map`` is the building of kernel maps; an engine that fuses operations reports the time under the
-kind of the layer that spends it; ``input`` is the making and reordering of the engine's tensor;
-``host`` are the gaps between layers: the network's and the autograd engine's own work.
+``map`` is the construction of kernel maps; ``input`` the construction and reordering of the
+engine's tensor; ``host`` the time between layers, spent by the network and the autograd engine. If
+an engine fuses operations, their time counts for the kind of the layer that executes them.
 """
 
 DIRECTIONS = ("forward", "backward", "step")
@@ -51,27 +51,28 @@ MEMORY_KINDS = (
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """What one layer took in one direction, in one pass.
+    """Time and work of one layer in one direction, per pass.
 
     Attributes
     ----------
     name : str
         The module's path in the network, or ``input``, ``loss``, ``optimiser``, ``host``.
     level : int or None
-        Strides above the finest level; of a strided or inverse convolution, that of its finer side.
+        Number of strides above the finest level; that of the finer side for a strided or inverse
+        convolution.
     kind : str
         One of ``KINDS``.
     direction : str
         One of ``DIRECTIONS``; ``step`` is the optimiser's.
     calls : int
-        Times that it ran.
+        Number of calls.
     seconds : float
-        Mean share of the middle half of the passes, times the cell's seconds: layers sum to the
-        whole, ranges included.
+        Mean share over the middle half of the passes, times the cell's seconds. The sum over all
+        layers is the whole time, including that of the ranges.
     bytes : int or None
-        Bytes that have to be read or written at least: rows, weights and map, once each.
+        Least bytes to be read and written: rows, weights and map, once each.
     flops : int or None
-        Operations that are needed: pairs of the kernel map x C_in x C_out x 2.
+        Least number of operations: pairs of the kernel map x C_in x C_out x 2.
     sites : int or None
         Rows of the output.
     """
@@ -99,13 +100,13 @@ class LayerProfile:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Name, kind and direction: the same in two profiles that are compared."""
+        """Name, kind and direction, by which two profiles are compared."""
         return self.name, self.kind, self.direction
 
 
 @dataclass(frozen=True)
 class HeldMemory:
-    """Bytes that a layer held when the memory peaked.
+    """Bytes that a layer held at the peak of the memory.
 
     Attributes
     ----------
@@ -114,7 +115,7 @@ class HeldMemory:
     kind : str
         One of ``MEMORY_KINDS``.
     bytes : int
-        More than none.
+        At least one.
     """
 
     name: str
@@ -129,19 +130,19 @@ class HeldMemory:
 
 @dataclass(frozen=True)
 class MemoryProfile:
-    """Where the memory of one call went.
+    """Memory of one call, by layer.
 
     Attributes
     ----------
     baseline : int
         Bytes before the call.
     peak : int
-        Bytes at the peak as an instrument saw it that knows nothing of layers.
+        Bytes at the peak, measured without ranges.
     explained : int
-        Bytes over the baseline that the ledger assigns to layers at its peak; compare with
+        Bytes over the baseline that are assigned to layers at the peak; compare with
         ``peak - baseline``.
     at_peak : tuple of HeldMemory
-        Largest first.
+        In descending order.
     timeline : tuple of (float, int)
         Seconds since the call began, and bytes over the baseline.
     """
@@ -174,21 +175,21 @@ class Profile:
     Attributes
     ----------
     cell : Cell
-        What was profiled.
+        The profiled cell.
     code : mapping
         ``commit`` and ``dirty``.
     machine, versions : mapping
         As in a record.
     seconds : float
-        Median of the cell's calls without any instrument, in turns with those that have it.
+        Median of the calls without instruments, which alternate with the instrumented ones.
     instrumented_seconds : float
-        Median of the calls that the layers were timed in.
+        Median of the calls in which the layers were timed.
     layers : tuple of LayerProfile
-        In the order in which they first ran.
+        In the order of their first call.
     ceilings : mapping or None
-        What the machine can do, as ``harness.profile.ceilings`` writes it.
+        Limits of the machine in the format of ``harness.profile.ceilings``.
     memory : MemoryProfile or None
-        Where the memory went.
+        Memory by layer.
     """
 
     cell: Cell
@@ -211,12 +212,12 @@ class Profile:
 
     @property
     def total(self) -> float:
-        """Seconds of all layers, the gaps between them included."""
+        """Seconds of all layers, including the time between them."""
         return math.fsum(layer.seconds for layer in self.layers)
 
     @property
     def layer_sum_ratio(self) -> float:
-        """The layers' sum over the cell's own time: near 1 where nothing is missing."""
+        """Sum of the layers over the cell's own time: about 1 if no time is missing."""
         return self.total / self.seconds if self.seconds else math.nan
 
     def to_json(self) -> dict[str, Any]:
@@ -246,15 +247,14 @@ class Profile:
         Raises
         ------
         BadInput
-            If it is no profile, of a newer schema, or a field is missing, unknown or without
-            meaning.
+            If it is not a profile, has a newer schema, or a field is missing, unknown or invalid.
         """
         if not isinstance(values, Mapping):
             raise BadInput("a profile must be a JSON object")
         kept = dict(values)
         schema = kept.pop("schema", None)
         if schema != SCHEMA:
-            raise BadInput(f"schema {schema!r} is not known; this version reads schema {SCHEMA}")
+            raise BadInput(f"schema {schema!r} is unknown; this version reads schema {SCHEMA}")
         for name in DROPPED:
             kept.pop(name, None)
         _fields("a profile", kept, cls)
@@ -309,7 +309,7 @@ def write_profile(profile: Profile, folder: Path) -> Path:
 
 
 def memory_from_json(values: Any) -> MemoryProfile:
-    """Rebuild the memory of a profile; raise ``BadInput`` if it is none."""
+    """Rebuild the memory of a profile; raise ``BadInput`` if it is invalid."""
     kept = dict(_object("memory", values))
     _fields("memory", kept, MemoryProfile)
     kept["at_peak"] = _parts("memory.at_peak", kept.get("at_peak", []), HeldMemory)
@@ -329,12 +329,12 @@ def _parts(name: str, values: Any, kind: Callable[..., T]) -> tuple[T, ...]:
 
 
 def _fields(what: str, values: Mapping[str, Any], kind: Any) -> None:
-    """Make sure that each value is a field of the class, and that none that is needed lacks."""
-    known = {entry.name: entry for entry in fields(kind)}
-    unknown = sorted(set(values) - set(known))
+    """Raise unless each value is a field of the class and no required field is missing."""
+    entries = {entry.name: entry for entry in fields(kind)}
+    unknown = sorted(set(values) - set(entries))
     if unknown:
-        raise BadInput(f"{what} has no field {unknown[0]!r}; it has {', '.join(known)}")
-    needed = [name for name, entry in known.items() if _required(entry)]
+        raise BadInput(f"{what} has no field {unknown[0]!r}; it has {', '.join(entries)}")
+    needed = [name for name, entry in entries.items() if _required(entry)]
     for name in needed:
         if name not in values:
             raise BadInput(f"{what} lacks the field {name!r}")

@@ -21,7 +21,7 @@ class RangeKey(NamedTuple):
 
 HOST = "host"
 INSTRUMENT = RangeKey("instrument", HOST, "forward")
-"""Work of the instrument itself, which counts for no layer."""
+"""Work of the instruments, which counts for no layer."""
 
 LEAVE = -1
 _EXTEND = -2
@@ -30,14 +30,14 @@ _AGAIN = 1 << 20
 
 
 class RangeListener(Protocol):
-    """Receives the begin and end of ranges, for another profiler such as NVTX."""
+    """Receives the begin and end of ranges, for another profiler, for example NVTX."""
 
     def enter(self, key: RangeKey) -> None:
         """Receive the begin of a range."""
         ...
 
     def leave(self) -> None:
-        """Receive the end of the range that began last."""
+        """Receive the end of the innermost open range."""
         ...
 
 
@@ -65,7 +65,7 @@ class RecordedCall(NamedTuple):
 
 
 class RangeRecorder:
-    """Records ranges, one call after the other.
+    """Recorder of the ranges of one call at a time.
 
     Time outside of layers counts for the host, in the direction that was set last.
 
@@ -103,7 +103,7 @@ class RangeRecorder:
         return self._known[key]
 
     def begin(self) -> None:
-        """Begin a call, in direction forward."""
+        """Begin a call, with the direction forward."""
         for values in (self._times, self._codes, self._sequences, self._stack):
             values.clear()
         self.enter(self.code(RangeKey(HOST, HOST, "forward")))
@@ -136,7 +136,7 @@ class RangeRecorder:
         self._times.append(self._tick())
 
     def leave(self) -> None:
-        """End the range that began last."""
+        """End the innermost open range."""
         self._times.append(self._tick())
         self._sequences.append(self._sequence())
         if self._listener is not None:
@@ -151,7 +151,7 @@ class RangeRecorder:
         self._codes.append(_EXTEND - code)
 
     def wrap(self, function: Function, key: RangeKey) -> Function:
-        """Return the function in a range of its own."""
+        """Return the function, wrapped in a range."""
         return self._in(function, self.code(key))
 
     def within(self, kind: str) -> Callable[[Function], Function]:
@@ -171,7 +171,7 @@ class RangeRecorder:
         return decorate
 
     def deferred(self, function: Function) -> Function:
-        """Return the function in a range of the layer that runs now."""
+        """Return the function, wrapped in a range of the layer that runs now."""
         return self._in(function, self._stack[-1], _AGAIN)
 
     def recorder(self) -> LayerRecorder:
@@ -193,11 +193,11 @@ class RangeRecorder:
         self._sequences += (self._sequence(),) * 2
 
     def outside_layers(self, function: Function) -> Function:
-        """Return the function in a range of the host."""
+        """Return the function, wrapped in a range of the host."""
         return self._in(function, self.code(RangeKey(HOST, HOST, "forward")))
 
     def owners(self) -> Callable[[int], int]:
-        """Return the function from a node's number to the code of the range that made it."""
+        """Return the function from an autograd node's number to the code of the creating range."""
         sequences = self._sequences.copy()
         tops = _innermost(self._codes)
 
@@ -277,7 +277,7 @@ def interval_keys(recorded: RecordedCall) -> list[RangeKey]:
 
 
 class SelfTime(NamedTuple):
-    """Time of one range in one call without the ranges inside it, and its number of calls."""
+    """Time of a range in one call, without the ranges inside it, and its number of calls."""
 
     seconds: float
     calls: int
@@ -308,7 +308,7 @@ def self_times(recorded: RecordedCall) -> dict[RangeKey, SelfTime]:
 
 
 class Span(NamedTuple):
-    """One range from begin to end, in seconds since the call began."""
+    """A range with its begin and end, in seconds since the begin of the call."""
 
     key: RangeKey
     begin: float
@@ -316,7 +316,7 @@ class Span(NamedTuple):
 
 
 def spans(recorded: RecordedCall) -> list[Span]:
-    """List the ranges of a call, those of the host left out, as a trace shows them."""
+    """Return the ranges of a call for a trace, without those of the host."""
     found: list[Span] = []
     open_: list[tuple[int, float]] = []
     last: dict[int, int] = {}

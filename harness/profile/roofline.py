@@ -1,10 +1,10 @@
-"""How far each layer, and the whole network, is from what the machine allows.
+"""Comparison of each layer, and of the network, with the limits of the machine.
 
-The rule: a layer takes at least the sum of its needed operations over the peak rate and its
-necessary bytes over the copy bandwidth, and at least the time that starting it takes. It is the
-sum, not the larger one, because operands that come from memory have to arrive before they are
-multiplied; a machine that hid one wholly behind the other could halve it. Layers whose data stays
-in a cache can be faster than their limit: the bandwidth is the memory's.
+The limit of a layer is the sum of two times: its necessary operations over the peak rate, and its
+necessary bytes over the copy bandwidth; but at least the time of its launches. It is the sum and
+not the maximum, because operands must arrive from memory before they are multiplied. With perfect
+overlap of arithmetic and memory traffic, the limit could be up to two times lower. A layer whose
+data stays in a cache can be faster than its limit, because the bandwidth is that of the memory.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NAMED = 3
-"""Layers named in the figure of one engine: those that take longest."""
+"""Number of layers named in the figure of one engine: the slowest ones."""
 
 RULE = "operations / peak + bytes / copy bandwidth, and no less than calls × launch"
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The least time of some work, and what it took.
+    """The least possible time of some work, and its measured time.
 
     Attributes
     ----------
@@ -48,22 +48,22 @@ class Limit:
 
     @property
     def seconds(self) -> float:
-        """The least time."""
+        """The least possible time."""
         return max(self.arithmetic + self.traffic, self.launch)
 
     @property
     def ratio(self) -> float:
-        """Measured time over the least one."""
+        """The measured time over the least possible time."""
         return self.measured / self.seconds if self.seconds else math.nan
 
 
 def ceilings_of(profile: Profile) -> Ceilings | None:
-    """Return a profile's ceilings, if it has them for its precision.
+    """Return a profile's ceilings; None if it has none for its precision.
 
     Raises
     ------
     BadInput
-        If they are not what ``harness.profile.ceilings`` writes.
+        If they do not have the format of ``harness.profile.ceilings``.
     """
     if profile.ceilings is None:
         return None
@@ -72,7 +72,7 @@ def ceilings_of(profile: Profile) -> Ceilings | None:
 
 
 def limit_of(layer: LayerProfile, ceilings: Ceilings, precision: str) -> Limit | None:
-    """Return a layer's limit; None where nothing is known of what it needs."""
+    """Return a layer's limit; None if its necessary work is unknown."""
     if layer.flops is None and layer.bytes is None:
         return None
     return Limit(
@@ -84,7 +84,7 @@ def limit_of(layer: LayerProfile, ceilings: Ceilings, precision: str) -> Limit |
 
 
 def limits(profile: Profile) -> list[Limit | None]:
-    """Return the limit of each layer in order; None where there is none."""
+    """Return the limit of each layer, in order; None for a layer without one."""
     ceilings = ceilings_of(profile)
     if ceilings is None:
         return [None] * len(profile.layers)
@@ -92,40 +92,40 @@ def limits(profile: Profile) -> list[Limit | None]:
 
 
 def network_limit(profile: Profile, directions: Sequence[str] = ()) -> Limit | None:
-    """Return the limit of the network: the sum of its layers', against all the time it took.
+    """Return the limit of the network: the sum of its layers' limits, and the whole time.
 
     Parameters
     ----------
     profile : Profile
-        With ceilings; None is returned without them.
+        The result is None if it has no ceilings.
     directions : sequence of str
-        Only layers of these directions, against the sum of their times; by default all layers,
-        against the time of the cell without instruments.
+        Include only layers of these directions, and the sum of their times. By default, all
+        layers are included, and the time is that of the cell without instruments.
     """
     pairs = [
         (layer, limit)
         for layer, limit in zip(profile.layers, limits(profile), strict=True)
         if not directions or layer.direction in directions
     ]
-    known = [limit for _, limit in pairs if limit is not None]
-    if not known:
+    existing = [limit for _, limit in pairs if limit is not None]
+    if not existing:
         return None
     measured = math.fsum(layer.seconds for layer, _ in pairs) if directions else profile.seconds
     return Limit(
-        arithmetic=math.fsum(limit.arithmetic for limit in known),
-        traffic=math.fsum(limit.traffic for limit in known),
-        launch=math.fsum(limit.launch for limit in known),
+        arithmetic=math.fsum(limit.arithmetic for limit in existing),
+        traffic=math.fsum(limit.traffic for limit in existing),
+        launch=math.fsum(limit.launch for limit in existing),
         measured=measured,
     )
 
 
 def roof(intensity: float, peak: float, copy: float) -> float:
-    """Return the highest rate at a number of operations per byte, by the rule of the sum."""
+    """Return the highest possible rate at a number of operations per byte."""
     return 1 / (1 / peak + 1 / (intensity * copy))
 
 
 def plotted_layers(profile: Profile) -> list[LayerProfile]:
-    """Return the layers that have a place in the figure: those that multiply."""
+    """Return the layers of the figure: those that multiply."""
     return [layer for layer in profile.layers if layer.flops and layer.bytes and layer.seconds]
 
 
@@ -133,14 +133,14 @@ def roofline_figure(profiles: Sequence[Profile], looks: Looks, names: Sequence[s
     """Draw achieved rates over operations per byte, under the roof, as SVG.
 
     One profile has a colour for each level; several have a colour and a marker for each engine.
-    Filled markers are forward, open ones backward. Their area is the time.
+    Filled markers are forward, open ones backward. The area of a marker is proportional to time.
 
     Parameters
     ----------
     profiles : sequence of Profile
         At least one has ceilings.
     looks : Looks
-        Colours of the names.
+        Colours and markers of the names.
     names : sequence of str
         Names of the profiles.
     """
@@ -190,7 +190,7 @@ def roofline_figure(profiles: Sequence[Profile], looks: Looks, names: Sequence[s
 
 
 def highest_roofs(profiles: Sequence[Profile]) -> set[tuple[float, float, str]]:
-    """Return peak, copy bandwidth and precision of the highest ceilings of each precision."""
+    """Return (peak, copy bandwidth, precision) of the highest ceilings of each precision."""
     found: dict[str, tuple[float, float, str]] = {}
     for profile in profiles:
         ceilings, precision = ceilings_of(profile), profile.cell.precision
@@ -201,7 +201,7 @@ def highest_roofs(profiles: Sequence[Profile]) -> set[tuple[float, float, str]]:
 
 
 def rate(value: float, unit: str = "FLOP/s") -> str:
-    """Write a rate with its prefix."""
+    """Format a rate with a unit prefix."""
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g} {prefix}{unit}"
@@ -209,7 +209,7 @@ def rate(value: float, unit: str = "FLOP/s") -> str:
 
 
 def limit_sentence(limit: Limit) -> str:
-    """Return a sentence about the distance from a limit."""
+    """Return a clause with a limit and the ratio of the measured time to it."""
     return (
         f"the machine allows {format_value(limit.seconds, 's')} "
         f"({format_value(limit.arithmetic, 's')} of arithmetic and "
@@ -254,7 +254,7 @@ def _point(axes: Axes, layer: LayerProfile, color: str, marker: str, longest: fl
 
 
 def longest_layers(layers: Iterable[LayerProfile], number: int = NAMED) -> list[LayerProfile]:
-    """Return the layers that take longest, each name once."""
+    """Return the slowest layers, each name once."""
     found: dict[str, LayerProfile] = {}
     for layer in sorted(layers, key=lambda layer: -layer.seconds):
         found.setdefault(layer.name, layer)
@@ -262,7 +262,7 @@ def longest_layers(layers: Iterable[LayerProfile], number: int = NAMED) -> list[
 
 
 def _name(axes: Axes, layers: Iterable[LayerProfile]) -> None:
-    """Name layers in lines of their own at the lower edge, where no two names overlap."""
+    """Write the names of layers at the lower edge, each on its own line, without overlap."""
     for place, layer in enumerate(layers):
         axes.annotate(
             layer.name,

@@ -1,4 +1,4 @@
-"""A profile as a table for people."""
+"""Tables of a profile for the terminal."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from rich.table import Table
 from harness.profile.profile import LayerProfile, Profile
 
 LINES = 30
-"""Layers that are worth a line of their own on a terminal."""
+"""Number of layers with a line of their own on a terminal."""
 
 
 WIDE = 130
-"""Columns of a terminal that has room for every number; a narrower one shows fewer."""
+"""Width of a terminal that shows every number, in columns; narrower ones show fewer numbers."""
 
 NUMBERS = ("calls", "time", "share", "bytes", "needed FLOP", "GB/s", "GFLOP/s")
 NARROW_NUMBERS = ("time", "share", "GFLOP/s")
 
 
 def layers_table(profile: Profile, lines: int = LINES, width: int = WIDE) -> Table:
-    """Return the layers that took longest, and one line for all the others.
+    """Return a table of the slowest layers, with one line for all the others.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def layers_table(profile: Profile, lines: int = LINES, width: int = WIDE) -> Tab
         Columns of the terminal.
     """
     table = Table(
-        title=f"{profile.cell.title}: {_time(profile.seconds)} a call", title_style="bold"
+        title=f"{profile.cell.title}: {_time(profile.seconds)} per call", title_style="bold"
     )
     narrow = width < WIDE
     columns = [*("layer", "level", "what", "direction"), *NUMBERS]
@@ -61,7 +61,7 @@ def layers_table(profile: Profile, lines: int = LINES, width: int = WIDE) -> Tab
 
 
 def kinds_table(profile: Profile, width: int = WIDE) -> Table:
-    """Return the time of each kind of work, forward and backward apart."""
+    """Return a table of the time of each kind of work, with forward and backward separate."""
     table = Table()
     for name in ("what", "direction"):
         table.add_column(name)

@@ -1,4 +1,4 @@
-"""Times of the layers: calls with and without ranges in turns, and the typical call of them."""
+"""Times of the layers, from calls that alternately have ranges and have none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RULE = sampling.StopRule(spread=0.01, least=7, most=100)
 
 
 def record_call(workload: Workload, call: Callable[[], Any], ranges: RangeRecorder) -> RecordedCall:
-    """Make a call with ranges around its layers, and return them."""
+    """Run a call with ranges around its layers, and return the ranges."""
     with recording_ranges(workload, ranges):
         ranges.begin()
         call()
@@ -32,16 +32,16 @@ def record_call(workload: Workload, call: Callable[[], Any], ranges: RangeRecord
 def time_calls(
     workload: Workload, call: Callable[[], Any], clock: Clock, seconds: float
 ) -> tuple[list[float], list[RecordedCall]]:
-    """Time calls with and without ranges in turns, after one of each that does not count.
+    """Time alternate calls with and without ranges, after one of each that does not count.
 
     Parameters
     ----------
     workload : Workload
-        Warmed up.
+        After its warm-up.
     call : callable
         The workload's call.
     clock : Clock
-        Times calls without ranges.
+        Clock for calls without ranges.
     seconds : float
         Time for all calls.
 
@@ -50,7 +50,7 @@ def time_calls(
     plain : list of float
         Seconds of each call without ranges, on the device's clock if there is one.
     recorded : list of RecordedCall
-        As many calls with ranges.
+        The calls with ranges, one per call without ranges.
     """
     ranges, resolve = _device_ranges(workload.cell.device)
     plain: list[float] = []
@@ -80,20 +80,19 @@ def time_calls(
 def typical_self_times(
     calls: Sequence[Mapping[RangeKey, SelfTime]], plain: Sequence[float]
 ) -> dict[RangeKey, SelfTime]:
-    """Return the self time of each range in a typical call, in the order of their first run.
+    """Return the self time of each range in a typical call, in the order of their first call.
 
-    A range's share is its self time over the time of the call without ranges beside it, so that a
-    machine whose speed changes from second to second changes no share. The result is the mean of
-    the shares over the middle half of the calls, times the median time without ranges. Means sum to
-    the whole; medians of single ranges would leave out each interruption. A range that a call lacks
-    has no time in it.
+    The share of a range is its self time over the time of the adjacent call without ranges. It does
+    not change if the machine's speed drifts. The result is the mean of the shares over the middle
+    half of the calls, times the median time without ranges. Means add up to the whole time; medians
+    of single ranges would not. A range that is missing in a call counts as zero there.
 
     Parameters
     ----------
     calls : sequence of mapping
         Self times of each call with ranges.
     plain : sequence of float
-        Seconds of the call without ranges beside each.
+        Seconds of the adjacent call without ranges, for each of them.
     """
 
     def over_plain(pair: tuple[Mapping[RangeKey, SelfTime], float]) -> float:
@@ -116,14 +115,14 @@ def typical_self_times(
 
 
 def median_call(calls: Sequence[RecordedCall]) -> RecordedCall:
-    """Return the call whose time is the median."""
+    """Return the call with the median time."""
     return sorted(calls, key=lambda call: call.seconds)[len(calls) // 2]
 
 
 def _device_ranges(
     device: str,
 ) -> tuple[RangeRecorder, Callable[[RecordedCall], RecordedCall]]:
-    """Return a recorder on the device's clock, and the function that resolves its calls."""
+    """Return a recorder on the device's clock, and a function that resolves its times."""
     if device != "cuda":
         return RangeRecorder(time.perf_counter, sequence_number), lambda recorded: recorded
     ticks = DeviceTicks(torch.cuda)

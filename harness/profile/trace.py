@@ -12,7 +12,7 @@ from harness.profile.ranges import Span
 
 FILE = "trace.json"
 LAYERS = "layers"
-OPERATORS = "torch's operators, in a call of their own"
+OPERATORS = "torch's operators, in a separate call"
 _LAYERS_PID = 1
 
 
@@ -56,7 +56,7 @@ def operator_events(exported: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def write_trace(folder: Path, spans: Sequence[Span], exported: Mapping[str, Any]) -> Path:
-    """Write the layers of one call above the operators of another, with a common begin."""
+    """Write the layers of one call and the operators of another, with a common begin."""
     operators = operator_events(exported)
     starts = [event["ts"] for event in operators if event["ph"] == "X"]
     begin = min(starts, default=0.0)

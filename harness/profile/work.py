@@ -1,6 +1,6 @@
-"""Least work of each layer: operations of the pairs in its kernel map, and bytes of its rows.
+"""Necessary work of each layer: operations of the pairs in its kernel map, and bytes of its rows.
 
-The pairs are counted from the sites, independent of the maps that an engine builds.
+The pairs are counted from the sites, independently of the maps that an engine builds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INDEX_BYTES = 4
 LABEL_BYTES = 8
 PARAMETER_BYTES = 4
 MOMENTS = 2
-"""Moments that Adam keeps per parameter."""
+"""Number of moments that Adam stores per parameter."""
 
 FIRST = "stem"
 """Name of the first layer. The gradient of its input is not needed."""
@@ -76,7 +76,7 @@ def submanifold_pairs(sites: np.ndarray, kernel_size: int = 3) -> int:
 
 @dataclass(frozen=True)
 class LayerWork:
-    """Least work of one layer in one direction; None where a number has no meaning."""
+    """Necessary work of one layer in one direction; None if a number does not apply."""
 
     level: int | None = None
     sites: int | None = None
@@ -85,12 +85,13 @@ class LayerWork:
 
 
 class NetworkWork:
-    """Least work of all layers of a network.
+    """Necessary work of all layers of a network.
 
     Parameters
     ----------
     network : nn.Module
-        Made of the contract's layers. Of any other network only loss and optimiser are counted.
+        A network of the contract's layers. For other networks, only the loss and the optimiser
+        are counted.
     levels : sequence of LevelSize
         Sites and pairs of each level.
     dim : int
@@ -100,7 +101,7 @@ class NetworkWork:
     bytes_per_number : int
         Size of a number in the rows between layers, and of a weight.
     fused : collection of str
-        Kinds of layers whose rows the engine never writes. They have no bytes of their own.
+        Kinds of layers whose rows the engine does not store. No bytes are counted for them.
     """
 
     def __init__(
@@ -144,11 +145,11 @@ class NetworkWork:
                 self._rows(key, 0, moved, moved)
 
     def of(self, key: RangeKey) -> LayerWork:
-        """Return the work of a range; it is empty for gaps and for an engine's own layers."""
+        """Return the work of a range; empty for time between layers and for unknown layers."""
         return self._work.get(key, LayerWork())
 
     def _size(self, level: int, channels: int) -> int:
-        """Return the bytes of some features at every site of a level."""
+        """Return the bytes of a level's features with a number of channels."""
         return self._levels[level].sites * channels * self._bytes_per_number
 
     def _rows(self, key: RangeKey, level: int, forward: int, backward: int | None) -> None:

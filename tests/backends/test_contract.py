@@ -100,7 +100,7 @@ def spoiled(**changes):
     ("logits", "gradients", "statistics", "words"),
     [
         (LOGITS, GRADIENTS, STATISTICS, ""),
-        (LOGITS[:1], GRADIENTS, STATISTICS, "(1, 2) logits came back for (2, 2)"),
+        (LOGITS[:1], GRADIENTS, STATISTICS, "the logits have shape (1, 2) instead of (2, 2)"),
         (LOGITS * 1.001, GRADIENTS, STATISTICS, "relative RMSE of the logits is 1.0e-03"),
         (LOGITS * math.nan, GRADIENTS, STATISTICS, "the logits are not finite"),
         (LOGITS, spoiled(a_weight=torch.zeros(2)), STATISTICS, "gradient of a.weight is zero"),

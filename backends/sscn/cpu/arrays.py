@@ -24,7 +24,7 @@ def checked(values: Tensor) -> Tensor:
 
 
 def block_rows(rows: int) -> int:
-    """Return the number of output rows per block: smaller for few rows, to occupy all threads."""
+    """Return the output rows per block; blocks are smaller for few rows, to use all threads."""
     return 256 if rows >= 8192 else 128 if rows >= 2048 else 64
 
 

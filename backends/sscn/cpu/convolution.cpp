@@ -2,8 +2,8 @@
 //
 // A block of output rows accumulates in the first-level cache. Tap by tap, its pairs are processed
 // in tiles that stay in registers: input rows are read in place, and each value is broadcast and
-// multiplied by a row of the tap's weights. Every output element adds up its terms
-// in the same order whatever the tiles and threads, so results do not depend on either.
+// multiplied by a row of the tap's weights. The order in which the terms of an output element are
+// added does not depend on tiles or threads, and neither does the result.
 #include "maps.hpp"
 #include "parallel.hpp"
 #include "scratch.hpp"
@@ -15,11 +15,11 @@
 namespace sscn::SSCN_TARGET {
 namespace {
 
-// Largest width of a tile in vectors, and its rows for each width: the accumulators, one row of
-// weights and one broadcast value fill the registers.
+// Largest width of a tile in vectors, and the rows of a tile for each width. The accumulators, one
+// row of weights and one broadcast value fill the registers.
 #if SSCN_LANES == 16
 constexpr int kWidest = 5;
-#ifdef __AVX512BF16__  // Zen 4 overlaps more of small tiles
+#ifdef __AVX512BF16__  // smaller tiles overlap better on Zen 4
 constexpr int kTileRows[] = {6, 7, 5, 4, 4}, kGradientRows[] = {16, 12, 8, 6, 4};
 #else
 constexpr int kTileRows[] = {8, 10, 8, 6, 5}, kGradientRows[] = {16, 12, 8, 6, 5};
@@ -32,7 +32,7 @@ constexpr int tile_rows(int width) { return width == 1 ? 8 : width == 2 ? 6 : 4;
 constexpr int gradient_rows(int width) { return width == 1 ? 8 : 4; }
 #endif
 
-// Scratch memory of each calling thread, reused so that its pages are faulted in only once.
+// Scratch memory per calling thread. It is reused, so that its pages are faulted in only once.
 struct Workspace {
   Scratch inputs[2], gradient, weights, packed, accumulators, sums, partial;
 
@@ -60,7 +60,7 @@ inline void tile(const Element* x, int64_t values, const int32_t* in, const uint
     for (int j = 0; j < kWidth; ++j) acc[m][j] = load(sum + out[m] * sum_stride + j * kLanes);
   }
   int64_t c = 0;
-  do {  // not a for: where no pass is possible, accumulators would be copied around the loop
+  do {  // not a for loop: if zero passes are possible, the compiler copies the accumulators
     Vector w[kWidth];
 #pragma GCC unroll 8
     for (int j = 0; j < kWidth; ++j) w[j] = load(weight + c * weight_stride + j * kLanes);
@@ -98,7 +98,7 @@ inline void narrow_rows(const Element* x, int64_t values, const int32_t* in, con
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
     row[m] = row_of(x, in[m], values);
-    asm("" : "+r"(row[m]));  // a plain pointer: an indexed product takes two micro-operations
+    asm("" : "+r"(row[m]));  // a plain pointer: indexed addressing takes two micro-operations
     acc[m] = load(sum + out[m] * kLanes);
   }
 #pragma GCC unroll 16
@@ -123,8 +123,8 @@ inline void narrow_pairs(const Element* x, int64_t values, const int32_t* in, co
   for (; done < number; ++done) narrow_rows<1, kValues>(x, values, in + done, out + done, w, sum);
 }
 
-// One vector wide, the weights of kValues values stay in registers for all pairs of the tap.
-// Returns the number of values processed.
+// Process a tile that is one vector wide: the weights of kValues values stay in registers for all
+// pairs of the tap. Returns the number of values processed.
 template <int kValues, class Element>
 inline int64_t narrow_values(int64_t c, const Element* x, int64_t values, const int32_t* in,
                              const uint8_t* out, int number, const float* weight,
@@ -133,7 +133,7 @@ inline int64_t narrow_values(int64_t c, const Element* x, int64_t values, const 
     Vector w[kValues];
 #pragma GCC unroll 16
     for (int i = 0; i < kValues; ++i) w[i] = load(weight + (c + i) * weight_stride);
-    if (values == kValues)  // known to the compiler, rows are found without multiplications
+    if (values == kValues)  // a constant: addresses of rows need no multiplication
       narrow_pairs<kValues>(x, kValues, in, out, number, w, sum);
     else
       narrow_pairs<kValues>(x + c * kChannels<Element>, values, in, out, number, w, sum);
@@ -226,8 +226,9 @@ inline void for_each_tap(const Pairs& pairs, int64_t block, int first_tap, int l
       visit(tap, in + span[tap], out + span[tap], number);
 }
 
-// Convolve rows of x, and of a second source if there is one, and hand each block's columns to
-// finish(block, first row, rows, first column, vectors, accumulators).
+// Convolve rows of x, and of a second source if there is one, and call
+// finish(block, first row, rows, first column, vectors, accumulators) for the columns of each
+// block.
 template <class Element, class Finish>
 void convolve_blocks(const Element* x, int x_values, const Element* skip, int skip_values,
                      const float* weight, int weight_stride, const Pairs& pairs, int threads,
@@ -262,7 +263,7 @@ void convolve_blocks(const Element* x, int x_values, const Element* skip, int sk
   });
 }
 
-// ---- inputs and weights in the form that tiles read -------------------------------------------
+// ---- inputs and weights in the format of tiles ------------------------------------------------
 
 // Write rows relu(scale * [x, skip] + shift) from `begin` up to `end` in a format.
 template <class Format>
@@ -292,8 +293,8 @@ void activate(const Source& source, int64_t begin, int64_t end, typename Format:
     for (int64_t i = begin; i < end; ++i) to[(i - begin) * stride + channels] = 0;
 }
 
-// Return the rows relu(scale * [x, skip] + shift) in a format, written to scratch only where they
-// differ from x.
+// Return the rows relu(scale * [x, skip] + shift) in a format. They are written to scratch only if
+// they differ from x.
 template <class Format>
 const typename Format::Element* gathered(const Source& source, int threads) {
   using Element = typename Format::Element;
@@ -312,7 +313,7 @@ const typename Format::Element* gathered(const Source& source, int threads) {
   return to;
 }
 
-// Return rows padded with zeros to whole vectors, in scratch unless they already are.
+// Return rows padded with zeros to whole vectors; rows that need padding are copied to scratch.
 const float* widened(const float* from, int64_t rows, int channels, Scratch& scratch, int threads) {
   const int wide = padded(channels);
   if (wide == channels) return from;
@@ -330,7 +331,7 @@ const float* widened(const float* from, int64_t rows, int channels, Scratch& scr
   return to;
 }
 
-// Return the weights (taps, in, out) as tiles of a format read them: (taps, values, out padded).
+// Return the weights (taps, in, out) in the format of tiles: (taps, values, out padded).
 template <class Format>
 const float* packed(const float* weight, int taps, int channels, int out_channels, int threads) {
   const int wide = padded(out_channels), values = Format::values(channels);
@@ -352,8 +353,8 @@ const float* packed(const float* weight, int taps, int channels, int out_channel
   return to;
 }
 
-// Transpose kLanes x kLanes values in registers: interleaving rows that lie half the tile apart,
-// as often as there are bits in kLanes.
+// Transpose kLanes x kLanes values in registers, by log2(kLanes) passes that interleave rows half
+// the tile apart.
 inline void transpose_tile(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
   typedef int Index __attribute__((vector_size(kLanes * sizeof(int))));
   Index low, high;
@@ -404,14 +405,14 @@ const float* transposed(const float* weight, int taps, int in_channels, int out_
   return to;
 }
 
-// Add the blocks' partial sums (blocks, 2, channels) in order.
+// Add the partial sums of all blocks, (blocks, 2, channels), in order.
 void add_up(const double* partial, int64_t blocks, int channels, double* sums) {
   std::memset(sums, 0, static_cast<size_t>(2 * channels) * sizeof(double));
   for (int64_t b = 0; b < blocks; ++b)
     for (int c = 0; c < 2 * channels; ++c) sums[c] += partial[b * 2 * channels + c];
 }
 
-// Two sums over the rows of a block for some columns, in float, then added to partial sums.
+// Two sums over the rows of a block for some columns, in float, which are then stored as doubles.
 struct ColumnSums {
   float first[kWidest * kLanes], second[kWidest * kLanes];
   ColumnSums() : first{}, second{} {}
@@ -491,12 +492,12 @@ const void* convolve_in(const Source& source, const float* weight, int out_chann
     convolve_blocks(x, x_values, skip, skip_values, w, padded(out_channels), pairs, threads,
                     finish);
   };
-  bool apart = false;  // two sources that can be read where they are
+  bool in_place = false;  // two sources that are read without being joined
   if constexpr (!Format::kRounds) {
-    apart = source.skip && !source.scale;
-    if (apart) blocks(source.x, source.x_channels, source.skip, source.skip_channels);
+    in_place = source.skip && !source.scale;
+    if (in_place) blocks(source.x, source.x_channels, source.skip, source.skip_channels);
   }
-  if (!apart) blocks(gathered<Format>(source, threads), Format::values(channels), nullptr, 0);
+  if (!in_place) blocks(gathered<Format>(source, threads), Format::values(channels), nullptr, 0);
   if (sums) add_up(partial, pairs.blocks(), out_channels, sums);
   return active;
 }
@@ -596,13 +597,13 @@ void input_gradient(const float* grad, int64_t grad_rows, int grad_channels, con
 
 namespace {
 
-// Addresses of the two rows of each pair: computed once for all tiles that read them,
+// Addresses of the two rows of each pair, computed once for all tiles that read them.
 struct ListedRows {
   const float* x[256];
   const float* grad[256];
 };
 
-// or computed in the loop where only one tile reads them: shifts are then cheaper than lists.
+// The same addresses computed in the loop, which is faster if only one tile reads them.
 struct NarrowRows {
   struct {
     const float* first;
@@ -616,8 +617,8 @@ struct NarrowRows {
   } grad;
 };
 
-// Add the outer products of pairs to kRows x kWidth vectors of a tap's gradient, which lie one
-// after the other: their addresses are known to the compiler.
+// Add the outer products of pairs to kRows x kWidth vectors of a tap's gradient. The vectors are
+// contiguous, so that their offsets are constants.
 template <int kRows, int kWidth, class Rows>
 inline void outer(const Rows& rows, int64_t first, int number, float* to) {
   Vector acc[kRows][kWidth];
@@ -629,7 +630,7 @@ inline void outer(const Rows& rows, int64_t first, int number, float* to) {
   do {
     const float* row = rows.x[p] + first;
     const float* g = rows.grad[p];
-    asm("" : "+r"(row));  // as above
+    asm("" : "+r"(row));  // a plain pointer, as in the convolution
     Vector v[kWidth];
 #pragma GCC unroll 8
     for (int j = 0; j < kWidth; ++j) v[j] = load(g + j * kLanes);
@@ -672,7 +673,8 @@ OuterFunction outer_function(int width, std::integer_sequence<int, kWidth...>) {
   return functions[width - 1];
 }
 
-// Cut `blocks` into runs of rows, by their number alone, that each sum up on their own.
+// Return the number of groups into which rows are divided. Each group has its own sum; the number
+// depends on the rows only, so that results do not depend on threads.
 int64_t groups_of(int64_t rows) {
   constexpr int64_t kGroupRows = 2048, kMostGroups = 16;
   const int64_t wanted = (rows + kGroupRows - 1) / kGroupRows;
@@ -690,11 +692,11 @@ void weight_gradient(Source source, const float* grad, int64_t grad_rows, int gr
   const auto tap_size = static_cast<size_t>(channels) * stride;
   const bool direct = groups == 1 && parts == 1 && stride == grad_channels;
   float* partial = direct ? out : workspace().partial.get<float>(groups * taps * tap_size);
-  // A task is a group, or some taps of a group where groups are few. Few groups share one copy of
+  // A task is a group or, if there are few groups, one tap of a group. Few groups share one copy of
   // the input rows; many groups each copy one block at a time, which stays in the cache.
   const bool alone = groups >= 8;
   const int64_t sets = alone ? 1 : taps;
-  constexpr int64_t kCache = 16 << 10;  // what a run of pairs reads again for each tile
+  constexpr int64_t kCache = 16 << 10;  // bytes that a run of pairs reads again for each tile
   const int64_t pair_bytes = 4 * (channels + stride);
   const int most = static_cast<int>(kCache / pair_bytes < 8 ? 8 : kCache / pair_bytes);
   const auto room = static_cast<size_t>(back.block) * channels;

@@ -31,9 +31,9 @@ struct Source {
   int skip_channels;
   const float* scale;
   const float* shift;
-  // The rows of this input, if an earlier convolution has computed and rounded them; or null.
+  // The rows of this input if an earlier convolution has computed and rounded them, else null.
   const void* activated = nullptr;
-  // Such rows of a later convolution's input, which this one must not overwrite; or null.
+  // Rows of a later convolution's input that this one must not overwrite, or null.
   const void* reserved = nullptr;
 
   int channels() const { return x_channels + skip_channels; }
@@ -57,7 +57,7 @@ struct Engine {
   const char* name;
 
   // Sort sites (rows, 1 + dim) by key. Returns -1 on success, the row of a site outside of the
-  // volume, or `rows` plus the row of a site that is given twice.
+  // volume, or `rows` plus the row of a duplicate site.
   int64_t (*sort_sites)(const int32_t* sites, int64_t rows, Numbering numbering, int64_t size,
                         int64_t* keys, int64_t* order, int threads);
 
@@ -95,8 +95,8 @@ struct Engine {
   void (*statistics_gradient)(const float* grad, const float* out, const double* grad_sums,
                               int64_t rows, int channels, float* result, int threads);
 
-  // Multiply and add floats or doubles in registers only; returns the number of floating-point
-  // operations. Its rate is the peak that convolutions are compared with.
+  // Run multiply-adds of floats or doubles in registers, and return the number of floating-point
+  // operations. Convolutions are compared with this peak rate.
   double (*peak)(int64_t rounds, bool doubles, int threads);
 };
 

@@ -41,7 +41,7 @@ __all__ = [
 
 
 def _packer(fields: tuple[Field, ...]) -> struct.Struct:
-    """Return the layout of an instruction: doubles by their bits, all else as integers."""
+    """Return the layout of an instruction: doubles by their bits, everything else as integers."""
     kinds = "".join("d" if field.type == "double" else "q" for field in fields)
     return struct.Struct(f"=q{kinds}{8 * (WORDS - 1 - len(fields))}x")
 
@@ -74,7 +74,7 @@ class InstructionStream:
         return contiguous.data_ptr()
 
     def report(self, callback: IntervalCallback) -> None:
-        """Have the interval reported in which all instructions since the last call have run."""
+        """Request a report of the interval in which the instructions since the last call run."""
         self._reports.append((len(self._words), callback))
 
     def run(self) -> None:

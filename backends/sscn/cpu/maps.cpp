@@ -1,9 +1,10 @@
 // Sorting sites and listing the pairs of kernel maps; compiled once for each instruction set.
 //
-// The 64 places whose keys share all but the lowest six bits form a brick (4 x 4 x 4, or 8 x 8).
-// Only bricks are in a hash table. For each brick of output sites, a dense window that extends to
-// the reach of the kernel holds the rows of the sites in it. Each neighbour of a site is then one
-// look-up in the window, at an offset that depends on the tap alone.
+// The 64 voxels whose keys share all but the lowest six bits form a brick (4 x 4 x 4, or 8 x 8).
+// A hash table holds the bricks that have sites. For each brick of output sites, a dense window
+// covers the brick and all voxels within the kernel's reach, and holds the row of each site.
+// Finding a neighbour is then one look-up in the window, at an offset that depends on the tap
+// alone.
 #include "maps.hpp"
 
 #include "parallel.hpp"
@@ -56,7 +57,8 @@ uint64_t compact(uint64_t v, int dim) {
   return (v | v >> 32) & 0x1fffff;
 }
 
-// Make room for a whole brick below the batch index, also in tiny volumes.
+// Shifts the batch index, so that the bits below it number at least one brick, also in tiny
+// volumes.
 struct Widening {
   int from, to;
   explicit Widening(Numbering n)
@@ -107,13 +109,13 @@ class Bricks {
     }
   }
 
-  // The first row of a brick; its last is the one before the first of the next brick.
+  // Return the first row of a brick. Its last row is the one before the first of the next brick.
   int32_t first(int32_t brick) const { return first_[brick]; }
   int place(int32_t row) const { return places_[row]; }
 
-  // Return the number of a brick, 0 if there is none. The table is sparse: that the first slot
-  // holds another brick is rare enough to be predicted. Whether there is a brick is not, so no
-  // branch may depend on that alone.
+  // Return the number of a brick, 0 if there is none. The table is sparse, so that a collision in
+  // the first slot is rare and the branch is predicted well. The existence of a brick is not
+  // predictable, so that no branch may depend on it alone.
   int32_t find(uint64_t key) const {
     uint64_t slot = home(key);
     int32_t brick = slots_[slot];
@@ -135,14 +137,14 @@ class Bricks {
   int shift_;
 };
 
-// Offsets within a window, the last axis fastest.
+// Offsets within a window; the last axis varies fastest.
 struct Steps {
-  int dim, kernel_size, window, reach, taps, neighbours;  // window: bricks a side
-  int size;                                               // places in a window
+  int dim, kernel_size, window, reach, taps, neighbours;  // window: bricks per side
+  int size;                                               // voxels in a window
   Scratch tap_memory, from_memory, target_memory;
   int32_t* tap;     // (taps,) offset of each tap from the first
-  int32_t* from;    // (64,) where the first tap of each place of the brick in the middle is
-  int32_t* target;  // (neighbours, 64) where the places of all bricks are; `size` if outside
+  int32_t* from;    // (64,) offset of the first tap for each voxel of the central brick
+  int32_t* target;  // (neighbours, 64) offset of each voxel of each brick; `size` if outside
 
   Steps(int dim_, int kernel_size_) : dim(dim_), kernel_size(kernel_size_) {
     const int side_bits = kBrickBits / dim, side = 1 << side_bits;
@@ -195,12 +197,12 @@ void find_neighbours(const Bricks& bricks, const Steps& steps, uint64_t key, int
                      int32_t* found) {
   constexpr int kMostWindow = 64;
   const uint64_t volume = (uint64_t{1} << bits_above) - 1;
-  uint64_t part[3][kMostWindow];  // each axis' share of the key, or no key at all
+  uint64_t part[3][kMostWindow];  // the bits of one axis in the key, or kNoKey
   int window[3] = {1, 1, 1};
   part[2][0] = 0;
   for (int axis = 0; axis < steps.dim; ++axis) {
-    // With the bits between set, an increment carries through them; with them clear, a decrement
-    // borrows through them.
+    // An increment carries through the bits of the other axes if they are set; a decrement borrows
+    // through them if they are clear.
     const uint64_t bits = spread(~uint64_t{0}, steps.dim) << axis & volume;
     uint64_t* own = part[axis] + steps.reach;
     *own = key & bits;
@@ -219,8 +221,8 @@ void find_neighbours(const Bricks& bricks, const Steps& steps, uint64_t key, int
       }
 }
 
-// Enter the rows of all sites around a brick into a window, -1 where there is none. `present` has
-// room for the neighbours that exist: listing them first avoids mispredicted branches.
+// Write the rows of all sites around a brick to a window, -1 for voxels without a site. `present`
+// is scratch memory for the list of neighbours that exist, which avoids mispredicted branches.
 void fill_window(const Bricks& bricks, const Steps& steps, const int32_t* around, int32_t* present,
                  int32_t* window) {
   std::memset(window, 0xff, static_cast<size_t>(steps.size) * sizeof(int32_t));
@@ -237,9 +239,9 @@ void fill_window(const Bricks& bricks, const Steps& steps, const int32_t* around
   }
 }
 
-// List the pairs of one tap and return their number. `window` begins where the tap looks from the
-// first place, `from` is where each row is. Each pair is written in any case and kept by
-// advancing: a branch would be mispredicted often.
+// List the pairs of one tap and return their number. `window` is offset by the tap, `from` has the
+// offset of each row. Every candidate is written, and overwritten by the next one unless it is a
+// pair: a branch would often be mispredicted.
 inline int list_pairs(const int32_t* window, const int32_t* from, int rows, int32_t* in,
                       uint8_t* out) {
   int pairs = 0;
@@ -253,16 +255,16 @@ inline int list_pairs(const int32_t* window, const int32_t* from, int rows, int3
   return pairs;
 }
 
-struct Wide {  // a key with its row, where both do not fit into 64 bits
+struct Wide {  // a key with its row, if both together do not fit into 64 bits
   uint64_t key;
   uint64_t row;
 };
 inline uint64_t digits_of(uint64_t item) { return item; }
 inline uint64_t digits_of(const Wide& item) { return item.key; }
 
-// Sort items by bits [from, to) of their digits in as few passes as ten bits each allow, the least
-// significant bits first; `items` and `spare` change places. Parts of the rows are counted and
-// moved by threads of their own.
+// Radix sort of items by bits [from, to) of their digits, with at most ten bits per pass, the least
+// significant bits first. Each pass moves the items between `items` and `spare` and swaps the two.
+// Threads count and move parts of the rows.
 template <class Item>
 Item* radix_sort(Item* items, Item* spare, int64_t rows, int from, int to, int parts, int threads) {
   const int passes = (to - from + 9) / 10, bits = passes ? (to - from + passes - 1) / passes : 0;
@@ -304,8 +306,8 @@ inline bool lies_within(const int32_t* site, int dim, uint32_t size) {
   return within;
 }
 
-// Write the keys of sites [begin, end). Returns the bits in use, all of them if one site does not
-// lie within the volume.
+// Write the keys of sites [begin, end). Returns the bitwise or of the keys, or a value with all
+// bits set if a site is outside the volume.
 template <int kDim>
 uint64_t encode(const int32_t* sites, int64_t begin, int64_t end, int bits, uint32_t size,
                 uint64_t* keys) {
@@ -380,7 +382,7 @@ void connect(const int64_t* keys_in, int64_t rows_in, const int64_t* keys_out, i
   const Steps& steps = steps_of(numbering.dim, kernel_size);
   const int taps = steps.taps, bits_above = widen.to - kBrickBits;
   const int64_t blocks = (rows_out + block - 1) / block;
-  // A window has one place more, for what lies outside.
+  // A window has one additional element, the target of voxels outside of it.
   const auto room = static_cast<size_t>(steps.size) + 1, per_worker = block * room;
   const auto workers = static_cast<size_t>(threads < 1 ? 1 : threads);
   Scratch memory, around_memory;
@@ -404,7 +406,7 @@ void connect(const int64_t* keys_in, int64_t rows_in, const int64_t* keys_out, i
       }
       from[i] = static_cast<int32_t>(next - room) + steps.from[key & kPlaces];
     }
-    // At most rows * tap pairs are kept before a tap, so that all writes stay within the room.
+    // At most rows * tap pairs precede a tap, so that all writes are within the allocated memory.
     int32_t* to_in = in + first * taps;
     uint8_t* to_out = out + first * taps;
     int32_t* starts = span + b * (taps + 1);
@@ -454,7 +456,7 @@ void connect_up(const int64_t* keys, int64_t rows, const int32_t* first, int64_t
   const int taps = 1 << dim;
   parallel_for(threads, (rows + block - 1) / block, [&](int64_t b, int) {
     const int64_t begin = b * block, end = begin + block < rows ? begin + block : rows;
-    int64_t low = 0, high = parents;  // the parent of the block's first row
+    int64_t low = 0, high = parents;  // binary search for the parent of the block's first row
     while (high - low > 1) {
       const int64_t middle = (low + high) / 2;
       (first[middle] <= begin ? low : high) = middle;

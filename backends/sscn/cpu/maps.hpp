@@ -1,4 +1,4 @@
-// The functions of maps.cpp, once for each instruction set; see Engine for what they do.
+// The functions of maps.cpp, once for each instruction set; Engine describes them.
 #pragma once
 
 #include "engine.hpp"

@@ -19,7 +19,7 @@ def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
     rows, dim = len(sites), sites.shape[1] - 1
     bits = axis_bits(spatial_size)
     if bits > (21 if dim == 3 else 31) or rows > _MOST_ROWS:
-        raise InvalidBatch(f"{rows} sites in {spatial_size} voxels a side are too many to number")
+        raise InvalidBatch(f"{rows} sites at {spatial_size} voxels per side are too many to number")
     sites = sites.to(torch.int32).contiguous()
     keys, order = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.int64)
     bad = _kernels.sort_sites(
@@ -31,7 +31,8 @@ def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
         raise InvalidBatch(f"the site {site} is given twice; sum or drop duplicates first")
     if bad >= 0:
         raise InvalidBatch(
-            f"the site {sites[bad].tolist()} lies outside a volume of {spatial_size} voxels a side"
+            f"the site {sites[bad].tolist()} lies outside a volume of {spatial_size} voxels "
+            "per side"
         )
     return keys, order
 

@@ -1,7 +1,7 @@
-// The Python module: chooses the instruction set and passes arrays on by address.
+// The Python module: chooses the instruction set and exposes its functions.
 //
-// Arrays are given as addresses of contiguous memory, which the Python side has checked: a
-// conversion of each torch tensor would take longer than many of the layers.
+// Arrays are passed as addresses of contiguous memory, which the Python code has checked.
+// Converting torch tensors would take longer than many of the layers.
 #include "engine.hpp"
 #include "program.hpp"
 
@@ -52,7 +52,7 @@ T* at(Address address) {
 
 NB_MODULE(_kernels, m) {
 #if defined(__GLIBC__)
-  // Keep freed memory in the process for the next layer or step: returning its pages to the
+  // Keep freed memory in the process for the next layer or step. Returning the pages to the
   // operating system and faulting them in again takes a quarter of a training step.
   mallopt(M_MMAP_THRESHOLD, 32 << 20);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);

@@ -1,4 +1,4 @@
-// Batch normalisation folded from sums; a few channels in double, not worth an instruction set.
+// Folding of batch normalisation: a few channels in double, the same code for all instruction sets.
 #pragma once
 
 #include <cmath>
@@ -6,8 +6,8 @@
 
 namespace sscn {
 
-// Turn sums (2, channels) over rows into scale and shift, keep mean and inverse deviation as
-// moments, whose two rows lie `stride` apart, and move the running statistics.
+// Compute scale and shift from sums (2, channels) over rows, write mean and inverse deviation to
+// moments, whose two rows are `stride` apart, and update the running statistics.
 inline void fold(const double* sums, const float* weight, const float* bias, float* running_mean,
                  float* running_var, int64_t rows, int channels, double eps, double momentum,
                  float* scale, float* shift, double* moments, int stride) {
@@ -27,8 +27,8 @@ inline void fold(const double* sums, const float* weight, const float* bias, flo
   }
 }
 
-// Propagate the gradients of scale and shift to the sums (2, channels), added to those that are
-// there if `more`, to weight and bias; the rows of to_norm and moments lie `stride` apart.
+// Propagate the gradients of scale and shift to weight, bias and the sums (2, channels); if `more`,
+// the latter are added to `to_sums`. The rows of to_norm and moments are `stride` apart.
 inline void fold_gradient(const double* to_norm, const float* weight, const double* moments,
                           int64_t rows, int channels, int stride, double* to_sums, bool more,
                           float* to_weight, float* to_bias) {

@@ -1,5 +1,5 @@
-// Torch's OpenMP runtime is found at run time instead of linked: a second runtime beside torch's
-// would bring a second team of spinning threads.
+// Torch's OpenMP runtime is looked up at run time instead of linked. A second runtime would have a
+// second team of spinning threads.
 #include "parallel.hpp"
 
 #include <atomic>
@@ -11,12 +11,12 @@
 namespace sscn {
 namespace {
 
-// The tasks that a worker has left, which others take from the back once they have none.
+// The remaining tasks of a worker. Other workers steal from the end when they have none left.
 class Share {
  public:
   void give(int64_t begin, int64_t end) { span_.store({begin, end}, std::memory_order_relaxed); }
 
-  // Take the first or the last that is left; -1 if there is none.
+  // Remove and return the first or the last remaining task; -1 if there is none.
   int64_t first() {
     return take([](Span& left) { return left.begin++; });
   }
@@ -26,7 +26,7 @@ class Share {
 
  private:
   struct alignas(8) Span {
-    uint32_t begin, end;  // rows have 31 bits, and a task takes many
+    uint32_t begin, end;  // enough: the number of rows has 31 bits, and a task has many rows
     Span() = default;
     Span(int64_t first, int64_t last)
         : begin(static_cast<uint32_t>(first)), end(static_cast<uint32_t>(last)) {}
@@ -64,7 +64,7 @@ struct Work {
 using Fork = void (*)(void (*)(void*), void*, unsigned, unsigned);
 using Number = int (*)();
 
-// OpenMP's functions, null where no runtime is loaded.
+// OpenMP's functions; null if no runtime is loaded.
 const Fork fork_team = reinterpret_cast<Fork>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
 const Number number_in_team =
     fork_team ? reinterpret_cast<Number>(dlsym(RTLD_DEFAULT, "omp_get_thread_num")) : nullptr;
@@ -90,7 +90,7 @@ void fork_threads(void (*function)(void*), void* data, unsigned threads, unsigne
 }  // namespace
 
 void run_tasks(int threads, int64_t tasks, Task task, void* context) {
-  // The whole team or one thread: a runtime rebuilds its team whenever the size changes.
+  // Use the whole team or one thread: a runtime rebuilds its team whenever the size changes.
   if (threads > 1 && tasks > 1) {
     Work work(task, context, tasks, threads);
     (fork_team ? fork_team : fork_threads)(drain, &work, static_cast<unsigned>(threads), 0);

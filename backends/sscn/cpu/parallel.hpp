@@ -8,8 +8,9 @@ namespace sscn {
 using Task = void (*)(void* context, int64_t index, int worker);
 
 // Call task(context, i, worker) for every i below `tasks`, on at most `threads` threads; `worker`
-// is below `threads`. A worker begins with its share, one after the other, the same share of every
-// range: what it wrote in one layer is in its cache for the next. Then it takes from others.
+// is below `threads`. A worker first runs its own share in ascending order, which is the same share
+// of every range: the memory that it wrote in one layer is in its cache for the next. Then it
+// steals tasks from other workers.
 void run_tasks(int threads, int64_t tasks, Task task, void* context);
 
 namespace {

@@ -18,8 +18,8 @@ class NextInputFusion {
   // Run a convolution; `left` instructions follow it, starting at `following`.
   void convolve(const Engine& engine, Convolve now, const int64_t* following, int64_t left,
                 int threads) {
-    // A convolution between a producer and its consumer, of a shortcut, must not overwrite the rows
-    // that the producer has computed for the consumer.
+    // The convolution of a shortcut runs between a producer and its consumer. It must not overwrite
+    // the rows that the producer has computed for the consumer.
     const bool between = rows_ && !consumes(now, out_);
     (between ? now.source.reserved : now.source.activated) = rows_;
     const NextInput next = between ? NextInput{} : find_consumer(now, following, left);
@@ -32,13 +32,13 @@ class NextInputFusion {
   }
 
  private:
-  // Return whether `out` is the only source of a convolution, with a norm.
+  // Return whether `out` is the only source of a convolution that has a norm.
   static bool consumes(const Convolve& then, const float* out) {
     return then.source.x == out && !then.source.skip && then.source.scale;
   }
 
-  // Look for the consumer of the output: the next instruction or, where the convolution of a
-  // shortcut lies between, the one after it.
+  // Find the consumer of the output: the next instruction or, if the convolution of a shortcut is
+  // between them, the one after it.
   static NextInput find_consumer(const Convolve& now, const int64_t* following, int64_t left) {
     for (int64_t i = 0; i < left && i < 2; ++i) {
       const int64_t* words = following + i * kWords;
@@ -110,8 +110,8 @@ inline void run_one(const Engine& engine, const int64_t* words, int64_t left,
   }
 }
 
-// Run instructions in order. If `times` is not null, it receives the time at which the first began
-// and the time at which each ended, in seconds of the monotonic clock.
+// Run instructions in order. If `times` is not null, the begin of the first instruction and the end
+// of each are written to it, in seconds of the monotonic clock.
 inline void run(const Engine& engine, const int64_t* words, int64_t number, double* times,
                 int threads) {
   const auto now = [] {

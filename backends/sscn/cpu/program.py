@@ -35,7 +35,7 @@ from backends.sscn.kernel_set import IntervalCallback
 
 
 class _FreeArrays:
-    """Arrays of floats that earlier instructions have finished with, for later ones to reuse."""
+    """Arrays of floats that earlier instructions no longer use and later ones may overwrite."""
 
     def __init__(self) -> None:
         self._sizes: list[int] = []  # ascending
@@ -129,7 +129,7 @@ class ForwardProgram:
             if isinstance(origin, DeferredLayer) and origin.consumed():
                 values = computed(origin.out)
                 keep(values)
-                if values.dim() == 1:  # allocated above; a caller may still hold another
+                if values.dim() == 1:  # allocated above; other tensors may be held by a caller
                     self._free.release(values)
                 origin.out = origin.sums = None
 
@@ -154,7 +154,7 @@ class ForwardProgram:
         return folding
 
     def report(self, callback: IntervalCallback) -> None:
-        """Have the interval reported in which all work added since the last call is done."""
+        """Request a report of the interval in which the work added since the last call is done."""
         self._stream.report(callback)
 
     def run(self) -> None:
@@ -350,7 +350,7 @@ class BackwardProgram:
             self._free.release(gradient.values)
 
     def report(self, callback: IntervalCallback) -> None:
-        """Have the interval reported in which all work added since the last call is done."""
+        """Request a report of the interval in which the work added since the last call is done."""
         self._stream.report(callback)
 
     def run(self) -> None:

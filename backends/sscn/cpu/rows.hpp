@@ -1,4 +1,4 @@
-// Rows in other orders; bound by memory, not worth an instruction set.
+// Reordering of rows: bound by memory bandwidth, the same code for all instruction sets.
 #pragma once
 
 #include "parallel.hpp"
@@ -9,7 +9,7 @@
 
 namespace sscn {
 
-// Rows of kWidth channels, of any number where that is 0.
+// Take rows of kWidth channels; 0 is for any number of channels.
 template <int kWidth>
 void take_rows(const float* rows, const int64_t* order, int64_t number, int channels,
                const float* bias, float* out, int threads) {
@@ -28,8 +28,8 @@ void take_rows(const float* rows, const int64_t* order, int64_t number, int chan
   });
 }
 
-// Put rows in another order, a bias added to each if there is one. Features and logits are narrow:
-// their width is known to the compiler.
+// Put rows in another order, and add a bias to each if there is one. Features and logits have few
+// channels, for which the width is a constant.
 inline void take(const float* rows, const int64_t* order, int64_t number, int channels,
                  const float* bias, float* out, int threads) {
   constexpr decltype(&take_rows<0>) functions[] = {take_rows<0>, take_rows<1>, take_rows<2>,
@@ -38,7 +38,7 @@ inline void take(const float* rows, const int64_t* order, int64_t number, int ch
   functions[channels <= 8 ? channels : 0](rows, order, number, channels, bias, out, threads);
 }
 
-// Write the place of each row in an order.
+// Write the position of each row in an order: the inverse permutation.
 inline void invert(const int64_t* order, int64_t number, int64_t* place, int threads) {
   constexpr int64_t kShare = 8192;
   parallel_for(threads, (number + kShare - 1) / kShare, [&](int64_t share, int) {

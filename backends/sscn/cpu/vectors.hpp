@@ -20,7 +20,7 @@ inline Vector load(const float* from) {
   return v;
 }
 
-// Load some columns, zeros behind them.
+// Load some columns, followed by zeros.
 inline Vector load(const float* from, int columns) {
   if (columns == kLanes) return load(from);
   Vector v{};
@@ -34,7 +34,7 @@ inline Vector positive(Vector v) { return v > 0 ? v : Vector{}; }
 
 inline int padded(int channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
 
-// A value is the unit that a tile broadcasts, four bytes: one channel, or two of two bytes each.
+// A value is the unit of four bytes that a tile broadcasts: one channel, or two of two bytes each.
 template <class Element>
 constexpr int kChannels = sizeof(float) / sizeof(Element);
 
@@ -58,8 +58,8 @@ struct Float32 {
   static Vector pack(Vector weights, Vector) { return weights; }
 };
 
-// The upper half of a float, rounded to the nearest, to the even one of two. Products of two are
-// exact in a float, and floats add them up.
+// The upper half of a float, rounded to nearest, ties to even. Products of two such numbers are
+// exact in a float, and are accumulated in floats.
 #ifdef __AVX512BF16__
 
 struct Pair {
@@ -91,7 +91,7 @@ struct Bfloat16 {
     const __m128bh rounded = _mm_cvtneps_pbh(_mm_set_ss(v));
     std::memcpy(to, &rounded, sizeof *to);
   }
-  // Each lane holds the weights that two channels have for it.
+  // Each lane holds the weights of two input channels.
   static Vector pack(Vector first, Vector second) {
     const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)first));
     const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)second));

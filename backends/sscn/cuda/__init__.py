@@ -1,12 +1,11 @@
-"""Our engine's kernels for NVIDIA GPUs of compute capability 8.0 and up, in Triton.
+"""The ``cuda`` kernel set: Triton kernels for NVIDIA GPUs of compute capability 8.0 or higher.
 
-The functions and their meaning are those of ``backends.sscn.kernel_set.KernelSet``. With
-``TRITON_INTERPRET=1`` in the environment before the first import of Triton, all of it runs on the
-CPU, slowly, for tests.
+The functions are those of ``backends.sscn.kernel_set.KernelSet``. If ``TRITON_INTERPRET=1`` is set
+in the environment before the first import of Triton, the kernels run on the CPU, slowly, for tests.
 
-The host waits for the device only where a size must be known: once in ``sort_sites``, which
-checks the sites and counts those of every coarser level in the same transfer, and in
-``ordinary_map``. ``strided_map`` of keys that did not come from here waits once as well.
+The host synchronises with the device only to read sizes: once in ``sort_sites``, which checks the
+sites and counts those of every coarser level in the same transfer, and once in ``ordinary_map``.
+``strided_map`` synchronises only for keys that neither of these nor itself has returned.
 """
 
 from backends.sscn.cuda.convolution import convolve, input_gradient

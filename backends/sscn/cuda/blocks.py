@@ -1,4 +1,4 @@
-"""The shape of the blocks that a kernel works in, chosen from sizes alone."""
+"""Block shapes of the kernels, chosen from the sizes of their arguments alone."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 
 TILES = ((16384, 64), (0, 32))
-"""Rows of a map from which on a tile has so many: many small tiles fill a GPU with few rows."""
+"""(least rows of a map, rows per tile): with few rows, small tiles occupy more of the GPU."""
 
 HAS_FP32_PRECISION = hasattr(torch.backends.cuda.matmul, "fp32_precision")
-"""Whether torch has its newer interface to the precision of products, as from 2.9 on."""
+"""Whether torch has the newer interface to the precision of products, since version 2.9."""
 
 
 class Blocks(NamedTuple):
@@ -52,12 +52,12 @@ class ProductBlocks(NamedTuple):
 
 
 def tile_rows(rows: int) -> int:
-    """Return the output rows that one program computes."""
+    """Return the number of output rows that one program computes."""
     return next(tile for least, tile in TILES if rows >= least)
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """Return Triton's name of the arithmetic for rows of a type, by torch's own TF32 setting.
+    """Return Triton's name of the arithmetic for rows of a type, by torch's TF32 setting.
 
     ``allow_tf32`` raises in a process that has set ``fp32_precision``, torch's newer interface.
     """
@@ -79,7 +79,7 @@ def convolution_blocks(
     rows : int
         Output rows of the whole map.
     sources : tuple of int
-        Input channels of each source; a matrix product never crosses from one to the other.
+        Input channels of each source; no matrix product includes channels of both.
     outputs : int
         Output channels.
     dtype : torch.dtype
@@ -110,12 +110,12 @@ def _on_scalar_units(dtype: torch.dtype, precision: str) -> bool:
 
 
 def _warps(values: int, scalar: bool) -> int:
-    """Return the warps that hold a block of sums without spilling registers to memory."""
+    """Return the number of warps for a block of sums without spilling registers to memory."""
     return 8 if values >= (64 * 64 if scalar else 64 * 128) else 4
 
 
 def _columns(channels: int, widest: int) -> int:
-    """Return a power of two that pads the channels little; preferably in one block."""
+    """Return a block width, a power of two, with little padding; preferably a single block."""
     single = max(16, 1 << (channels - 1).bit_length())
     if single <= widest:
         return single

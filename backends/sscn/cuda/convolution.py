@@ -1,10 +1,10 @@
-"""The convolution and the gradient to its input: implicit matrix products over tiles of rows.
+"""The convolution and its input gradient: implicit matrix products over tiles of rows.
 
-One program computes a tile of output rows. It walks only the taps that some row of its tile has,
-gathers the input rows of a tap straight into an operand of the matrix product, with batch
-normalisation and ReLU applied on the way, and accumulates in float32 registers. The result is
-stored once, with the residual added and the sums of the tile taken; sums of tiles are added up
-in a fixed order.
+One program computes a tile of output rows. It loops over the taps that any row of its tile has,
+gathers the input rows of a tap directly into an operand of the matrix product, with batch
+normalisation and ReLU applied, and accumulates in float32 registers. The result is stored once,
+after the residual is added and the sums of the tile are computed. The sums of tiles are added in a
+fixed order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from backends.sscn.kernel_map import GatherMap
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 STAGES = 3
-"""Matrix products whose operands are in flight at a time."""
+"""Pipeline stages: number of matrix products whose operands are loaded at the same time."""
 
 
 @triton.jit
@@ -31,16 +31,16 @@ def gather(
     source, scale, shift, site, channel,
     CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """Load some channels of the given rows, normed and rectified; absent rows are zero."""
+    """Load some channels of the given rows, after norm and ReLU; absent rows are zero."""
     wanted = (site >= 0)[:, None]
     if CHANNELS % BLOCK_K != 0:
         wanted = wanted & (channel < CHANNELS)[None, :]
     where = site.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
     value = tl.load(source + where, mask=wanted, other=0.0)
     if NORM:
-        known = channel < CHANNELS
-        gain = tl.load(scale + channel, mask=known, other=0.0)
-        offset = tl.load(shift + channel, mask=known, other=0.0)
+        in_range = channel < CHANNELS
+        gain = tl.load(scale + channel, mask=in_range, other=0.0)
+        offset = tl.load(shift + channel, mask=in_range, other=0.0)
         active = tl.maximum(value.to(tl.float32) * gain[None, :] + offset[None, :], 0.0)
         value = tl.where(wanted, active, 0.0).to(source.dtype.element_ty)
     return value
@@ -63,7 +63,7 @@ def _accumulate(
     TRANSPOSED: tl.constexpr, MIRRORED: tl.constexpr, IDENTITY: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Add the products of one source, whose channels start at channel FIRST of the input."""
+    """Add the products of one source, which is the input from channel FIRST on."""
     chunks: tl.constexpr = (CHANNELS + BLOCK_K - 1) // BLOCK_K
     for step in range(count * chunks):
         channel = (step % chunks) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -84,8 +84,8 @@ def _accumulate(
         if CHANNELS % BLOCK_K == 0 and OUT % BLOCK_N == 0:
             b = tl.load(weight + where)
         else:
-            known = (channel < CHANNELS)[:, None] & (column < OUT)[None, :]
-            b = tl.load(weight + where, mask=known, other=0.0)
+            in_range = (channel < CHANNELS)[:, None] & (column < OUT)[None, :]
+            b = tl.load(weight + where, mask=in_range, other=0.0)
         total = multiply(a, b, total, PRECISION, UPCAST)
     return total
 
@@ -129,7 +129,7 @@ def convolve_tile(
     value = total.to(out.dtype.element_ty)
     tl.store(out + where, value, mask=wanted)
     if STATISTICS:
-        # About the mean of the tile, so that float32 loses nothing where the mean is large.
+        # Relative to the mean of the tile, so that float32 is precise enough for a large mean.
         seen = tl.where(wanted, value.to(tl.float32), 0.0)
         here = tl.minimum(rows - tile * BLOCK_M, BLOCK_M)
         mean = tl.sum(seen, 0) / here.to(tl.float32)
@@ -178,14 +178,14 @@ def input_gradient_tile(
         value = tl.load(x + where_x, mask=in_x, other=0.0).to(tl.float32)
         if SECOND > 0:
             value += tl.load(skip + where_skip, mask=in_skip, other=0.0).to(tl.float32)
-        known = column < channels
-        gain = tl.load(scale + column, mask=known, other=0.0)
-        offset = tl.load(shift + column, mask=known, other=0.0)
+        in_range = column < channels
+        gain = tl.load(scale + column, mask=in_range, other=0.0)
+        offset = tl.load(shift + column, mask=in_range, other=0.0)
         passed = (value * gain[None, :] + offset[None, :] > 0.0) & inside[:, None]
         total = tl.where(passed, total, 0.0)
         sums += tile * (2 * channels)
-        tl.store(sums + column, tl.sum(total * value, 0).to(tl.float64), mask=known)
-        tl.store(sums + channels + column, tl.sum(total, 0).to(tl.float64), mask=known)
+        tl.store(sums + column, tl.sum(total * value, 0).to(tl.float64), mask=in_range)
+        tl.store(sums + channels + column, tl.sum(total, 0).to(tl.float64), mask=in_range)
         total = total * gain[None, :]
     tl.store(to_x + where_x, total.to(to_x.dtype.element_ty), mask=in_x)
     if SECOND > 0:
@@ -203,7 +203,7 @@ def convolve(
     residual: Tensor | None,
     statistics: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Convolve, add the residual, and sum up the result for the norm that follows."""
+    """Convolve, add the residual, and sum the result for the norm that follows."""
     taps, inputs, channels = weight.shape
     rows = gather_map.rows
     check(x, skip, scale, shift, inputs)
@@ -273,14 +273,14 @@ def input_gradient(
 def check(
     x: Tensor, skip: Tensor | None, scale: Tensor | None, shift: Tensor | None, channels: int
 ) -> None:
-    """Refuse inputs whose type or shape the kernels would misread.
+    """Check the types and shapes of the inputs, which the kernels do not check.
 
     Raises
     ------
     Unsupported
-        If there is no arithmetic for the type.
+        If the kernels do not support the type.
     ValueError
-        If shapes do not fit each other, or types differ.
+        If shapes do not match, or types differ.
     """
     if x.dtype not in TYPES:
         raise Unsupported(
@@ -303,7 +303,7 @@ def check(
 
 
 def check_rows(values: Tensor, rows: int, channels: int, dtype: torch.dtype, name: str) -> None:
-    """Refuse rows of another number, width or type than the map and the weights ask for."""
+    """Check the number, the width and the type of rows against the map and the weights."""
     if values.shape != (rows, channels) or values.dtype != dtype:
         raise ValueError(
             f"the {name} must have shape {(rows, channels)} and type {dtype}, not "
@@ -312,7 +312,7 @@ def check_rows(values: Tensor, rows: int, channels: int, dtype: torch.dtype, nam
 
 
 def check_weight(weight: Tensor, gather_map: GatherMap, dtype: torch.dtype) -> None:
-    """Refuse weights of another number of taps than the map, or another type than the rows."""
+    """Check the number of taps of the weights against the map, and their type against the rows."""
     if weight.shape[0] != gather_map.taps or weight.dtype != dtype:
         raise ValueError(
             f"the weights must have {gather_map.taps} taps of {dtype}, not {weight.shape[0]} of "
@@ -321,19 +321,19 @@ def check_weight(weight: Tensor, gather_map: GatherMap, dtype: torch.dtype) -> N
 
 
 def arithmetic(x: Tensor, precision: str) -> dict[str, Any]:
-    """Return the constants and compiler options that say how a kernel multiplies."""
+    """Return the constants and compiler options for the arithmetic of a kernel."""
     return {
         "PRECISION": precision,
         "UPCAST": INTERPRETED and x.dtype == torch.bfloat16,
-        "enable_fp_fusion": True,  # or an IEEE product takes two instructions instead of one
+        "enable_fp_fusion": True,  # without it, an IEEE multiply-add is two instructions
     }
 
 
 def map_tensors(gather_map: GatherMap, absent: Tensor) -> tuple[Tensor, ...]:
-    """Return the tensors of a map; an identity needs none, and its kernel reads none."""
+    """Return the tensors of a map; for an identity, placeholders that the kernel does not read."""
     return gather_map.tensors or (absent,) * 4
 
 
 def _or(tensor: Tensor | None, absent: Tensor) -> Tensor:
-    """Return a tensor whose pointer the kernel can read, or one that it will not read."""
+    """Return a tensor, or if it is None a placeholder that the kernel does not read."""
     return absent if tensor is None else tensor.contiguous()

@@ -1,4 +1,4 @@
-"""The gradient to the weight, in two stages of fixed order, and the one through statistics."""
+"""The weight gradient, in two stages of fixed order, and the gradient through statistics."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from backends.sscn.cuda.launching import on_device_of_first
 from backends.sscn.kernel_map import GatherMap
 
 RUN = 512
-"""Positions of a map that one list of pairs covers; 16 bits number them."""
+"""Positions of a map per list of pairs; at most 2**16, as lists hold 16-bit positions."""
 
 PAIRS = 32
-"""Pairs that one matrix product sums over."""
+"""Pairs over which one matrix product sums."""
 
 PROGRAMS = 1024
-"""Programs to aim at: a few for every multiprocessor of a large GPU."""
+"""Desired number of programs: a few per multiprocessor of a large GPU."""
 
 ELEMENTS = 1024
-"""Values that one program of an elementwise kernel computes."""
+"""Values per program of an elementwise kernel."""
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -69,17 +69,17 @@ def weight_gradient_share(
             count = tl.load(counts + tap * runs + run)
         for pair in range(0, count, BLOCK_R):
             place = pair + tl.arange(0, BLOCK_R)
-            known = place < count
+            in_range = place < count
             if IDENTITY:
                 row = start + place
-                site = tl.where(known, row, -1)
+                site = tl.where(in_range, row, -1)
             else:
-                local = tl.load(pairs + (tap * runs + run) * RUN + place, mask=known, other=0)
+                local = tl.load(pairs + (tap * runs + run) * RUN + place, mask=in_range, other=0)
                 position = start + local
-                row = tl.load(order + position, mask=known, other=0)
-                site = tl.load(table + tap * rows + position, mask=known, other=-1)
+                row = tl.load(order + position, mask=in_range, other=0)
+                site = tl.load(table + tap * rows + position, mask=in_range, other=-1)
             a = gather(source, scale + FIRST, shift + FIRST, site, channel, CHANNELS, BLOCK_I, NORM)
-            wanted = known[:, None] & (column < OUT)[None, :]
+            wanted = in_range[:, None] & (column < OUT)[None, :]
             b = tl.load(grad + row[:, None] * OUT + column[None, :], mask=wanted, other=0.0)
             total = multiply(tl.trans(a), b, total, PRECISION, UPCAST)
     partial += (tl.program_id(0) * tl.num_programs(1) + tap) * (IN * OUT)
@@ -91,16 +91,16 @@ def weight_gradient_share(
 def add_statistics_gradient(
     grad, out, grad_sums, total, size, CHANNELS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Add to a gradient what reaches its values through their sum and sum of squares."""
+    """Add the gradient through the sum and the sum of squares to the gradient of the values."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    known = place < size
+    in_range = place < size
     channel = place % CHANNELS
-    direct = tl.load(grad + place, mask=known, other=0.0).to(tl.float32)
-    value = tl.load(out + place, mask=known, other=0.0).to(tl.float32)
-    to_sum = tl.load(grad_sums + channel, mask=known, other=0.0).to(tl.float32)
-    to_squares = tl.load(grad_sums + CHANNELS + channel, mask=known, other=0.0).to(tl.float32)
+    direct = tl.load(grad + place, mask=in_range, other=0.0).to(tl.float32)
+    value = tl.load(out + place, mask=in_range, other=0.0).to(tl.float32)
+    to_sum = tl.load(grad_sums + channel, mask=in_range, other=0.0).to(tl.float32)
+    to_squares = tl.load(grad_sums + CHANNELS + channel, mask=in_range, other=0.0).to(tl.float32)
     through = to_sum + 2.0 * value * to_squares
-    tl.store(total + place, (direct + through).to(total.dtype.element_ty), mask=known)
+    tl.store(total + place, (direct + through).to(total.dtype.element_ty), mask=in_range)
 
 
 @on_device_of_first

@@ -1,4 +1,4 @@
-"""Conditions of a launch: the device of the tensors, and an interpreter that runs here."""
+"""Requirements of a launch: the device of the tensors, and a working interpreter."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def on_device_of_first(
 ) -> Callable[Concatenate[Tensor, Arguments], Result]:
     """Make the device of the first argument current during a function.
 
-    Triton compiles for the current device and launches on its current stream, whatever device the
-    tensors are on.
+    Triton compiles for the current device and launches on its current stream, even if the tensors
+    are on another device.
     """
 
     @functools.wraps(function)
@@ -39,14 +39,14 @@ def on_device_of_first(
 
 
 def check_interpreter(triton_version: str, numpy_version: str) -> None:
-    """Refuse versions with which Triton's interpreter fails in every loop over a loaded bound.
+    """Check for versions with which Triton's interpreter fails in loops with a loaded bound.
 
     Up to Triton 3.6 it converts arrays of one element with ``int``, an error since NumPy 2.4.
 
     Raises
     ------
     ImportError
-        If the versions do not fit each other.
+        If the versions are incompatible.
     """
     if _numbers(triton_version) < (3, 7) and _numbers(numpy_version) >= (2, 4):
         raise ImportError(

@@ -1,10 +1,10 @@
-"""Kernel maps on the device: sort the sites once, search the neighbours, order rows by taps.
+"""Kernel maps on the device: sites are sorted once, neighbours searched, rows ordered by taps.
 
-A map of this set has the tensors ``(table, order, taps, counts)`` and comes in tiles of
+A map of this set has the tensors ``(table, order, taps, counts)`` and is divided into tiles of
 `blocks.tile_rows` rows:
 
-* ``order``, (rows,) int64: the output row at each position. Rows that have the same taps stand
-  together, so that a tile meets few taps that only some of its rows have.
+* ``order``, (rows,) int64: the output row at each position. Rows that have the same taps are
+  adjacent, so that a tile has few taps that only some of its rows have.
 * ``table``, (taps, rows) int32: the input row of a tap at each *position*, -1 where there is none.
 * ``taps``, (tiles, taps) int32 and ``counts``, (tiles,) int32: the taps that any row of a tile
   has, in ascending order, and their number.
@@ -26,10 +26,10 @@ from backends.sscn.cuda.launching import on_device_of_first
 from backends.sscn.kernel_map import GatherMap, KernelMap, axis_bits
 
 BLOCK = 256
-"""Rows of a program in the kernels of this module."""
+"""Rows per program in the kernels of this module."""
 
 ORDERED_FROM = 2048
-"""Rows from which on sorting a map by taps pays; below, launches take most of the time."""
+"""Least rows of a map for which rows are ordered by taps; below, the launches take longer."""
 
 _rows_above: MutableMapping[Tensor, list[int]] = WeakIdKeyDictionary()
 """Keys of a level -> numbers of sites of the coarser levels, counted by `sort_sites`."""
@@ -37,47 +37,47 @@ _rows_above: MutableMapping[Tensor, list[int]] = WeakIdKeyDictionary()
 
 @triton.jit(do_not_specialize=["rows", "spatial_size", "bits"])
 def _encode(sites, keys, rows, spatial_size, bits, DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """Interleave the bits of each site; -1 where it lies outside the volume."""
+    """Write the Morton key of each site, -1 outside the volume."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    known = row < rows
-    batch = tl.load(sites + row * (DIM + 1), mask=known, other=0).to(tl.int64)
+    in_range = row < rows
+    batch = tl.load(sites + row * (DIM + 1), mask=in_range, other=0).to(tl.int64)
     inside = (batch >= 0) & (batch < 32768)  # 48 bits number the voxels
     key = batch << (bits * DIM)
     for axis in tl.static_range(DIM):
-        place = tl.load(sites + row * (DIM + 1) + 1 + axis, mask=known, other=0).to(tl.int64)
+        place = tl.load(sites + row * (DIM + 1) + 1 + axis, mask=in_range, other=0).to(tl.int64)
         inside &= (place >= 0) & (place < spatial_size)
         for bit in range(bits):
             key |= ((place >> bit) & 1) << (bit * DIM + DIM - 1 - axis)
-    tl.store(keys + row, tl.where(inside, key, -1), mask=known)
+    tl.store(keys + row, tl.where(inside, key, -1), mask=in_range)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _count_parents(
     keys, counts, rows, DIM: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Count, in one block of sorted keys, the keys that differ from the one before at each level.
+    """Count the keys in a block of sorted keys that differ from the previous one at each level.
 
     The last count is that of sites outside the volume.
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    known = row < rows
-    key = tl.load(keys + row, mask=known, other=0)
-    before = tl.load(keys + row - 1, mask=known & (row > 0), other=-1)
+    in_range = row < rows
+    key = tl.load(keys + row, mask=in_range, other=0)
+    before = tl.load(keys + row - 1, mask=in_range & (row > 0), other=-1)
     counts += tl.program_id(0).to(tl.int64) * (LEVELS + 1)
     for level in range(LEVELS):
-        new = known & ((key >> (level * DIM)) != (before >> (level * DIM)))
+        new = in_range & ((key >> (level * DIM)) != (before >> (level * DIM)))
         tl.store(counts + level, tl.sum(new.to(tl.int32), 0))
-    tl.store(counts + LEVELS, tl.sum((known & (key < 0)).to(tl.int32), 0))
+    tl.store(counts + LEVELS, tl.sum((in_range & (key < 0)).to(tl.int32), 0))
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _mark_parents(keys, first, rows, DIM: tl.constexpr, BLOCK: tl.constexpr):
     """Mark the first child of each parent with 1."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    known = row < rows
-    key = tl.load(keys + row, mask=known, other=0)
-    before = tl.load(keys + row - 1, mask=known & (row > 0), other=-1)
-    tl.store(first + row, ((key >> DIM) != (before >> DIM)).to(tl.int32), mask=known)
+    in_range = row < rows
+    key = tl.load(keys + row, mask=in_range, other=0)
+    before = tl.load(keys + row - 1, mask=in_range & (row > 0), other=-1)
+    tl.store(first + row, ((key >> DIM) != (before >> DIM)).to(tl.int32), mask=in_range)
 
 
 @triton.jit(do_not_specialize=["rows", "coarse_rows"])
@@ -86,14 +86,14 @@ def _connect_parents(
 ):
     """Write the key of each parent, and the two tables between children and parents."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    known = row < rows
-    key = tl.load(keys + row, mask=known, other=0)
-    parent = tl.load(numbers + row, mask=known, other=1) - 1
+    in_range = row < rows
+    key = tl.load(keys + row, mask=in_range, other=0)
+    parent = tl.load(numbers + row, mask=in_range, other=1) - 1
     tap = key & ((1 << DIM) - 1)
-    tl.store(coarse + parent, key >> DIM, mask=known)  # siblings write the same
-    tl.store(down + tap * coarse_rows + parent, row.to(tl.int32), mask=known)
+    tl.store(coarse + parent, key >> DIM, mask=in_range)  # all children write the same value
+    tl.store(down + tap * coarse_rows + parent, row.to(tl.int32), mask=in_range)
     for other in tl.static_range(1 << DIM):
-        tl.store(up + other * rows + row, tl.where(tap == other, parent, -1), mask=known)
+        tl.store(up + other * rows + row, tl.where(tap == other, parent, -1), mask=in_range)
 
 
 @triton.jit
@@ -102,8 +102,8 @@ def _neighbour(
 ):
     """Return the key of a tap's site, and whether that site lies in the volume.
 
-    Coordinates are added in their interleaved form: with the bits of the other axes set, a carry
-    runs through them; with these bits clear, a borrow does.
+    Coordinates are added in interleaved form: a carry propagates through the bits of the other
+    axes if they are set, and a borrow if they are clear.
     """
     target = key
     valid = key >= 0
@@ -133,11 +133,11 @@ def _reach(
 ):  # fmt: skip
     """Write the keys of all sites that a kernel reaches from each site, -1 outside the volume."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    known = row < rows
+    in_range = row < rows
     tap = tl.program_id(1)
-    key = tl.load(keys + row, mask=known, other=-1)
+    key = tl.load(keys + row, mask=in_range, other=-1)
     target, valid = _neighbour(key, tap, lane, limit, bits, DIM, SIZE, REACH_BITS)
-    tl.store(reached + tap.to(tl.int64) * rows + row, tl.where(valid, target, -1), mask=known)
+    tl.store(reached + tap.to(tl.int64) * rows + row, tl.where(valid, target, -1), mask=in_range)
 
 
 @triton.jit(
@@ -147,11 +147,11 @@ def _search(
     queries, keys, table, mirror, query_rows, rows, first_tap, lane, limit, bits, halvings,
     DIM: tl.constexpr, SIZE: tl.constexpr, REACH_BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Find the row of one tap's site for each query, and enter the pair in both tables."""
+    """Find the row of one tap's site for each query, and write the pair to both tables."""
     query = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    known = query < query_rows
+    in_range = query < query_rows
     tap = first_tap + tl.program_id(1)
-    key = tl.load(queries + query, mask=known, other=-1)
+    key = tl.load(queries + query, mask=in_range, other=-1)
     target, valid = _neighbour(key, tap, lane, limit, bits, DIM, SIZE, REACH_BITS)
     low = tl.zeros((BLOCK,), tl.int32)
     high = low + rows
@@ -171,28 +171,28 @@ def _search(
 
 @triton.jit(do_not_specialize=["rows"])
 def _describe(table, masks, rows, TAPS: tl.constexpr, BLOCK: tl.constexpr):
-    """Write which taps each row has, one bit a tap."""
+    """Write a bit mask of the taps that each row has."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    known = row < rows
+    in_range = row < rows
     mask = tl.zeros((BLOCK,), masks.dtype.element_ty)
     for tap in range(TAPS):
-        site = tl.load(table + tl.cast(tap, tl.int64) * rows + row, mask=known, other=-1)
+        site = tl.load(table + tl.cast(tap, tl.int64) * rows + row, mask=in_range, other=-1)
         mask |= (site >= 0).to(masks.dtype.element_ty) << tap
-    tl.store(masks + row, mask, mask=known)
+    tl.store(masks + row, mask, mask=in_range)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _tile(table, order, sorted_table, taps, counts, rows, TAPS: tl.constexpr, BLOCK: tl.constexpr):
-    """Bring the table of one tile into order and list the taps that any of its rows has."""
+    """Reorder the table of one tile, and list the taps that any of its rows has."""
     tile = tl.program_id(0).to(tl.int64)
     position = tile * BLOCK + tl.arange(0, BLOCK)
-    known = position < rows
-    row = tl.load(order + position, mask=known, other=0)
+    in_range = position < rows
+    row = tl.load(order + position, mask=in_range, other=0)
     count = 0
     for tap in range(TAPS):
         start = tl.cast(tap, tl.int64) * rows
-        site = tl.load(table + start + row, mask=known, other=-1)
-        tl.store(sorted_table + start + position, site, mask=known)
+        site = tl.load(table + start + row, mask=in_range, other=-1)
+        tl.store(sorted_table + start + position, site, mask=in_range)
         met = tl.max(site, 0) >= 0
         tl.store(taps + tile * TAPS + count, tap, mask=met)
         count += met.to(tl.int32)
@@ -201,11 +201,11 @@ def _tile(table, order, sorted_table, taps, counts, rows, TAPS: tl.constexpr, BL
 
 @on_device_of_first
 def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
-    """Sort sites by their Morton keys; the host waits once for the check and all levels' counts."""
+    """Sort sites by their Morton keys; one transfer returns the check and the counts of levels."""
     rows, dim = len(sites), sites.shape[1] - 1
     bits = axis_bits(spatial_size)
     if bits * dim > 48:
-        raise InvalidBatch(f"a volume of {spatial_size} voxels a side is too large to number")
+        raise InvalidBatch(f"a volume of {spatial_size} voxels per side is too large to number")
     keys = torch.empty(rows, dtype=torch.int64, device=sites.device)
     if rows == 0:
         return keys, keys.clone()
@@ -215,7 +215,9 @@ def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
     *levels, outside = _count_levels(keys, dim, bits + 1)
     if outside:
         site = sites[order[0]].tolist()
-        raise InvalidBatch(f"the site {site} lies outside a volume of {spatial_size} voxels a side")
+        raise InvalidBatch(
+            f"the site {site} lies outside a volume of {spatial_size} voxels per side"
+        )
     if levels[0] != rows:
         again = (keys[1:] == keys[:-1]).nonzero()[0]
         site = sites[order[again]][0].tolist()
@@ -226,7 +228,7 @@ def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
 
 @on_device_of_first
 def submanifold_map(keys: Tensor, dim: int, kernel_size: int, spatial_size: int) -> KernelMap:
-    """Connect the sites of a level with each other; half the taps are searched."""
+    """Build the map from the sites of a level to themselves; only half the taps are searched."""
     taps = kernel_size**dim
     table = _empty_table(taps, len(keys), keys)
     _fill_tables(keys, keys, table, table, taps // 2, dim, kernel_size, spatial_size)
@@ -236,10 +238,10 @@ def submanifold_map(keys: Tensor, dim: int, kernel_size: int, spatial_size: int)
 
 @on_device_of_first
 def strided_map(keys: Tensor, dim: int) -> tuple[Tensor, KernelMap]:
-    """Connect sites with their parents for kernel 2 and stride 2."""
+    """Build the map from sites to their parents; see ``KernelSet``."""
     rows = len(keys)
     above = _rows_above.get(keys)
-    if not above:  # keys of unknown origin: wait for their number of parents
+    if not above:  # sort_sites has not counted the parents of these keys
         above = _count_levels(keys, dim, 2)[1:2]
     coarse_rows = above[0]
     coarse = torch.empty(coarse_rows, dtype=torch.int64, device=keys.device)
@@ -260,7 +262,7 @@ def strided_map(keys: Tensor, dim: int) -> tuple[Tensor, KernelMap]:
 def ordinary_map(
     keys: Tensor, dim: int, kernel_size: int, spatial_size: int
 ) -> tuple[Tensor, KernelMap]:
-    """Connect sites with every site that the kernel reaches; the host waits for their number."""
+    """Build the map to all sites that the kernel reaches; the host reads their number."""
     taps, rows = kernel_size**dim, len(keys)
     bits = axis_bits(spatial_size)
     candidates = torch.empty((taps, rows), dtype=torch.int64, device=keys.device)
@@ -278,12 +280,12 @@ def ordinary_map(
 
 
 def _grid(rows: int) -> tuple[int]:
-    """Return the programs that cover rows, a block each."""
+    """Return the number of programs for some rows, one block of rows per program."""
     return (triton.cdiv(rows, BLOCK),)
 
 
 def _empty_table(taps: int, rows: int, like: Tensor) -> Tensor:
-    """Return a table in which no tap meets a site."""
+    """Return a table without pairs."""
     return torch.full((taps, rows), -1, dtype=torch.int32, device=like.device)
 
 
@@ -293,7 +295,7 @@ def _spread(value: int, dim: int) -> int:
 
 
 def _count_levels(keys: Tensor, dim: int, levels: int) -> list[int]:
-    """Count the sites of a level, of those above and outside the volume; synchronises the host."""
+    """Count the sites of a level, of all coarser ones, and outside the volume; synchronises."""
     grid = _grid(len(keys))
     counts = torch.empty((*grid, levels + 1), dtype=torch.int32, device=keys.device)
     if len(keys):
@@ -311,7 +313,7 @@ def _fill_tables(
     kernel_size: int,
     spatial_size: int,
 ) -> None:
-    """Search the taps from ``first_tap`` on, and enter what is found both ways."""
+    """Search the taps from ``first_tap`` on, and write the pairs to both tables."""
     if not len(queries) or not len(keys):
         return
     bits = axis_bits(spatial_size)
@@ -323,7 +325,7 @@ def _fill_tables(
 
 
 def _in_tiles(table: Tensor) -> GatherMap:
-    """Order the rows of a table (taps, rows) by the taps they have, and list those of each tile."""
+    """Order the rows of a table (taps, rows) by their taps, and list the taps of each tile."""
     taps, rows = table.shape
     block = tile_rows(rows)
     tiles = triton.cdiv(rows, block)

@@ -1,4 +1,4 @@
-"""Batch normalisation folded from sums in one launch instead of about twenty of torch."""
+"""Folding of batch normalisation in one launch, instead of about twenty launches of torch."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ def fold_channels(
     sums, weight, bias, running_mean, running_var, scale, shift, moments, rows,
     EPS: tl.constexpr, MOMENTUM: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Turn the sums of each channel into scale and shift, and move the running statistics."""
+    """Compute scale and shift of each channel from its sums, and update running statistics."""
     channel = tl.arange(0, BLOCK)
-    known = channel < CHANNELS
-    mean = tl.load(sums + channel, mask=known, other=0.0) / rows
-    square = tl.load(sums + CHANNELS + channel, mask=known, other=0.0) / rows
+    in_range = channel < CHANNELS
+    mean = tl.load(sums + channel, mask=in_range, other=0.0) / rows
+    square = tl.load(sums + CHANNELS + channel, mask=in_range, other=0.0) / rows
     variance = tl.maximum(square - mean * mean, 0.0)
     inverse = 1.0 / tl.sqrt(variance + EPS)
-    gain = tl.load(weight + channel, mask=known, other=0.0) * inverse
-    offset = tl.load(bias + channel, mask=known, other=0.0) - mean * gain
-    tl.store(scale + channel, gain.to(tl.float32), mask=known)
-    tl.store(shift + channel, offset.to(tl.float32), mask=known)
-    tl.store(moments + channel, mean, mask=known)
-    tl.store(moments + CHANNELS + channel, inverse, mask=known)
-    old = tl.load(running_mean + channel, mask=known, other=0.0)
-    tl.store(running_mean + channel, (old + MOMENTUM * (mean - old)).to(tl.float32), mask=known)
-    old = tl.load(running_var + channel, mask=known, other=0.0)
+    gain = tl.load(weight + channel, mask=in_range, other=0.0) * inverse
+    offset = tl.load(bias + channel, mask=in_range, other=0.0) - mean * gain
+    tl.store(scale + channel, gain.to(tl.float32), mask=in_range)
+    tl.store(shift + channel, offset.to(tl.float32), mask=in_range)
+    tl.store(moments + channel, mean, mask=in_range)
+    tl.store(moments + CHANNELS + channel, inverse, mask=in_range)
+    old = tl.load(running_mean + channel, mask=in_range, other=0.0)
+    tl.store(running_mean + channel, (old + MOMENTUM * (mean - old)).to(tl.float32), mask=in_range)
+    old = tl.load(running_var + channel, mask=in_range, other=0.0)
     unbiased = variance * rows / (rows - 1)
-    tl.store(running_var + channel, (old + MOMENTUM * (unbiased - old)).to(tl.float32), mask=known)
+    tl.store(
+        running_var + channel, (old + MOMENTUM * (unbiased - old)).to(tl.float32), mask=in_range
+    )
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -42,20 +44,20 @@ def fold_channels_gradient(
 ):  # fmt: skip
     """Propagate gradients of scale and shift to the sums and to the weight of the norm."""
     channel = tl.arange(0, BLOCK)
-    known = channel < CHANNELS
-    mean = tl.load(moments + channel, mask=known, other=0.0)
-    inverse = tl.load(moments + CHANNELS + channel, mask=known, other=0.0)
-    by_scale = tl.load(to_norm + channel, mask=known, other=0.0)
-    by_shift = tl.load(to_norm + CHANNELS + channel, mask=known, other=0.0)
-    gain = tl.load(weight + channel, mask=known, other=0.0) * inverse
+    in_range = channel < CHANNELS
+    mean = tl.load(moments + channel, mask=in_range, other=0.0)
+    inverse = tl.load(moments + CHANNELS + channel, mask=in_range, other=0.0)
+    by_scale = tl.load(to_norm + channel, mask=in_range, other=0.0)
+    by_shift = tl.load(to_norm + CHANNELS + channel, mask=in_range, other=0.0)
+    gain = tl.load(weight + channel, mask=in_range, other=0.0) * inverse
     by_weight = (by_scale - by_shift * mean) * inverse
     # The variance enters through inverse = (variance + eps)^(-1/2).
     by_square = by_weight * gain * inverse * (-0.5) / rows
     by_sum = -by_shift * gain / rows - 2.0 * mean * by_square
-    tl.store(to_sums + channel, by_sum, mask=known)
-    tl.store(to_sums + CHANNELS + channel, by_square, mask=known)
-    tl.store(to_weight + channel, by_weight.to(tl.float32), mask=known)
-    tl.store(to_bias + channel, by_shift.to(tl.float32), mask=known)
+    tl.store(to_sums + channel, by_sum, mask=in_range)
+    tl.store(to_sums + CHANNELS + channel, by_square, mask=in_range)
+    tl.store(to_weight + channel, by_weight.to(tl.float32), mask=in_range)
+    tl.store(to_bias + channel, by_shift.to(tl.float32), mask=in_range)
 
 
 @on_device_of_first

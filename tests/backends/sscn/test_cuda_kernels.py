@@ -196,7 +196,7 @@ def test_rows_ordered_by_their_taps_keep_the_map(monkeypatch):
 @pytest.mark.parametrize(
     ("site", "message"),
     [
-        ([0, 4, 0, 0], r"the site \[0, 4, 0, 0\] lies outside a volume of 4 voxels a side"),
+        ([0, 4, 0, 0], r"the site \[0, 4, 0, 0\] lies outside a volume of 4 voxels per side"),
         ([0, 0, -1, 0], r"the site \[0, 0, -1, 0\] lies outside"),
         ([-1, 0, 0, 0], r"the site \[-1, 0, 0, 0\] lies outside"),
         ([0, 1, 2, 3], r"the site \[0, 1, 2, 3\] is given twice"),

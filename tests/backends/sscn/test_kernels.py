@@ -339,7 +339,7 @@ def test_a_site_outside_the_volume_is_refused(kernel_set, bad):
 
 
 def test_neighbours_are_right_at_the_far_end_of_a_large_batch(kernel_set):
-    """Site numbers there exceed 32 bits: 256 events of 768 voxels a side."""
+    """Site numbers there exceed 32 bits: 256 events of 768 voxels per side."""
     sites = torch.tensor(
         [[255, 767, 767, 767], [255, 767, 767, 766], [254, 767, 767, 767], [255, 0, 0, 0]],
         dtype=torch.int32,

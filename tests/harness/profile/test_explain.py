@@ -120,7 +120,7 @@ def test_the_command_prints_the_table_and_writes_the_page(folders):
     assert layers[0].split()[:3] == ["unet.down", "convolution", "forward"]
     assert "+2 ms" in layers[0]
     page = (folders / "page" / "index.html").read_text()
-    assert "What makes the difference" in page
+    assert "Layers that make the difference" in page
     assert "<svg" in page
 
 

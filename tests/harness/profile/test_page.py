@@ -100,8 +100,8 @@ def test_every_layer_has_its_limit_and_its_rates():
 
 def test_the_peak_of_memory_is_explained():
     text = words(render_profile_page([made.profile()]))
-    assert "held 10 MB above the 300 MB before it" in text
-    assert "9.8 MB of them, 98 %, are assigned to layers" in text
+    assert "held 10 MB above the baseline of 300 MB" in text
+    assert "9.8 MB, 98 %, are assigned to layers" in text
     assert "stem activation 6 MB" in text
 
 
@@ -118,17 +118,17 @@ def test_what_is_not_known_is_left_out():
 def test_several_profiles_are_laid_over_each_other(several):
     html = render_profile_page(several)
     assert "Roofline of all" in html
-    assert "What makes the difference" not in html
+    assert "Layers that make the difference" not in html
     text = words(html)
     assert "sscn takes" in text and "minkowski" in text
 
 
 def test_two_profiles_of_one_question_are_explained(two):
     html = render_profile_page(two)
-    assert "What makes the difference" in html
+    assert "Layers that make the difference" in html
     assert "spconv takes" in words(html)
     other = [two[0], replace(two[1], cell=made.cell("spconv", size=512))]
-    assert "What makes the difference" not in render_profile_page(other)
+    assert "Layers that make the difference" not in render_profile_page(other)
 
 
 def test_the_page_needs_no_network(two):
