@@ -1,6 +1,6 @@
-"""An engine for sscn-bench in one file: copy it, and replace what the comments point at.
+"""An engine for sscn-bench in one file: copy it, and replace its parts with yours.
 
-Announce the module in your package's metadata, and `python -m harness backends` lists it:
+Register the module in your package's metadata, and `python -m harness backends` lists it:
 
     [project.entry-points."sscn_bench.backends"]
     example = "example_engine"
@@ -17,7 +17,7 @@ from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
 
 
 def probe():
-    """Say what your engine can do on this machine; raise whatever you like if it cannot run."""
+    """Return the capabilities of your engine here; raise any exception if it cannot run here."""
     return Capabilities(
         version="0.1",
         devices=("cpu",),
@@ -30,14 +30,14 @@ def probe():
 
 @dataclass
 class Maps:
-    """Whatever your engine keeps of the sites: levels, hash tables, kernel maps."""
+    """Data that your engine derives from the sites: levels, hash tables, kernel maps."""
 
     sites: list  # (N, 1 + dim) int64 of each level
     size: int
     built: dict = field(default_factory=dict)
 
     def pairs(self, kind, level, kernel_size):
-        """Return (rows in, rows out) of every tap; build them at first use, reuse them after."""
+        """Return (input rows, output rows) per tap; they are built once and then reused."""
         key = (kind if kind is Kind.SUBMANIFOLD else Kind.STRIDED, level, kernel_size)
         if key not in self.built:
             self.built[key] = self._build(*key)
@@ -55,7 +55,7 @@ class Maps:
             coarse[:, 1:] //= 2
             coarse = coarse.unique(dim=0)
             self.sites.append(coarse)
-        # A key must not wrap where a tap leaves the volume: number the voxels of a wider one.
+        # Number the voxels of a wider volume: keys of sites outside must differ from all others.
         wide = self.size + 2 * kernel_size
         shift = torch.tensor([0] + [kernel_size] * dim)
         keys, order = site_keys(fine + shift, wide).sort()
@@ -72,7 +72,7 @@ class Maps:
 
 @dataclass
 class Tensor:
-    """Your engine's sparse tensor; the network only hands it from one layer to the next."""
+    """Your engine's sparse tensor; the network only passes it from layer to layer."""
 
     values: torch.Tensor
     maps: Maps
@@ -98,30 +98,30 @@ class Convolution(nn.Module):
         return Tensor(out, x.maps, level)
 
 
-# TorchArithmetic sets and reads torch's knobs; PointwiseByTorch leaves norms, ReLU, matrices, sums
-# and joins to torch.
+# TorchArithmetic sets and reads torch's precision settings; PointwiseByTorch has norms, ReLU,
+# linear layers, sums and concatenations by torch.
 class Backend(TorchArithmetic, PointwiseByTorch):
     """Your engine for one device, precision and dimension."""
 
     name = "example"
 
     def __init__(self, dim, device, precision, options):
-        super().__init__(dim, device, precision, options)  # then every knob of your own
+        super().__init__(dim, device, precision, options)  # then set your own precision settings
 
     def precision_readback(self):
-        """Read every knob back, torch's and yours: it goes into the record."""
+        """Return all precision settings, torch's and yours; they are stored in the record."""
         return super().precision_readback() | {}
 
     def tensor(self, sites, features, spatial_size, batch_size):
-        """Make your tensor with nothing cached; sites are int32, the batch index first."""
+        """Return your tensor with nothing cached; sites are int32, the batch index first."""
         return Tensor(features, Maps([sites.long()], spatial_size), 0)
 
     def with_features(self, x, features):
-        """Put new features, in input order, on a tensor made by ``tensor``, and keep its maps."""
+        """Return a tensor with new features, in input order, on the sites and maps of another."""
         return replace(x, values=features)
 
     def features(self, x):
-        """Return the features; at the input's level, rows in input order."""
+        """Return the features; at the level of the input, rows are in input order."""
         return x.values
 
     def rows(self, x):
@@ -133,19 +133,19 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return replace(x, values=rows)
 
     def convolution(self, kind, in_channels, out_channels, kernel_size, level):
-        """Return a convolution without bias, or say which operation is missing."""
+        """Return a convolution without bias, or raise with the name of the missing operation."""
         if kind is Kind.ORDINARY:
             raise Unsupported("this engine has no ordinary convolution")
         return Convolution(kind, in_channels, out_channels, kernel_size, self.dim)
 
     def parameters(self, layer):
-        """Map canonical names to your layer's own parameters."""
+        """Return your layer's parameters by their canonical names."""
         if isinstance(layer, Pointwise):
             return pointwise_parameters(layer)
         return {"weight": layer.weight}
 
     def to_native(self, kind, weight):
-        """Turn torch's layout, (out, in, *k) or (in, out, *k) for the inverse, into yours."""
+        """Convert torch's layout, (out, in, *k) or (in, out, *k) for the inverse, to yours."""
         if kind is Kind.LINEAR:
             return weight
         if kind is not Kind.INVERSE:
@@ -153,7 +153,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         return weight.flatten(2).permute(2, 0, 1)
 
     def from_native(self, kind, weight):
-        """Turn your layout into torch's."""
+        """Convert your layout to torch's."""
         if kind is Kind.LINEAR:
             return weight
         order = (1, 2, 0) if kind is Kind.INVERSE else (2, 1, 0)

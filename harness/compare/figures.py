@@ -1,4 +1,4 @@
-"""The figures of a comparison, as SVG."""
+"""Figures of a comparison, as SVG."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 4.4, 3.1
 CHANGES_SHOWN = 40
 
-# Quantity of a cell: value, low and high of its bar; None where it has no such number.
+# Quantity of a cell: value, low and high of its bar; None if the cell has no value.
 Bar = tuple[float, float, float]
 Quantity = Callable[[CellSummary], Bar | None]
 
 
 def time_of(measured: CellSummary) -> Bar | None:
-    """Median and quartiles of a call, in seconds an event."""
+    """Return median and quartiles of a call, in seconds per event."""
     if not (measured.ok and measured.seconds and measured.low and measured.high):
         return None
     batch = measured.cell.batch
@@ -33,14 +33,14 @@ def time_of(measured: CellSummary) -> Bar | None:
 
 
 def call_of(measured: CellSummary) -> Bar | None:
-    """Median and quartiles of a call, in seconds."""
+    """Return median and quartiles of a call, in seconds."""
     if not (measured.ok and measured.seconds and measured.low and measured.high):
         return None
     return measured.seconds, measured.low, measured.high
 
 
 def memory_of(measured: CellSummary) -> Bar | None:
-    """Memory in bytes; its spread between rounds is not worth a bar."""
+    """Return the memory in bytes, without a bar: it hardly varies between rounds."""
     if not (measured.ok and measured.memory and measured.memory > 0):
         return None
     return measured.memory, measured.memory, measured.memory
@@ -49,9 +49,9 @@ def memory_of(measured: CellSummary) -> Bar | None:
 def against_size(
     cells: Iterable[CellSummary], looks: Looks, quantity: Quantity, unit: str, label: str
 ) -> list[str]:
-    """Draw one panel for each phase, map and batch: a quantity against image size.
+    """Draw one panel per phase, map and batch: a quantity against image size.
 
-    Outcomes that are not times are crosses on the upper edge, with their name.
+    Outcomes without a time are crosses at the upper edge, with their name.
     """
     panels: dict[str, list[CellSummary]] = defaultdict(list)
     cells = [m for m in cells if not m.cell.layer]
@@ -71,7 +71,7 @@ def against_size(
 def against_sites(
     cells: Iterable[CellSummary], looks: Looks, quantity: Quantity, unit: str, label: str
 ) -> list[str]:
-    """Draw one panel for each phase and map: a quantity against the sites of the batch."""
+    """Draw one panel per phase and map: a quantity against the sites of the batch."""
     import matplotlib.pyplot as plt
 
     panels: dict[str, list[CellSummary]] = defaultdict(list)
@@ -102,7 +102,7 @@ def against_sites(
 def against_level(
     cells: Iterable[CellSummary], looks: Looks, quantity: Quantity, unit: str, label: str
 ) -> list[str]:
-    """Draw one panel for each kind and phase of single convolutions: a quantity against level."""
+    """Draw one panel per kind and phase of single convolutions: a quantity against level."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
@@ -131,7 +131,7 @@ def against_level(
 
 
 def change_figure(found: Sequence[Change]) -> str:
-    """Draw the change of each cell's time with its interval, the gravest first."""
+    """Draw the change of each cell's time with its interval, the most serious first."""
     import matplotlib.pyplot as plt
 
     shown = [c for c in found if c.metric.key == TIME.key and math.isfinite(c.judgement.low)]
@@ -169,7 +169,7 @@ def change_figure(found: Sequence[Change]) -> str:
 
 
 def _change_ticks(low: float, high: float) -> list[float]:
-    """Round ratios within the limits: finer ones only when the axis is short."""
+    """Return round ratios within the limits as ticks; more of them if the axis is short."""
     fine = high / low < 1.25
     steps = [0.9, 0.94, 0.97, 1.0, 1.03, 1.06, 1.1] if fine else [0.25, 0.5, 0.7, 0.8, 0.9, 1.0]
     steps += [1.15] if fine else [1.1, 1.2, 1.4, 1.7, 2.0, 3.0, 5.0]
@@ -177,7 +177,7 @@ def _change_ticks(low: float, high: float) -> list[float]:
 
 
 def _setting(m: CellSummary) -> str:
-    """What a panel holds fixed besides the batch."""
+    """Return the parameters that are constant in a panel, except the batch."""
     c = m.cell
     name = {"step": "optimisation step"}.get(c.phase, c.phase)
     plane = ", 2D" if c.dim == 2 else ""
@@ -191,7 +191,7 @@ def _short(m: CellSummary) -> str:
 
 
 def _limits(cells: Iterable[CellSummary], quantity: Quantity) -> tuple[float, float]:
-    """The range of a quantity with room for crosses above, shared by panels to be compared."""
+    """Return the common range of a quantity for all panels, with space for crosses above."""
     bars = [bar for m in cells if (bar := quantity(m))]
     return min(b[1] for b in bars) / 1.5, max(b[2] for b in bars) * 3 if bars else 1.0
 
@@ -231,7 +231,7 @@ def _size_panel(
 def _bars(
     axes: Axes, points: Sequence[tuple[float, ...]], looks: Looks, engine: str, line: bool
 ) -> None:
-    """Draw one engine's points, their quartiles as bars."""
+    """Draw the points of one engine, with quartiles as bars."""
     if not points:
         return
     x, y, low, high = zip(*points, strict=True)
@@ -249,7 +249,7 @@ def _bars(
 
 
 def _cross(axes: Axes, x: float, row: int, color: str, outcome: str) -> None:
-    """Mark an outcome that is not a time on the upper edge of the panel."""
+    """Mark an outcome without a time at the upper edge of the panel."""
     y = 0.96 - 0.1 * row
     where: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
     axes.plot([x], [y], "x", color=color, ms=8, mew=2.2, **where)
@@ -267,12 +267,12 @@ def _cross(axes: Axes, x: float, row: int, color: str, outcome: str) -> None:
 
 
 def _finish(axes: Axes, title: str, label: str, unit: str, limits: tuple[float, float]) -> None:
-    """Give a panel its logarithmic axis in readable units."""
+    """Set the title and the logarithmic axis of a panel, with readable units."""
     from matplotlib.ticker import LogLocator
 
     axes.set_yscale("log")
     axes.set_ylim(*limits)
-    # With less than two decades between them, powers of ten alone leave an axis nearly bare.
+    # On a short axis, powers of ten alone would be too few ticks.
     steps = (1.0, 2.0, 5.0) if limits[1] / limits[0] < 1000 else (1.0,)
     axes.yaxis.set_major_locator(LogLocator(10, subs=steps))
     axes.yaxis.set_major_formatter(lambda value, _: format_value(value, unit))

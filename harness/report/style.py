@@ -1,4 +1,4 @@
-"""Colours, markers and fonts: an engine looks the same in every figure and table."""
+"""Colours, markers and fonts, the same for an engine in all figures and tables."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from backends.registry import BUILT_IN
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart with every common colour blindness; black is left to text and
-# yellow is too faint on white.
+# Okabe and Ito's colours, which are distinguishable with common colour blindness; without black,
+# the colour of text, and yellow, which is too light on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D46", "#7A5195")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -24,7 +24,7 @@ _PAIRS = [
     for i in range(len(PALETTE))
 ]
 
-# Colours that the page replaces by its own, so that figures follow its light or dark theme.
+# Colours that the page replaces with its own, so that figures match its light or dark theme.
 INK, FAINT, PAPER = "#010203", "#040506", "#070809"
 _THEMED = {INK: "currentColor", FAINT: "var(--line)", PAPER: "var(--paper)"}
 
@@ -56,11 +56,11 @@ SETTINGS: dict[Any, Any] = {
 
 
 class Looks:
-    """Assigns each engine its colour and marker, the same on every page and in every run.
+    """Colour and marker of each engine, the same on every page and for every run.
 
-    The engines of the project have pairs of their own. An engine with options, a version or of a
-    third party has the pair that its name hashes to, or the next free one if another engine of
-    the page has that pair.
+    The engines of the project have fixed pairs of colour and marker. The pair of any other name,
+    for example of an engine with options or of a third party, is found by hashing the name; if
+    another engine of the page has that pair, the next free pair is used.
 
     Parameters
     ----------
@@ -92,14 +92,14 @@ class Looks:
 
 
 def svg(figure: Figure, title: str) -> str:
-    """Draw a figure as an SVG element that scales with the page and follows its theme.
+    """Return a figure as an SVG element that scales with the page and follows its theme.
 
     Parameters
     ----------
     figure
         Drawn under `SETTINGS`; closed afterwards.
     title
-        What a screen reader says instead.
+        Text for screen readers.
     """
     import matplotlib.pyplot as plt
 

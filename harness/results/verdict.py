@@ -1,30 +1,32 @@
-"""Say whether a cell got slower, from the samples alone: a verdict and the reason for it in words.
+"""Verdicts: whether a cell became slower, derived from its samples, with the reason in words.
 
-The unit of evidence is the *round*: one worker process, summarised by the logarithm of its median
-sample. Samples inside a process share its memory layout, its clock and its neighbours, so they are
-not independent; treating them as if they were is what makes benchmarks cry wolf.
+The statistical unit is the *round*: one worker process, summarised by the logarithm of its median
+sample. The samples of a process are not independent, because they share its memory layout and the
+clock speed and load of the machine at that time. Treating them as independent would cause false
+alarms.
 
 How a time is judged
-    *Effect.* The ratio of the two sides, by Hodges and Lehmann's estimator over rounds, so that one
-    disturbed round does not move it. Where the sides took turns within their rounds, and the
-    records say where each turn ended, a round is the same estimator over its turns: a machine that
-    is slow for a second is then slow for both sides.
+    *Effect.* The ratio of the two sides, by Hodges and Lehmann's estimator over rounds, which a
+    single disturbed round hardly changes. If the sides took turns within their rounds, and the
+    records contain the number of samples per turn, the same estimator over turns summarises a
+    round: if the machine is slow for a second, both sides are.
 
-    *Test.* Sides that took turns are compared round by round with Wilcoxon's signed-rank test: an
-    exact permutation test over which side of each pair was which, blind to drift that hits both.
-    Sides of two separate runs get the Mann-Whitney test over rounds, and must pass the next test as
-    well, because the machine may have changed between the runs. Where there are too few rounds for
-    a permutation test to reach the level at all, a moderated t-test decides: the spread between
-    rounds is estimated from the rounds at hand, raised towards the spread that process starts are
-    known to have (Smyth 2004, doi:10.2202/1544-6115.1027, eq. 3 with the prior in `Rule`). With one
-    round a side the prior is all there is, so only gross differences are named.
+    *Test.* Sides that took turns are compared round by round with Wilcoxon's signed-rank test, an
+    exact permutation test that exchanges the sides of each pair; drift that affects both sides
+    alike cancels. Sides of two separate runs are compared with the Mann-Whitney test over rounds,
+    and must in addition pass the next test, because the machine may have changed between the runs.
+    If there are too few rounds for a permutation test to reach the required level, a moderated
+    t-test decides: the variance between rounds is estimated from the rounds and shrunk upwards to
+    a prior, the usual variance between processes (Smyth 2004, doi:10.2202/1544-6115.1027, eq. 3
+    with the prior in `Rule`). With one round per side, only the prior is available, and only large
+    differences are significant.
 
-    *Many cells.* Holm's procedure bounds the chance of one or more false alarms in the whole
+    *Many cells.* Holm's procedure bounds the probability of one or more false alarms in the whole
     comparison by `Rule.alpha`.
 
-    *What matters.* A difference below `Rule.smallest` is never SLOWER or FASTER. SAME is claimed
-    only when the whole 95 % confidence interval lies within `Rule.smallest`; everything between is
-    UNCLEAR, with the number of rounds that would settle it.
+    *Relevance.* A difference below `Rule.smallest` is never SLOWER or FASTER. SAME requires that
+    the whole 95 % confidence interval is within `Rule.smallest`. Every other result is UNCLEAR,
+    with the number of rounds that would suffice.
 """
 
 from __future__ import annotations
@@ -51,11 +53,14 @@ CONFIDENCE = 0.95
 FEWEST_SAMPLES = 3
 FEWEST_TURNS = 3
 MOST_ROUNDS = 256
-"""Rounds, or turns of one, that are compared one by one: the work grows with their square."""
+"""Largest number of rounds, or of turns of a round, that are compared individually.
+
+The computation takes time in proportion to the square of their number.
+"""
 
 
 class Verdict(StrEnum):
-    """What became of one number of one cell, in the order of consequence."""
+    """Verdict on one metric of one cell, the most serious first."""
 
     WRONG = "WRONG"
     MISSING = "MISSING"
@@ -71,11 +76,11 @@ class Verdict(StrEnum):
 
     @property
     def rank(self) -> int:
-        """Zero for the gravest."""
+        """Position in the order; zero for the most serious."""
         return list(Verdict).index(self)
 
 
-# What a change for the worse and for the better is called, by the metric's unit.
+# Names of a change for the worse and for the better, by the metric's unit.
 WORDS = {
     "s": (Verdict.SLOWER, Verdict.FASTER),
     "bytes": (Verdict.HEAVIER, Verdict.LIGHTER),
@@ -84,21 +89,22 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Rule:
-    """What counts as evidence.
+    """Parameters of the tests.
 
     Attributes
     ----------
     smallest
-        Smallest relative difference that matters.
+        Smallest relevant relative difference.
     alpha
-        Chance of one or more false SLOWER or FASTER in a whole comparison.
+        Probability of one or more false SLOWER or FASTER in a whole comparison.
     between_rounds
-        Usual standard deviation of a cell's log time from one process to the next, the prior of the
-        moderated test; ``benchmarks/verdicts.py`` measures it.
+        Usual standard deviation of a cell's log time between processes, the prior of the moderated
+        test; ``benchmarks/verdicts.py`` measures it.
     prior_weight
-        How many rounds of evidence that prior is worth (its degrees of freedom).
+        Degrees of freedom of that prior.
     between_runs
-        Standard deviation of a machine's mood, in log time, between runs that did not take turns.
+        Standard deviation of log time between runs that did not take turns, due to changes of the
+        machine.
     """
 
     smallest: float = TIME.tolerance
@@ -108,7 +114,7 @@ class Rule:
     between_runs: float = 0.02
 
     def rounds_needed(self, cells: int) -> int:
-        """Rounds a side, taking turns, from which a signed-rank test over `cells` can decide."""
+        """Rounds per side, in turns, that a signed-rank test over `cells` requires."""
         return math.ceil(1 + math.log2(cells / self.alpha))
 
 
@@ -119,16 +125,17 @@ class Side:
     Attributes
     ----------
     rounds
-        Samples in order, in seconds, by what names the round; only rounds that ended well. Sides
-        that took turns share these names.
+        Samples in order, in seconds, by the name of the round; only successful rounds. Sides that
+        took turns have the same names.
     outcome
         The worst outcome of the rounds, one of `OUTCOMES`.
     reason
-        Why, when the outcome is not ``ok``.
+        Reason if the outcome is not ``ok``.
     turns
-        How many samples each turn of a round gave, in order; only rounds of which that is known.
+        Number of samples per turn, in order, by the name of the round; only for rounds whose
+        records contain it.
     remark
-        What makes the samples doubtful, in words; empty for nothing.
+        Doubts about the samples, in words; may be empty.
     """
 
     rounds: Mapping[Any, Sequence[float]] = field(default_factory=dict)
@@ -145,12 +152,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """A cell before and after; None where a side never measured it.
+    """A cell before and after; None for a side that has not measured it.
 
     Attributes
     ----------
     took_turns
-        True when the sides were measured alternately in one run, so that their rounds pair up.
+        Whether the sides were measured alternately in one run, so that their rounds form pairs.
     """
 
     before: Side | None
@@ -165,11 +172,11 @@ class Judgement:
     Attributes
     ----------
     ratio, low, high
-        After over before, and its 95 % confidence interval; NaN where there is nothing to compare.
+        After over before, and its 95 % confidence interval; NaN if there are no values to compare.
     p
         Two-sided p-value before the correction for many cells.
     test
-        The test behind `p`, in words; empty where none was made.
+        Name of the test of `p`; empty without a test.
     """
 
     verdict: Verdict
@@ -182,12 +189,12 @@ class Judgement:
 
 
 def worst_outcome(outcomes: Sequence[str]) -> str:
-    """The gravest of several rounds' outcomes."""
+    """Return the worst of several rounds' outcomes."""
     return max(outcomes, key=[str(outcome) for outcome in OUTCOMES].index)
 
 
 def percent(ratio: float) -> str:
-    """A ratio as the change a reader thinks in: ``+5.2 %`` up to a doubling, then ``2.3x``."""
+    """Format a ratio as a change: ``+5.2 %`` up to a factor of two, ``2.3x`` beyond."""
     if ratio >= 2:
         return f"{ratio:.3g}x"
     if ratio <= 0.5:
@@ -196,7 +203,7 @@ def percent(ratio: float) -> str:
 
 
 def holm(p_values: Sequence[float]) -> Array:
-    """Holm's adjusted p-values: each may be compared with alpha itself.
+    """Return Holm's adjusted p-values, each of which can be compared with alpha.
 
     Parameters
     ----------
@@ -206,7 +213,7 @@ def holm(p_values: Sequence[float]) -> Array:
     Returns
     -------
     Array
-        Adjusted values in the order given (Holm 1979, Scand. J. Statist. 6:65).
+        Adjusted values in the same order (Holm 1979, Scand. J. Statist. 6:65).
     """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
@@ -217,14 +224,14 @@ def holm(p_values: Sequence[float]) -> Array:
 
 
 def judge(pairs: Sequence[Pair], rule: Rule = Rule()) -> list[Judgement]:
-    """Judge the times of many cells together, so that their number is allowed for.
+    """Judge the times of many cells together, with a correction for their number.
 
     Parameters
     ----------
     pairs
         One per cell.
     rule
-        What counts as evidence.
+        Parameters of the tests.
 
     Returns
     -------
@@ -233,7 +240,7 @@ def judge(pairs: Sequence[Pair], rule: Rule = Rule()) -> list[Judgement]:
     """
     judgements: list[Judgement | None] = [_judge_outcome(pair) for pair in pairs]
     timed = [i for i, found in enumerate(judgements) if found is None]
-    evidence = _weigh([pairs[i] for i in timed], rule)
+    evidence = _test_pairs([pairs[i] for i in timed], rule)
     adjusted = holm([e["p"] for e in evidence]) if timed else np.empty(0)
     for i, found, level in zip(timed, evidence, adjusted, strict=True):
         judgements[i] = _decide(pairs[i], found, float(level), len(timed), rule)
@@ -246,14 +253,14 @@ def judge_metric(before: float | None, after: float | None, metric: Metric) -> J
     Parameters
     ----------
     before, after
-        The metric on either side, None where it was not measured.
+        The metric of each side, None if it was not measured.
     metric
-        Gives direction and tolerance; relative, or absolute for a metric without a unit.
+        Has the direction and the tolerance, which is relative, or absolute without a unit.
 
     Returns
     -------
     Judgement
-        SAME, the metric's word for a rise or a fall, or UNCLEAR where a side has no number.
+        SAME, the metric's name for an increase or decrease, or UNCLEAR if a value is missing.
     """
     if before is None or after is None:
         return Judgement(Verdict.UNCLEAR, f"no {metric.name} was recorded on one side")
@@ -275,22 +282,22 @@ def judge_metric(before: float | None, after: float | None, metric: Metric) -> J
 
 
 def _judge_outcome(pair: Pair) -> Judgement | None:
-    """Judge what needs no clock; None where both sides have times to compare."""
+    """Judge the outcomes; None if both sides have times to compare."""
     before, after = pair.before, pair.after
     if after is None:
         if before is not None and before.outcome != "ok":
             return Judgement(Verdict.SAME, f"no time before ({before.outcome}), not tried after")
         return Judgement(Verdict.MISSING, "measured before, not measured after")
     if after.outcome == "wrong":
-        return Judgement(Verdict.WRONG, _because("wrong results", after.reason))
+        return Judgement(Verdict.WRONG, _with_reason("wrong results", after.reason))
     if before is None:
         return Judgement(Verdict.NEW, "not measured before")
     if after.outcome != "ok":
         if before.outcome == "ok":
             return Judgement(
-                Verdict.MISSING, _because(f"had a time, now {after.outcome}", after.reason)
+                Verdict.MISSING, _with_reason(f"had a time, now {after.outcome}", after.reason)
             )
-        return Judgement(Verdict.SAME, _because(f"no time on either side: {after.outcome}", ""))
+        return Judgement(Verdict.SAME, _with_reason(f"no time on either side: {after.outcome}", ""))
     if before.outcome != "ok":
         return Judgement(Verdict.NEW, f"now has a time; before: {before.outcome}")
     fewest = min(before.samples, after.samples)
@@ -302,29 +309,29 @@ def _judge_outcome(pair: Pair) -> Judgement | None:
     return None
 
 
-def _because(what: str, reason: str) -> str:
+def _with_reason(what: str, reason: str) -> str:
     return f"{what}: {reason}" if reason else what
 
 
-def _weigh(pairs: Sequence[Pair], rule: Rule) -> list[dict[str, Any]]:
-    """Effect, interval and p-value of each pair, computed together for pairs of the same shape."""
+def _test_pairs(pairs: Sequence[Pair], rule: Rule) -> list[dict[str, Any]]:
+    """Return effect, interval and p-value per pair; pairs of equal shape are computed together."""
     groups: dict[tuple[bool, int, int], list[int]] = defaultdict(list)
     series: list[tuple[list[float], list[float], float]] = []
     for i, pair in enumerate(pairs):
         assert pair.before is not None and pair.after is not None
         before, after = pair.before, pair.after
         common = sorted(before.rounds.keys() & after.rounds.keys()) if pair.took_turns else []
-        # Rounds that one side lost cannot be paired; fewer than one pair means no turns were taken.
+        # Rounds that failed on one side have no pair; without any pair, the sides took no turns.
         if common:
-            moves = [_round_move(before, after, name) for name in common]
-            old, new = [], [move for move, _ in moves]
-            inside = sum(variance for _, variance in moves) / len(moves)
+            changes = [_round_change(before, after, name) for name in common]
+            old, new = [], [change for change, _ in changes]
+            within = sum(variance for _, variance in changes) / len(changes)
         else:
             left, right = list(before.rounds.values()), list(after.rounds.values())
-            inside = max(_mean_variance_inside(left), _mean_variance_inside(right))
+            within = max(_mean_variance_within(left), _mean_variance_within(right))
             old, new = ([math.log(median(r)) for r in rounds] for rounds in (left, right))
-        old, new = _condensed(old), _condensed(new)
-        series.append((old, new, inside))
+        old, new = _grouped(old), _grouped(new)
+        series.append((old, new, within))
         groups[bool(common), len(old), len(new)].append(i)
 
     found: list[dict[str, Any]] = [{} for _ in pairs]
@@ -334,9 +341,9 @@ def _weigh(pairs: Sequence[Pair], rule: Rule) -> list[dict[str, Any]]:
         y = np.array([series[i][1] for i in members])
         noise = np.array([series[i][2] for i in members])
         if turns:
-            columns = _weigh_turns(y, noise, rule, by_rank=n_after >= needed)
+            columns = _test_turns(y, noise, rule, by_rank=n_after >= needed)
         else:
-            columns = _weigh_apart(x, y, noise, rule, len(pairs))
+            columns = _test_separate_runs(x, y, noise, rule, len(pairs))
         test = columns.pop("test")
         rounds = n_after if turns else min(n_before, n_after)
         for k, i in enumerate(members):
@@ -345,27 +352,27 @@ def _weigh(pairs: Sequence[Pair], rule: Rule) -> list[dict[str, Any]]:
     return found
 
 
-def _round_move(before: Side, after: Side, name: Any) -> tuple[float, float]:
-    """Change of log time in a round that both sides have, and its variance within the round.
+def _round_change(before: Side, after: Side, name: Any) -> tuple[float, float]:
+    """Return the change of log time in a round of both sides, and its variance within the round.
 
-    Turn by turn where both sides say where their turns ended, else by the medians of the round.
+    Turns are compared if both sides have them, otherwise the medians of the round.
     """
-    moves = [
+    changes = [
         math.log(median(new) / median(old))
         for old, new in zip(_turns(before, name), _turns(after, name), strict=False)
         if old and new
     ]
-    if len(moves) < FEWEST_TURNS:
+    if len(changes) < FEWEST_TURNS:
         old, new = before.rounds[name], after.rounds[name]
-        noise = _mean_variance_inside([old]) + _mean_variance_inside([new])
+        noise = _mean_variance_within([old]) + _mean_variance_within([new])
         return math.log(median(new) / median(old)), noise
-    moves = _condensed(moves)
-    low, high = middle_half(moves)
-    return _center(np.array([moves])).item(), _median_variance(high - low, len(moves))
+    changes = _grouped(changes)
+    low, high = middle_half(changes)
+    return _hodges_lehmann(np.array([changes])).item(), _median_variance(high - low, len(changes))
 
 
 def _turns(side: Side, name: Any) -> list[Sequence[float]]:
-    """Samples of a round by turn; nothing where the turns do not add up to its samples."""
+    """Return the samples of a round by turn; empty if the counts do not sum to the samples."""
     samples, counts = side.rounds[name], side.turns.get(name, ())
     if sum(counts) != len(samples):
         return []
@@ -373,28 +380,28 @@ def _turns(side: Side, name: Any) -> list[Sequence[float]]:
     return [samples[start:stop] for start, stop in pairwise(ends)]
 
 
-def _center(d: Array) -> Array:
-    """Hodges and Lehmann's estimate of the center of each row of `d`."""
+def _hodges_lehmann(d: Array) -> Array:
+    """Return Hodges and Lehmann's estimate of the centre of each row of `d`."""
     center: Array = np.median(_walsh(d), axis=1)
     return center
 
 
 def _walsh(d: Array) -> Array:
-    """Averages of all pairs of values in each row of `d`, each value with itself included."""
+    """Return the Walsh averages: of all pairs of values in each row, including equal pairs."""
     averages: Array = (d[:, :, None] + d[:, None, :])[:, *_pairs_of(d.shape[1])] / 2
     return averages
 
 
 @lru_cache
 def _pairs_of(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Places of the first and of the second of all pairs of n values."""
+    """Return the indices of the first and of the second value of all pairs of n values."""
     return np.triu_indices(n)
 
 
-def _condensed(values: list[float]) -> list[float]:
-    """Take neighbouring rounds together, by their median, until `MOST_ROUNDS` are left.
+def _grouped(values: list[float]) -> list[float]:
+    """Replace groups of adjacent rounds by their median, so that at most `MOST_ROUNDS` remain.
 
-    Rounds that took turns stay paired: both sides have as many, and are cut at the same places.
+    Rounds that took turns stay paired: both sides have the same number and the same groups.
     """
     if len(values) <= MOST_ROUNDS:
         return values
@@ -402,8 +409,8 @@ def _condensed(values: list[float]) -> list[float]:
     return [median(values[start:stop]) for start, stop in pairwise(edges)]
 
 
-def _mean_variance_inside(rounds: Sequence[Sequence[float]]) -> float:
-    """Mean variance of a round's log median."""
+def _mean_variance_within(rounds: Sequence[Sequence[float]]) -> float:
+    """Return the mean variance of the log median of a round."""
     total = 0.0
     for samples in rounds:
         low, high = middle_half(samples)
@@ -412,10 +419,10 @@ def _mean_variance_inside(rounds: Sequence[Sequence[float]]) -> float:
 
 
 def _median_variance(distance: float, n: int) -> float:
-    """Variance of the median of n values whose quartiles lie a distance apart.
+    """Return the variance of the median of n values, from the distance of their quartiles.
 
-    The median of n normal values has variance pi/2 sigma^2 / n; sigma is taken as the quartiles'
-    distance over 1.349, so that a few outliers do not count.
+    The median of n normal values has variance pi/2 sigma^2 / n. Sigma is the interquartile distance
+    over 1.349, which is robust against outliers.
     """
     spread = distance / 1.349
     return math.pi / 2 * spread * spread / n
@@ -424,18 +431,18 @@ def _median_variance(distance: float, n: int) -> float:
 def _moderated(
     variance: Array, freedom: int, prior: Array | float, weight: float
 ) -> tuple[Array, Array]:
-    """Shrink observed variances towards the prior (Smyth 2004, eq. 3): value and its freedom.
+    """Return observed variances shrunk to the prior (Smyth 2004, eq. 3), and degrees of freedom.
 
-    Only upwards: where the rounds spread more than the prior expects, the machine is noisier than
-    usual, and they are taken at their word.
+    Variances are only increased. If they exceed the prior, the machine is noisier than usual, and
+    the observed values are used.
     """
     noisy = variance > prior
     shrunk = (weight * prior + freedom * variance) / (weight + freedom)
     return np.where(noisy, variance, shrunk), np.where(noisy, freedom, freedom + weight)
 
 
-def _weigh_turns(d: Array, inside: Array, rule: Rule, by_rank: bool) -> dict[str, Any]:
-    """Weigh changes of log time `d`, shaped (cells, rounds), with their variance in a round."""
+def _test_turns(d: Array, within: Array, rule: Rule, by_rank: bool) -> dict[str, Any]:
+    """Test changes of log time `d`, (cells, rounds), with their variance within a round."""
     n = d.shape[1]
     if by_rank:
         walsh = np.sort(_walsh(d), axis=1)
@@ -447,19 +454,21 @@ def _weigh_turns(d: Array, inside: Array, rule: Rule, by_rank: bool) -> dict[str
             "p": signed_rank_p(d),
             "test": "signed-rank test over rounds",
         }
-    prior = 2 * rule.between_rounds**2 + inside
+    prior = 2 * rule.between_rounds**2 + within
     spread = d.var(axis=1, ddof=1) if n > 1 else np.zeros(len(d))
     variance, freedom = _moderated(spread, n - 1, prior, rule.prior_weight)
-    return _t_columns(_center(d), np.sqrt(variance / n), freedom)
+    return _t_columns(_hodges_lehmann(d), np.sqrt(variance / n), freedom)
 
 
-def _weigh_apart(x: Array, y: Array, inside: Array, rule: Rule, cells: int) -> dict[str, Any]:
-    """Weigh log times of two separate runs, shaped (cells, rounds before) and (cells, after)."""
+def _test_separate_runs(
+    x: Array, y: Array, within: Array, rule: Rule, cells: int
+) -> dict[str, Any]:
+    """Test log times of two separate runs, (cells, rounds before) and (cells, rounds after)."""
     n, m = x.shape[1], y.shape[1]
     squares = n * x.var(axis=1) + m * y.var(axis=1)
     freedom = n + m - 2
     spread = squares / freedom if freedom else np.zeros(len(x))
-    prior = rule.between_rounds**2 + inside
+    prior = rule.between_rounds**2 + within
     variance, weight = _moderated(spread, freedom, prior, rule.prior_weight)
     error = np.sqrt(variance * (1 / n + 1 / m) + 2 * rule.between_runs**2)
     effect = np.median((y[:, :, None] - x[:, None, :]).reshape(len(x), -1), axis=1)
@@ -471,8 +480,8 @@ def _weigh_apart(x: Array, y: Array, inside: Array, rule: Rule, cells: int) -> d
 
 
 def _t_columns(effect: Array, error: Array, freedom: Array) -> dict[str, Any]:
-    """Interval and p-value of an effect with a standard error, by Student's t."""
-    from scipy import special  # not scipy.stats, whose import takes longer than all of the above
+    """Return interval and p-value of an effect with a standard error, by Student's t."""
+    from scipy import special  # scipy.stats takes longer to import than a comparison takes
 
     half = special.stdtrit(freedom, 0.5 + CONFIDENCE / 2) * error
     return {
@@ -487,13 +496,13 @@ def _t_columns(effect: Array, error: Array, freedom: Array) -> dict[str, Any]:
 def signed_rank_p(d: Array) -> Array:
     """Exact two-sided p-values of Wilcoxon's signed-rank test.
 
-    From the distribution that `_walsh_cut` needs for the interval anyway, which SciPy does not
-    offer: six lines more.
+    They need six lines, because `_walsh_cut` requires the exact distribution for the interval,
+    and SciPy does not offer it.
 
     Parameters
     ----------
     d
-        Paired differences, shaped (tests, pairs). A difference of zero counts half to either side.
+        Paired differences, (tests, pairs). A difference of zero counts half for each side.
     """
     ranks = np.abs(d).argsort(axis=1).argsort(axis=1) + 1
     positive = (ranks * (d > 0)).sum(axis=1) + 0.5 * (ranks * (d == 0)).sum(axis=1)
@@ -509,9 +518,9 @@ def mann_whitney_p(x: Array, y: Array) -> Array:
     Parameters
     ----------
     x, y
-        Samples, shaped (tests, n) and (tests, m). A tie counts half to either side.
+        Samples, (tests, n) and (tests, m). A tie counts half for each side.
     """
-    from scipy import stats  # its import takes longer than a comparison without this test
+    from scipy import stats  # imported here, because other comparisons take less than its import
 
     p: Array = stats.mannwhitneyu(x, y, axis=1, method="exact").pvalue
     return p
@@ -519,16 +528,16 @@ def mann_whitney_p(x: Array, y: Array) -> Array:
 
 @lru_cache
 def _signed_rank_tail(n: int) -> Array:
-    """P(W <= w) for w = 0 … n (n + 1) / 2: each rank is in the sum or not, with equal chance."""
+    """Return P(W <= w) for w = 0 … n (n + 1) / 2: each rank is added with probability 1/2."""
     counts = np.ones(1)
     for rank in range(1, n + 1):
-        # Halved at every rank: the number of ways overflows beyond a thousand rounds.
+        # Probabilities instead of counts, which overflow for more than a thousand rounds.
         counts = (np.pad(counts, (0, rank)) + np.pad(counts, (rank, 0))) / 2
     return np.cumsum(counts)
 
 
 def _walsh_cut(n: int) -> int:
-    """How many Walsh averages to leave out at either end for a 95 % interval from n pairs.
+    """Return the number of Walsh averages to drop at each end for a 95 % interval from n pairs.
 
     The interval inverts the signed-rank test: its ends are the order statistics at the largest k
     with P(W < k) <= (1 - confidence) / 2.
@@ -539,7 +548,7 @@ def _walsh_cut(n: int) -> int:
 def _decide(
     pair: Pair, found: dict[str, Any], adjusted: float, cells: int, rule: Rule
 ) -> Judgement:
-    """Turn the evidence on one cell into a verdict and its reason."""
+    """Return the verdict on one cell and its reason."""
     ratio, low, high = (math.exp(found[key]) for key in ("effect", "low", "high"))
     limit = math.log1p(rule.smallest)
     evidence = (
