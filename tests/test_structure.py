@@ -17,6 +17,7 @@ ORDER = (
     "spec",
     "instruments",
     "events",
+    "accuracy",
     "results",
     "report",
     "engines",

@@ -24,7 +24,7 @@ from harness.compare.comparison import (
     standings,
     tally,
 )
-from harness.compare.rows import change_rows, spread, standing_rows
+from harness.compare.rows import accuracy_text, change_rows, spread, standing_rows
 from harness.errors import BadInput
 from harness.report.rows import Format, times, write_rows
 from harness.results.store import AGAINST, load, read, resolve
@@ -55,7 +55,12 @@ def standing_table(ranked: Sequence[Standing], notes: bool = True) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("engine")
-    for name in ("time", "spread", "memory", "error", "over dense", "over best other"):
+    accurate = any(accuracy_text(s.measured) for s in ranked)
+    for name in (
+        *("time", "spread", "memory", "error"),
+        *(("accuracy",) if accurate else ()),
+        *("over dense", "over best other"),
+    ):
         table.add_column(name, justify="right")
     if notes:
         table.add_column("note", overflow="fold")
@@ -66,7 +71,7 @@ def standing_table(ranked: Sequence[Standing], notes: bool = True) -> Table:
             if question is not None:
                 table.add_section()
             question = m.question
-            table.add_row(f"[bold]{m.where}[/bold]", *[""] * 6, m.extent)
+            table.add_row(f"[bold]{m.where}[/bold]", *[""] * (6 + accurate), m.extent)
         quickest = s.over_best is not None and s.over_best >= 1
         style = "green" if quickest else ""
         table.add_row(
@@ -75,6 +80,7 @@ def standing_table(ranked: Sequence[Standing], notes: bool = True) -> Table:
             spread(m) if m.ok else "",
             format_value(m.memory, "bytes"),
             "–" if m.error is None else f"{m.error:.1e}",
+            *((accuracy_text(m) or "–",) if accurate else ()),
             times(s.over_dense),
             times(s.over_best),
             *([escape(m.note)] if notes else []),

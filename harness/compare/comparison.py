@@ -12,10 +12,11 @@ from typing import Any
 
 from harness.errors import BadInput
 from harness.results.environment import Environment, labels
+from harness.results.labelling import judge_accuracy
 from harness.results.summary import CellSummary
 from harness.results.verdict import Judgement, Pair, Verdict, judge, judge_metric
-from harness.spec.cell import Question
-from harness.spec.metrics import TIME, Metric, format_value
+from harness.spec.cell import RANDOM, Question
+from harness.spec.metrics import ACCURACY, TIME, Metric, format_value
 from harness.spec.quantiles import median, quartiles
 
 MUCH_STOLEN = 0.05
@@ -133,7 +134,8 @@ def changes(
     Returns
     -------
     list[Change]
-        Time, memory and error of each cell, sorted by consequence and then by size of the change.
+        Time, memory, error and accuracy of each cell, sorted by consequence and then by size of
+        the change.
 
     Raises
     ------
@@ -172,6 +174,10 @@ def changes(
         ):
             if was is not None or now is not None:
                 found.append(Change(new, metric, was, now, judge_metric(was, now, metric)))
+        if old.labelling and new.labelling:
+            accuracies = (old.labelling.nonzero, new.labelling.nonzero)
+            judgement = judge_accuracy(old.labelling, new.labelling)
+            found.append(Change(new, ACCURACY, *accuracies, judgement))
     return sorted(found, key=_consequence)
 
 
@@ -403,6 +409,9 @@ def _quote(quoted: Sequence[CellSummary]) -> list[str]:
         + "".join(f", {m.engine} {_seconds(m) / _seconds(first):.3g}x" for m in rest)
         + "."
     ]
+    accuracy = _accuracy_sentence(_rivals(quoted))
+    if accuracy:
+        sentences.append(accuracy)
     weighed = sorted((m for m in _rivals(quoted) if m.memory), key=lambda m: m.memory or 0.0)
     if len(weighed) > 1:
         light, heavy = weighed[0], weighed[-1]
@@ -411,6 +420,20 @@ def _quote(quoted: Sequence[CellSummary]) -> list[str]:
             f"{heavy.engine} needs {(heavy.memory or 0) / (light.memory or 1):.3g}x as much."
         )
     return sentences
+
+
+def _accuracy_sentence(rivals: Sequence[CellSummary]) -> str:
+    """The accuracy of the fastest engine's labels, and which engines label otherwise."""
+    found = [(m, m.labelling) for m in rivals if m.labelling and m.cell.weights != RANDOM]
+    if not found:
+        return ""
+    first, own = found[0]
+    sentence = f"{first.engine} labels {own.text} of the voxels right"
+    flips = [(m.engine, labelling.flips) for m, labelling in found if labelling.flips]
+    if not flips:
+        return sentence + ("; no engine's label differs from float64." if len(found) > 1 else ".")
+    listed = ", ".join(f"{count:,} of {engine}" for engine, count in flips)
+    return f"{sentence}; labels unlike those of float64: {listed}."
 
 
 def _lost(quoted: Sequence[CellSummary], contests: Sequence[Sequence[CellSummary]]) -> list[str]:

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from harness.compare.comparison import Change, Standing
+from harness.results.labelling import ENTRY
 from harness.results.summary import CellSummary
+from harness.spec.cell import RANDOM
 
 
 def standing_rows(ranked: Iterable[Standing]) -> list[dict[str, Any]]:
@@ -26,6 +28,8 @@ def standing_rows(ranked: Iterable[Standing]) -> list[dict[str, Any]]:
             "samples": s.measured.side.samples,
             "memory_bytes": s.measured.memory,
             "error": s.measured.error,
+            "weights": s.measured.cell.weights,
+            **_accuracy_columns(s.measured),
             "over_dense": s.over_dense,
             "over_best_other": s.over_best,
             "machine": s.measured.environment.label,
@@ -35,7 +39,11 @@ def standing_rows(ranked: Iterable[Standing]) -> list[dict[str, Any]]:
             "throttled": s.measured.throttled,
             "skipped_events": s.measured.skipped,
             "note": s.measured.note,
-            **{key.rpartition(".")[2]: value for key, value in s.measured.values.items()},
+            **{
+                key.rpartition(".")[2]: value
+                for key, value in s.measured.values.items()
+                if not key.startswith(ENTRY)
+            },
         }
         for s in ranked
     ]
@@ -64,6 +72,28 @@ def change_rows(found: Iterable[Change]) -> list[dict[str, Any]]:
 def _cell_columns(measured: CellSummary) -> dict[str, Any]:
     keys = ("size", "dim", "batch", "layer", "phase", "map", "precision", "device")
     return {"cell": measured.name} | {key: getattr(measured.cell, key) for key in keys}
+
+
+def _accuracy_columns(measured: CellSummary) -> dict[str, Any]:
+    found = measured.labelling
+    if found is None:
+        return {"accuracy": None, "accuracy_error": None, "flips": None}
+    return {
+        "accuracy": found.nonzero,
+        "accuracy_error": found.standard_error,
+        "flips": found.flips,
+        **{f"accuracy_{name}": value for name, value in found.class_accuracy.items()},
+        **{f"purity_{name}": value for name, value in found.class_purity.items()},
+    }
+
+
+def accuracy_text(measured: CellSummary) -> str:
+    """The accuracy of a trained network's labels and how many differ from float64; else empty."""
+    found = measured.labelling
+    if found is None or measured.cell.weights == RANDOM:
+        return ""
+    flips = f" ({found.flips} differ)" if found.flips else ""
+    return f"{found.text}{flips}"
 
 
 def _finite(value: float) -> float | None:

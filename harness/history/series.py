@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from harness.history.asv_database import AsvValue, read_asv
 from harness.results import store
 from harness.results.summary import CellSummary, summarize
-from harness.spec.metrics import TIME, Metric
+from harness.spec.cell import RANDOM
+from harness.spec.metrics import TIME, WRONG_LABELS, Metric
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -212,7 +213,7 @@ def _points(
     order: tuple[float, str],
     versions: Mapping[str, str],
 ) -> Iterator[tuple[Key, Point, Identity]]:
-    """The points of a cell: time, memory and error."""
+    """The points of a cell: time, memory, error and share of wrong labels."""
     processor, gpu, threads = machine
 
     def entry(
@@ -244,6 +245,8 @@ def _points(
             yield entry(m.memory_metric, "memory", m.memory)
         if m.error is not None:
             yield entry(m.error_metric, "error", m.error)
+        if m.labelling is not None and m.cell.weights != RANDOM:
+            yield entry(WRONG_LABELS, "wrong_labels", 1 - m.labelling.nonzero)
     elif m.side.outcome != "unavailable":
         yield entry(TIME, "time", None)
 

@@ -87,7 +87,7 @@ class CellProfiler:
         self._clock: Clock = CudaClock(torch.cuda) if self._on_gpu else HostClock()
         batch, _ = load_batch(job.cell, job.events)
         self._sites = batch.sites.numpy()
-        self._workload = Workload(job.cell, batch)
+        self._workload = Workload(job, batch)
         self._call = self._workload.call()
 
     def profile(self) -> tuple[Profile, tuple[int, int] | None]:

@@ -14,6 +14,7 @@ from harness.errors import BadInput
 from harness.profile.profile import Profile, memory_from_json, write_profile
 from harness.results import store
 from harness.run.job import Job
+from harness.run.weight_files import DEFAULT
 from harness.spec.cell import Cell, EventSpec
 from harness.terminal import table_console
 
@@ -29,6 +30,9 @@ def profile(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp64, fp32, tf32, fp16 or bf16.")] = "fp32",
     events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
+    weights: Annotated[
+        str, typer.Option(help="trained, random, or an .npz file of a network's weights.")
+    ] = DEFAULT,
     threads: Annotated[int, typer.Option(help="Threads; 0: all processors.", min=0)] = 0,
     seconds: Annotated[
         float, typer.Option(help="Time for calls, alternately with and without ranges.", min=0.01)
@@ -40,7 +44,8 @@ def profile(
 ) -> None:
     """Show the time and memory of each layer of a cell, beside the limits of the machine."""
     from backends.registry import module_name, probe
-    from harness.run.plan import unavailable_reason, with_events
+    from harness.run.plan import unavailable_reason, with_events, with_weights
+    from harness.run.weight_files import find_weights
     from harness.spec.suite import TYPICAL_SEED, parse_engine
 
     name, options = parse_engine(backend)
@@ -61,12 +66,14 @@ def profile(
         raise BadInput("a first call occurs once and cannot be profiled; give --map cold or warm")
     if cell.phase not in ("forward", "step"):
         raise BadInput(f"only forward and step can be profiled, not {cell.phase}")
-    cell = with_events([cell], events)[0]
+    weight_file = find_weights(weights)
+    cell = with_weights(with_events([cell], events), weight_file)[0]
     reason = unavailable_reason(cell, probe(name))
     if reason:
         raise BadInput(f"cannot profile {cell.engine}: {reason}")
     folder = out or new_folder(cell)
-    found = profile_cell(Job(cell, events, threads=threads), folder, seconds, timeout)
+    job = Job(cell, events, threads=threads, weights=str(weight_file.path) if weight_file else "")
+    found = profile_cell(job, folder, seconds, timeout)
     write_profile(found, folder)
     print_profile(found, folder, table_console())
 

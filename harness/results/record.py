@@ -195,6 +195,110 @@ class Errors(TypedDict, total=False):
     ]
 
 
+class LabelAccuracy(TypedDict, total=False):
+    """Accuracy of the labels of a forward pass, on voxels with one of the five classes."""
+
+    nonzero: Annotated[
+        float,
+        Field(
+            "Mean over events of the share of voxels with the right label: the nonzero accuracy of "
+            "the 2018 study.",
+            "",
+            "harness.spec.metrics, harness.results.summary, harness.asv.track",
+            least=0,
+            most=1,
+        ),
+    ]
+    voxels: Annotated[
+        int,
+        Field("Labelled voxels.", "voxels", "harness.results.labelling", least=0, most=1e15),
+    ]
+    voxel_share: Annotated[
+        float,
+        Field(
+            "Share of all voxels with the right label.",
+            "",
+            "harness.compare.rows",
+            least=0,
+            most=1,
+        ),
+    ]
+    event_labelled: Annotated[
+        list[int],
+        Field(
+            "Labelled voxels of each event.",
+            "voxels",
+            "harness.results.labelling",
+            least=0,
+            most=1e15,
+        ),
+    ]
+    event_correct: Annotated[
+        list[int],
+        Field(
+            "Voxels with the right label of each event.",
+            "voxels",
+            "harness.results.labelling",
+            least=0,
+            most=1e15,
+        ),
+    ]
+    confusion: Annotated[
+        dict[str, list[int]],
+        Field(
+            "True class -> voxels by predicted class, in the order of the labels.",
+            "voxels",
+            "harness.results.labelling",
+        ),
+    ]
+    class_accuracy: Annotated[
+        dict[str, float | None],
+        Field(
+            "Class -> share of its voxels that got its label; None for a class without voxels.",
+            "",
+            "harness.results.labelling",
+        ),
+    ]
+    class_purity: Annotated[
+        dict[str, float | None],
+        Field(
+            "Class -> share of the voxels with its label that belong to it; None without any.",
+            "",
+            "harness.results.labelling",
+        ),
+    ]
+    flips: Annotated[
+        int | None,
+        Field(
+            "Voxels whose label differs from that of the float64 reference.",
+            "voxels",
+            "harness.spec.metrics, harness.results.labelling, harness.asv.track",
+            least=0,
+            most=1e15,
+        ),
+    ]
+    lost: Annotated[
+        int | None,
+        Field(
+            "Voxels with a wrong label that the float64 reference labels right.",
+            "voxels",
+            "harness.results.labelling",
+            least=0,
+            most=1e15,
+        ),
+    ]
+    gained: Annotated[
+        int | None,
+        Field(
+            "Voxels with the right label that the float64 reference labels wrong.",
+            "voxels",
+            "harness.results.labelling",
+            least=0,
+            most=1e15,
+        ),
+    ]
+
+
 class Condition(TypedDict, total=False):
     """State of the machine at one moment; GPU fields are None where NVML does not report them."""
 
@@ -434,6 +538,10 @@ class Measurement(TypedDict, total=False):
         ),
     ]
     error: Annotated[Errors, Field("Errors against the float64 reference.")]
+    accuracy: Annotated[
+        LabelAccuracy,
+        Field("Accuracy of the labels of a forward pass of the UResNet, where labels are known."),
+    ]
     conditions: Annotated[Conditions, Field("Circumstances of the measurement.")]
     precision_readback: Annotated[
         dict[str, Scalar],

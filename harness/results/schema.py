@@ -82,8 +82,8 @@ def _object(kind: Any) -> dict[str, Any]:
 def required_fields(kind: Any) -> frozenset[str]:
     """Return the names of the fields that a TypedDict or a stored dataclass must have."""
     if is_dataclass(kind):
-        # A stored cell has all its fields but the layer, which cells older than layers lack.
-        return frozenset(entry.name for entry in fields(kind) if entry.name != "layer")
+        # A stored cell has all its fields but those that older cells lack.
+        return frozenset(entry.name for entry in fields(kind)) - {"layer", "weights"}
     return frozenset(kind.__required_keys__)
 
 

@@ -47,6 +47,7 @@ CELL_COLUMNS = (
     "cell.events.sha256",
     "cell.events.seed",
     "cell.layer",
+    "cell.weights",
 )
 
 

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from harness.results.environment import Environment, environments
+from harness.results.labelling import ENTRY, Labelling
 from harness.results.store import CELL_COLUMNS
 from harness.results.verdict import Side, worst_outcome
 from harness.spec.cell import Cell, EventSpec, ModelSpec, Question
@@ -66,6 +67,9 @@ class CellSummary:
         Events without a site that were passed over while the batch was drawn.
     stop
         The least precise of the rounds' reasons to stop sampling; empty if none is recorded.
+    labelling
+        Accuracy of the labels, in the last round that has it; None of other cells than forward
+        passes of the UResNet on events with labels.
     whole_process
         Whether the peak of resident memory is that of the process, not of the call.
     """
@@ -88,6 +92,7 @@ class CellSummary:
     skipped: int = 0
     stop: str = ""
     whole_process: bool = False
+    labelling: Labelling | None = None
 
     @property
     def ok(self) -> bool:
@@ -184,7 +189,9 @@ def summarize(frame: pd.DataFrame) -> list[CellSummary]:
     """
     if frame.empty:
         return []
-    columns = {name: frame[name].tolist() for name in COLUMNS if name in frame.columns}
+    accuracies = [name for name in frame.columns if str(name).startswith(ENTRY)]
+    names = dict.fromkeys(name for name in (*COLUMNS, *accuracies) if name in frame.columns)
+    columns = {name: frame[name].tolist() for name in names}
     found, places = environments(frame)
     rows: dict[tuple[int, str], dict[tuple[str, int], int]] = {}
     for i, (name, run, number) in enumerate(_rounds(columns, len(frame))):
@@ -253,6 +260,7 @@ def _summarize_cell(
         throttled=throttled,
         skipped=int(max(_values(columns, "skipped_empty", rows.values()), default=0)),
         stop=max((s for s in stops if s in STOPS), key=STOPS.index, default=""),
+        labelling=_labelling(columns, timed.values()),
         whole_process=cell.device == "cpu"
         and 0.0 in _values(columns, "memory.rss_peak_reset", timed.values()),
     )
@@ -276,6 +284,12 @@ def _outcome(columns: Columns, rows: Sequence[int]) -> tuple[str, str]:
     if set(outcomes) != {outcome}:
         reason = f"{reason} ({outcomes.count(outcome)} of {len(outcomes)} rounds)".lstrip()
     return outcome, reason
+
+
+def _labelling(columns: Columns, rows: Iterable[int]) -> Labelling | None:
+    """Return the accuracy in the last record that has one."""
+    found = (Labelling.of(columns, i) for i in reversed(list(rows)))
+    return next((labelling for labelling in found if labelling is not None), None)
 
 
 def _remark(outliers: int, throttled: int, samples: int) -> str:

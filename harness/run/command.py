@@ -11,6 +11,7 @@ from rich.console import Console
 
 from harness.errors import BadInput
 from harness.options import positive
+from harness.run.weight_files import DEFAULT
 
 
 def run(
@@ -45,6 +46,9 @@ def run(
         bool, typer.Option("--resume", help="Continue --out, or the suite's latest run.")
     ] = False,
     events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
+    weights: Annotated[
+        str, typer.Option(help="trained, random, or an .npz file of a network's weights.")
+    ] = DEFAULT,
     against: Annotated[
         str | None, typer.Option(help="A commit to measure in turns with this code.")
     ] = None,
@@ -62,12 +66,13 @@ def run(
 ) -> None:
     """Measure a suite, and write a record for each cell."""
     from backends.registry import module_name, probe_all
-    from harness.run.plan import with_events
+    from harness.run.plan import with_events, with_weights
     from harness.run.resume import Machines, this_machine
     from harness.run.rounds import Settings, default_out, latest_out, measure_locally
     from harness.run.rounds import run as measure
     from harness.run.sampling import StopRule
     from harness.run.temporary import require_temporary_space
+    from harness.run.weight_files import find_weights
     from harness.spec.suite import ENGINES, find_suite, parse_engine
 
     chosen = find_suite(suite)
@@ -94,9 +99,12 @@ def run(
     cells = [cell for cell in cells if cell.backend not in left_out]
     if not cells:
         raise BadInput(f"the suite {suite} has no cell for these options; choose others")
+    weight_file = find_weights(weights)
+    cells = with_weights(cells, weight_file)
     settings = Settings(
         out=out or (latest_out(suite) if resume else default_out(suite)),
         events=events,
+        weights=str(weight_file.path) if weight_file else "",
         repeats=repeats,
         rule=replace(StopRule(), budget=chosen.budget if budget is None else budget),
         seed=seed,

@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # for type checkers: the present places
     from backends.single_layer import initial as initial_layer_weights
     from backends.sscn.cpu.processor import peak
     from backends.uresnet import Block, EngineLayer, Level, UResNet, UResNetConfig
+    from backends.weight_files import InvalidWeights, network_size
     from backends.weights import gradients
     from backends.weights import initial as initial_weights
     from backends.weights import load as load_weights
@@ -57,6 +58,7 @@ __all__ = [
     "ChainConfig",
     "ConvolutionChain",
     "EngineLayer",
+    "InvalidWeights",
     "Kind",
     "LayerCall",
     "Level",
@@ -85,6 +87,7 @@ __all__ = [
     "master_dtype",
     "module_name",
     "network_reference",
+    "network_size",
     "peak",
     "probe_all",
     "rel_rmse",
@@ -132,6 +135,9 @@ PLACES: dict[str, tuple[str, ...]] = {
     "initial_weights": ("backends.weights:initial",),
     # (network, weights): copy canonical weights into a network
     "load_weights": ("backends.weights:load",),
+    # weights -> (config, dim); raises InvalidWeights
+    "network_size": ("backends.weight_files:network_size",),
+    "InvalidWeights": ("backends.weight_files:InvalidWeights",),
     # network -> canonical gradients
     "gradients": ("backends.weights:gradients",),
     #

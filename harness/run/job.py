@@ -35,6 +35,8 @@ class Job:
         Folder of float64 references shared by the workers of a run; empty for none.
     check : bool
         Whether to compare with the reference; the search for the largest batch does not.
+    weights : str
+        Path of the file of weights; empty for random weights.
     """
 
     cell: Cell
@@ -46,6 +48,7 @@ class Job:
     memory_bytes: int = 0
     references: str = ""
     check: bool = True
+    weights: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON values."""

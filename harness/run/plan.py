@@ -13,7 +13,8 @@ from harness.errors import BadInput
 from harness.events import open_events
 from harness.events.child_reader import open_in_child
 from harness.run.engine_interface import Kind
-from harness.spec.cell import STACKS, Cell, EventSpec, Question
+from harness.run.weight_files import TRAINED, WeightFile
+from harness.spec.cell import STACKS, Cell, EventSpec, ModelSpec, Question
 
 EVENTS_APART = 16
 """Largest number of events of a file that is measured event by event at batch 1."""
@@ -74,6 +75,48 @@ def with_events(cells: Sequence[Cell], source: str) -> list[Cell]:
             spec = EventSpec(which, events.sha256)
             found.append(replace(cell, events=spec))
     return found
+
+
+def with_weights(cells: Sequence[Cell], found: WeightFile | None) -> list[Cell]:
+    """Return the cells with their weights named.
+
+    Single layers, chains of convolutions and networks in two dimensions keep random weights.
+
+    Parameters
+    ----------
+    cells : sequence of Cell
+        Without weights.
+    found : WeightFile or None
+        The file; None for random weights.
+
+    Raises
+    ------
+    BadInput
+        If a file that the user named has weights of another network than a cell.
+    """
+    if found is None:
+        return list(cells)
+    named = []
+    for cell in cells:
+        if cell.layer or cell.phase in STACKS:
+            named.append(cell)
+        elif (cell.model, cell.dim) == (found.model, found.dim):
+            named.append(replace(cell, weights=found.label))
+        elif found.name == TRAINED:
+            named.append(cell)
+        else:
+            raise BadInput(
+                f"{found.path} has the weights of {_network(found.model, found.dim)}, and the "
+                f"suite measures {_network(cell.model, cell.dim)}; choose other weights"
+            )
+    return named
+
+
+def _network(model: ModelSpec, dim: int) -> str:
+    return (
+        f"a {dim}D UResNet of {model.filters} filters, depth {model.depth}, {model.reps} blocks "
+        f"per level and {model.classes} classes"
+    )
 
 
 def _few(events: Sequence[Any]) -> bool:

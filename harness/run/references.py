@@ -103,10 +103,15 @@ def _compute(job: Job, variant: Variant = "") -> Reference:
     from harness.run.engine_interface import (
         chain_reference,
         initial_chain_weights,
-        initial_weights,
         network_reference,
     )
-    from harness.run.workload import load_batch, operation_config, stack_config, uresnet_config
+    from harness.run.workload import (
+        canonical_weights,
+        load_batch,
+        operation_config,
+        stack_config,
+        uresnet_config,
+    )
     from harness.spec.cell import STACKS
 
     cell = job.cell
@@ -120,9 +125,8 @@ def _compute(job: Job, variant: Variant = "") -> Reference:
     if cell.phase in STACKS:
         small = stack_config(cell)
         return chain_reference(small, initial_chain_weights(small, cell.dim), batch)
-    config = uresnet_config(cell)
-    values = initial_weights(config, cell.dim)
-    return network_reference(config, values, batch, step=cell.phase == "step")
+    values = canonical_weights(job)
+    return network_reference(uresnet_config(cell), values, batch, step=cell.phase == "step")
 
 
 def _write(found: Reference, path: Path) -> None:

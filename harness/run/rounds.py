@@ -27,7 +27,7 @@ from harness.run.sampling import StopRule
 from harness.run.source import EngineSource
 from harness.run.task import ProgressListener, Task
 from harness.run.temporary import run_folder
-from harness.spec.cell import Cell
+from harness.spec.cell import RANDOM, Cell
 
 MeasuredEntries = Iterator[tuple[Task, Entries]]
 """Tasks with the entries of their records, in order of completion."""
@@ -43,6 +43,8 @@ class Settings:
         File of the records.
     events : str
         ``sample`` or the path of a file of events.
+    weights : str
+        Path of the file of weights for the cells that name one; empty if none does.
     repeats : int
         Number of rounds; each measures every cell in new processes.
     rule : StopRule
@@ -59,6 +61,7 @@ class Settings:
 
     out: Path
     events: str = "sample"
+    weights: str = ""
     repeats: int = 1
     rule: StopRule = field(default_factory=StopRule)
     seed: int = 0
@@ -286,6 +289,7 @@ def _tasks(
                         job=Job(
                             cell=cell,
                             events=settings.events,
+                            weights="" if cell.weights == RANDOM else settings.weights,
                             rule=settings.rule,
                             threads=settings.threads,
                             references=references,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +43,9 @@ from harness.run.engine_interface import (
     running_statistics,
     sorted_columns,
 )
+from harness.run.job import Job
+from harness.run.label_accuracy import label_accuracy
+from harness.run.weight_files import read_weights
 from harness.spec.cell import STACKS, Cell
 
 if TYPE_CHECKING:
@@ -114,23 +119,22 @@ class Workload:
 
     Parameters
     ----------
-    cell : Cell
-        The cell.
+    job : Job
+        Names the cell and the file of weights.
     batch : SparseBatch
         The events, on the CPU.
     """
 
-    def __init__(self, cell: Cell, batch: SparseBatch) -> None:
-        self.cell = cell
+    def __init__(self, job: Job, batch: SparseBatch) -> None:
+        cell = self.cell = job.cell
         self.backend, self.version = load_engine(cell)
         dtype = master_dtype(cell.precision)
         if cell.phase in STACKS:
             self.weights = initial_chain_weights(stack_config(cell), cell.dim)
             built: Any = ConvolutionChain(self.backend, stack_config(cell))
         else:
-            config = uresnet_config(cell)
-            self.weights = initial_weights(config, cell.dim)
-            built = build_network(self.backend, config)
+            self.weights = canonical_weights(job)
+            built = build_network(self.backend, uresnet_config(cell))
         self.network = built.to(cell.device, dtype)
         self.batch = batch.to(cell.device)
         self.features = self.batch.features.to(dtype)
@@ -206,11 +210,15 @@ class Workload:
         )
         return agreement, rel_rmse(loss, reference.loss)
 
-    def results(self) -> dict[str, Any]:
+    def results(self, reference: Reference | None) -> dict[str, Any]:
         """Return further entries of the record about the result of the last call."""
-        if self.cell.phase not in STACKS:
+        if self.cell.phase in STACKS:
+            return {"active_sites": len(self._last[0])}
+        if self.cell.phase != "forward":
             return {}
-        return {"active_sites": len(self._last[0])}
+        expected = None if reference is None else reference.logits
+        accuracy = label_accuracy(self.batch, self._last[0], expected)
+        return {} if accuracy is None else {"accuracy": accuracy}
 
     def loss_tolerance(self) -> float:
         """Return the largest relative error of the loss that passes."""
@@ -314,7 +322,7 @@ class LayerWorkload:
         named = found.reason.replace("logits", what.get(self.cell.phase, "features"))
         return replace(found, reason=named), None
 
-    def results(self) -> dict[str, Any]:
+    def results(self, reference: Reference | None) -> dict[str, Any]:
         """Return no further entries."""
         return {}
 
@@ -331,9 +339,29 @@ def overwrite(batch: SparseBatch, other: SparseBatch) -> None:
         batch.labels.copy_(other.labels)
 
 
-def build_workload(cell: Cell, batch: SparseBatch) -> Workload | LayerWorkload:
-    """Return the workload of a cell: a network, or a single layer of it."""
-    return LayerWorkload(cell, batch) if cell.layer else Workload(cell, batch)
+def build_workload(job: Job, batch: SparseBatch) -> Workload | LayerWorkload:
+    """Return the workload of a job: a network, or a single layer of it."""
+    return LayerWorkload(job.cell, batch) if job.cell.layer else Workload(job, batch)
+
+
+def canonical_weights(job: Job) -> dict[str, Tensor]:
+    """Return the canonical weights of a job's UResNet.
+
+    Raises
+    ------
+    BadInput
+        If the file of weights is not the one that the cell names.
+    """
+    cell = job.cell
+    if not job.weights:
+        return initial_weights(uresnet_config(cell), cell.dim)
+    content = Path(job.weights).read_bytes()
+    if not cell.weights.endswith(f"@{hashlib.sha256(content).hexdigest()[:12]}"):
+        raise BadInput(
+            f"{job.weights} is not the file of weights that the cell names (its SHA-256 differs); "
+            "give the right file with --weights"
+        )
+    return read_weights(Path(job.weights))
 
 
 def load_engine(cell: Cell) -> tuple[Backend, str]:
@@ -370,5 +398,5 @@ def stack_config(cell: Cell) -> ChainConfig:
 def reference_key(cell: Cell) -> Mapping[str, Any]:
     """Return the fields of a cell that its reference depends on: all but engine and map."""
     values = cell.to_json()
-    names = ("dim", "size", "batch", "phase", "model", "events", "layer")
+    names = ("dim", "size", "batch", "phase", "model", "weights", "events", "layer")
     return {name: values[name] for name in names if name in values}

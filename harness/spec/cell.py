@@ -28,6 +28,10 @@ MAPS = ("first", "cold", "warm")
 SIZES = (192, 512, 768)
 
 
+RANDOM = "random"
+"""Name of the seeded initial weights of an untrained network."""
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """The size of the UResNet: the study's is the default."""
@@ -84,6 +88,7 @@ class Question:
     model: ModelSpec
     events: EventSpec
     layer: str
+    weights: str
 
     @property
     def order(self) -> tuple[str | int, ...]:
@@ -100,9 +105,10 @@ class Question:
         flat = "" if self.dim == 3 else f" {self.dim}D"
         events = "" if self.events.set == "sample" else f" {self.events.set}"
         layer = f" {self.layer}" if self.layer else ""
+        weights = "" if self.weights == RANDOM else f" {self.weights.partition('@')[0]}"
         return (
             f"{self.size} px{flat} x{self.batch}{layer} {self.phase} {self.map} {self.precision} "
-            f"{self.device}{model}{events}"
+            f"{self.device}{model}{weights}{events}"
         )
 
     @property
@@ -112,9 +118,12 @@ class Question:
         network = "" if self.model == ModelSpec() else f", network {spec}"
         events = "" if self.events.set == "sample" else f", {self.events.set}"
         layer = f"{self.layer}, " if self.layer else ""
+        name = self.weights.partition("@")[0]
+        weights = "" if name == RANDOM else f", {name} weights"
         return (
             f"{self.size} px{', 2D' if self.dim == 2 else ''}, batch {self.batch}, {layer}"
-            f"{self.phase}, {self.map} map, {self.precision} on {self.device}{network}{events}"
+            f"{self.phase}, {self.map} map, {self.precision} on {self.device}{network}{weights}"
+            f"{events}"
         )
 
 
@@ -168,6 +177,14 @@ class Cell:
             "whole network."
         ),
     ] = ""
+    weights: Annotated[
+        str,
+        Field(
+            "Weights of the UResNet: ``random``, left out of the JSON, for seeded initial weights; "
+            "otherwise the name of a file of weights, ``@`` and the first digits of its SHA-256, "
+            "as in ``trained@0123456789ab``."
+        ),
+    ] = RANDOM
 
     def __post_init__(self) -> None:
         for name in ("suite", "backend"):
@@ -185,6 +202,8 @@ class Cell:
             isinstance(word, str) for pair in self.options.items() for word in pair
         ):
             raise BadInput(f"options must map names to texts, not {self.options!r}")
+        if not isinstance(self.weights, str) or not self.weights:
+            raise BadInput(f"weights must be a name, not {self.weights!r}")
         self._check_layer()
 
     def _check_layer(self) -> None:
@@ -217,6 +236,8 @@ class Cell:
         values["options"] = dict(self.options)
         if not self.layer:  # the names of cells are older than single layers
             del values["layer"]
+        if self.weights == RANDOM:  # so are most names without trained weights
+            del values["weights"]
         return values
 
     @classmethod

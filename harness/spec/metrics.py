@@ -21,7 +21,7 @@ class Metric:
     name : str
         What people call it.
     unit : str
-        ``s``, ``bytes``, ``J`` or empty for a ratio.
+        ``s``, ``bytes``, ``J``, ``voxels``, ``share`` (printed in per cent) or empty for a ratio.
     better : str
         ``lower`` or ``higher``.
     tolerance : float
@@ -88,6 +88,11 @@ ENERGY = Metric("energy_joules", "energy an event", "J", "lower", 0.05)
 MAX_ABS_ERROR = Metric("error.max_abs", "largest error of a logit", "", "lower", 1e-3)
 REL_RMSE = Metric("error.rel_rmse", "relative error of the logits", "", "lower", 1e-4)
 ARGMAX_AGREEMENT = Metric("error.argmax_agreement", "same class", "", "higher", 1e-3)
+ACCURACY = Metric("accuracy.nonzero", "nonzero accuracy", "share", "higher", 1e-3)
+WRONG_LABELS = Metric("wrong_labels", "share of wrong labels", "", "lower", 1e-3)
+"""One minus `ACCURACY`, for series of which lower is better; no entry of a record."""
+
+FLIPS = Metric("accuracy.flips", "labels unlike float64", "voxels", "lower", 0.0)
 GRAD_REL_RMSE = Metric("error.grad_rel_rmse", "relative error of the gradients", "", "lower", 1e-4)
 
 METRICS = (
@@ -102,6 +107,8 @@ METRICS = (
     MAX_ABS_ERROR,
     REL_RMSE,
     ARGMAX_AGREEMENT,
+    ACCURACY,
+    FLIPS,
     GRAD_REL_RMSE,
 )
 
@@ -131,4 +138,6 @@ def format_value(value: float | None, unit: str) -> str:
             (1.0, "B"),
         )
         return f"{value / scale:.3g} {symbol}"
+    if unit == "share":
+        return f"{100 * value:.2f} %"
     return f"{value:.3g} {unit}".rstrip()

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from harness.accuracy.dbscan import NOISE
+from harness.accuracy.michel import EventMichels
 from harness.compare.event_display import by_class, to_element
 from harness.events import Label
 from harness.events.classes import CLASS_LOOKS
-from harness.study.dbscan import NOISE
-from harness.study.michel import EventMichels
 from harness.study.predictions import Predicted
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from backends import network, registry, weights
 from backends.arithmetic import autocast
 from backends.contract import Backend, SparseBatch
 from backends.uresnet import UResNetConfig
+from harness.accuracy.classification import Accuracy, measure_accuracy
 from harness.events import Event, EventSet, collate
-from harness.study.accuracy import Accuracy, measure_accuracy
 from harness.study.plan import Plan
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness.accuracy.classification import Accuracy, measure_accuracy
+from harness.accuracy.michel import EventMichels, MichelSummary, reconstruct, summarize_michels
 from harness.errors import BadInput
 from harness.results import store
 from harness.results.summary import CellSummary, summarize
-from harness.study.accuracy import Accuracy, measure_accuracy
 from harness.study.definition import Study, predictions_name
-from harness.study.michel import EventMichels, MichelSummary, reconstruct, summarize_michels
 from harness.study.predictions import Predicted, load_predictions
 from harness.study.scales import HeldOut, Scale, Training
 from harness.study.training_tables import HELD_OUT_COLUMNS, HELD_OUT_FILE, STEP_COLUMNS, STEPS_FILE

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from harness.accuracy import classification
 from harness.results.summary import CellSummary
-from harness.study import accuracy, published
+from harness.study import published
 from harness.study.results import Curve, Evaluation
 from harness.study.views import CLASS_NAMES
 
@@ -64,9 +65,9 @@ def class_table(tests: Iterable[Evaluation]) -> pd.DataFrame:
                     "test": t.title,
                     "class": name,
                     "voxels": int(matrix[i].sum()),
-                    "accuracy": accuracy.class_accuracy(matrix)[i],
-                    "purity": accuracy.class_purity(matrix)[i],
-                    "IoU": accuracy.intersection_over_union(matrix)[i],
+                    "accuracy": classification.class_accuracy(matrix)[i],
+                    "purity": classification.class_purity(matrix)[i],
+                    "IoU": classification.intersection_over_union(matrix)[i],
                 }
             )
     return pd.DataFrame(rows)

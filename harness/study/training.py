@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from backends.loss import event_cross_entropy
+from harness.accuracy.classification import measure_accuracy
 from harness.errors import BadInput
 from harness.events import TrainingLoader
-from harness.study.accuracy import measure_accuracy
 from harness.study.average import WeightAverage
 from harness.study.checkpoint import (
     Checkpoint,

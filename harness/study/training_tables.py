@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TextIO
 
-from harness.study.accuracy import Accuracy, class_accuracy
+from harness.accuracy.classification import Accuracy, class_accuracy
 
 STEPS_FILE, HELD_OUT_FILE = "steps.csv", "held_out.csv"
 

@@ -6,6 +6,7 @@ import torch
 from backends import convolution_chain, registry, weights
 from backends.agreement import TOLERANCE, WITHOUT_JUMPS, compare
 from backends.contract import Kind, Unsupported, master_dtype
+from harness.run.job import Job
 from harness.run.plan import unavailable_reason
 from harness.run.workload import Workload
 from harness.spec.cell import Cell, ModelSpec
@@ -88,7 +89,7 @@ def test_a_cell_of_the_suite_is_checked_and_counted():
     counts = {}
     for phase in ("ordinary", "submanifold"):
         cell = Cell("dilation", "sscn", 192, 1, phase, "cold", model=ModelSpec(depth=2))
-        subject = Workload(cell, cases.random_sites(3))
+        subject = Workload(Job(cell), cases.random_sites(3))
         subject.call()()
         config = convolution_chain.ChainConfig(Kind(phase), 2, 16)
         reference = convolution_chain.chain_reference(
@@ -97,7 +98,7 @@ def test_a_cell_of_the_suite_is_checked_and_counted():
         agreement, loss_error = subject.check(reference)
         assert agreement.right
         assert loss_error is None
-        counts[phase] = subject.results()["active_sites"]
+        counts[phase] = subject.results(reference)["active_sites"]
     assert counts["submanifold"] == 240
     assert counts["ordinary"] > 10 * counts["submanifold"]
 

@@ -142,7 +142,7 @@ def test_channels_and_sites_are_those_of_the_network():
     batch, _ = load_batch(cell, "sample")
     assert len(batch.sites) < len(fine.sites)
     assert batch.spatial_size == 96
-    subject = build_workload(cell, batch)
+    subject = build_workload(Job(cell), batch)
     assert weights.weight_shape(subject.operation.layer, 3) == (12, 8, 2, 2, 2)
 
 

@@ -9,6 +9,7 @@ from harness.profile.backward import sequence_number
 from harness.profile.instrument import bytes_per_number, kind_of
 from harness.profile.ranges import RangeKey, RangeRecorder, SelfTime, self_times
 from harness.profile.timing import record_call, typical_self_times
+from harness.run.job import Job
 from harness.run.workload import Workload
 from harness.spec.cell import Cell, ModelSpec
 
@@ -24,7 +25,7 @@ def build_workload(engine, phase, state, precision="fp32"):
     features = torch.rand((len(sites), 1), generator=generator)
     labels = torch.randint(0, 5, (len(sites),), generator=generator)
     cell = Cell("profile", engine, 16, 2, phase, state, precision=precision, model=MODEL)
-    return Workload(cell, SparseBatch(sites.contiguous(), features, labels, 16, 2))
+    return Workload(Job(cell), SparseBatch(sites.contiguous(), features, labels, 16, 2))
 
 
 @pytest.fixture(params=ENGINES)

@@ -76,7 +76,7 @@ def test_every_field_has_a_meaning_and_every_value_a_reader_that_exists():
 def test_the_definition_has_the_fields_of_a_cell(make_record):
     cell = Cell("s", "b", 192, 1, "forward", "cold")
     defined = {p for p, *_ in schema.walk(schema.Record) if p.count(".") == 1 and p[:5] == "cell."}
-    assert defined == {f"cell.{name}" for name in cell.to_json()} | {"cell.layer"}
+    assert defined == {f"cell.{name}" for name in cell.to_json()} | {"cell.layer", "cell.weights"}
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -79,7 +79,7 @@ def test_the_kernel_map_is_built_in_cold_calls_and_kept_in_warm_ones(monkeypatch
     monkeypatch.setattr(Backend, "tensor", lambda *a, **k: (built.append(1), whole(*a, **k))[1])
     for state, more in (("cold", 3), ("warm", 0)):
         cell = make_cell("sscn", "forward", state)
-        subject = Workload(cell, load_batch(cell, "sample")[0])
+        subject = Workload(Job(cell), load_batch(cell, "sample")[0])
         call = subject.call()
         before = len(built)
         for _ in range(3):

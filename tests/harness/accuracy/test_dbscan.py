@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.study.dbscan import NOISE, dbscan
+from harness.accuracy.dbscan import NOISE, dbscan
 
 
 def by_definition(points, reach, least):

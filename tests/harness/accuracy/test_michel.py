@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
+from harness.accuracy import michel
 from harness.events.event import Label
-from harness.study import michel
 
 MIP, MICHEL, SHOWER = int(Label.MIP), int(Label.MICHEL), int(Label.SHOWER)
 

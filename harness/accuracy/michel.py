@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from harness.accuracy.dbscan import NOISE, dbscan
 from harness.events.event import Label
-from harness.study.dbscan import NOISE, dbscan
 
 # Squared distances between voxels are integers. These two values therefore mean "at most" and
 # "less than" 2 sqrt(2), independently of the rounding of the square root.

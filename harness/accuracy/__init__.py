@@ -1,0 +1,1 @@
+"""Accuracy of predicted labels: shares of voxels, and Michel electrons."""

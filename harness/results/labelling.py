@@ -1,0 +1,169 @@
+"""Accuracy of a cell's labels, and whether it differs between two runs on the same events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.results.verdict import Judgement, Rule, Verdict
+from harness.spec.metrics import ACCURACY, format_value
+
+FEWEST_EVENTS = 16
+"""Events from which they are compared one by one; below, voxels are."""
+
+ENTRY = "accuracy."
+"""Prefix of the columns of a table of records that hold the accuracy."""
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Accuracy of the labels of a cell, as its records hold it.
+
+    Attributes
+    ----------
+    nonzero : float
+        Mean over events of the share of voxels with the right label.
+    correct, labelled : tuple of int
+        Voxels with the right label, and with any label, of each event.
+    flips : int or None
+        Voxels whose label differs from that of the float64 reference.
+    lost, gained : int or None
+        Those of them that only the reference, or only the engine, labels right.
+    confusion : mapping
+        True class -> voxels by predicted class.
+    class_accuracy, class_purity : mapping
+        Class -> share of its voxels, and of the voxels with its label, that are right.
+    """
+
+    nonzero: float
+    correct: tuple[int, ...]
+    labelled: tuple[int, ...]
+    flips: int | None = None
+    lost: int | None = None
+    gained: int | None = None
+    confusion: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    class_accuracy: Mapping[str, float | None] = field(default_factory=dict)
+    class_purity: Mapping[str, float | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Sequence[Any]], row: int) -> Labelling | None:
+        """Read the accuracy of a row of a table of records; None if it has none."""
+        values = {
+            key.removeprefix(ENTRY): column[row]
+            for key, column in columns.items()
+            if key.startswith(ENTRY) and not _absent(column[row])
+        }
+        if "nonzero" not in values:
+            return None
+
+        def count(name: str) -> int | None:
+            return int(values[name]) if name in values else None
+
+        def by_class(name: str) -> dict[str, Any]:
+            start = f"{name}."
+            return {k.removeprefix(start): v for k, v in values.items() if k.startswith(start)}
+
+        return cls(
+            nonzero=float(values["nonzero"]),
+            correct=tuple(values.get("event_correct", ())),
+            labelled=tuple(values.get("event_labelled", ())),
+            flips=count("flips"),
+            lost=count("lost"),
+            gained=count("gained"),
+            confusion=by_class("confusion"),
+            class_accuracy=by_class("class_accuracy"),
+            class_purity=by_class("class_purity"),
+        )
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """Nonzero accuracy of each event with a labelled voxel."""
+        labelled = np.array(self.labelled, np.float64)
+        held = labelled > 0
+        return np.array(self.correct, np.float64)[held] / labelled[held]
+
+    @property
+    def standard_error(self) -> float | None:
+        """Standard error of the mean over events; None for fewer than two events."""
+        shares = self.shares
+        return float(shares.std(ddof=1) / len(shares) ** 0.5) if len(shares) > 1 else None
+
+    @property
+    def text(self) -> str:
+        """The accuracy with its standard error, for people."""
+        error = self.standard_error
+        spread = "" if error is None else f" ± {100 * error:.2f}"
+        return f"{100 * self.nonzero:.2f}{spread} %"
+
+
+def judge_accuracy(before: Labelling, after: Labelling, alpha: float = Rule.alpha) -> Judgement:
+    """Judge the accuracies of one cell in two runs, which labelled the same events.
+
+    From `FEWEST_EVENTS` events on, Wilcoxon's signed-rank test compares the accuracies event by
+    event. For fewer events, the exact test of McNemar (1947, doi:10.1007/BF02295996) compares
+    the voxels that one side alone labels right. Both sides are known relative to the float64
+    reference, so that these voxels are counted through it.
+
+    Parameters
+    ----------
+    before, after : Labelling
+        The two sides.
+    alpha : float
+        Level of the test.
+
+    Returns
+    -------
+    Judgement
+        SAME if the means differ by no more than the tolerance of `ACCURACY`, WORSE or BETTER if
+        they do and the test passes, otherwise UNCLEAR.
+    """
+    difference = after.nonzero - before.nonzero
+    moved = (
+        f"from {format_value(before.nonzero, ACCURACY.unit)} to "
+        f"{format_value(after.nonzero, ACCURACY.unit)} of the voxels labelled right"
+    )
+    ratio = after.nonzero / before.nonzero if before.nonzero else float("nan")
+    if abs(difference) <= ACCURACY.tolerance:
+        allowed = format_value(ACCURACY.tolerance, ACCURACY.unit)
+        return Judgement(Verdict.SAME, f"{moved}, within {allowed}", ratio)
+    p, test = _paired_test(before, after)
+    if p <= alpha:
+        verdict = Verdict.BETTER if difference > 0 else Verdict.WORSE
+        return Judgement(verdict, f"{moved}; {test}, p = {p:.1g}", ratio, p=p, test=test)
+    return Judgement(
+        Verdict.UNCLEAR,
+        f"{moved}; {test}, p = {p:.2g}; more events would settle it: harness run accuracy",
+        ratio,
+        p=p,
+        test=test,
+    )
+
+
+def _paired_test(before: Labelling, after: Labelling) -> tuple[float, str]:
+    """Return the p-value of the difference, and the name of the test; 1 without a test."""
+    from scipy.stats import binomtest, wilcoxon
+
+    one, other = before.shares, after.shares
+    if len(one) >= FEWEST_EVENTS and len(one) == len(other):
+        differ = other - one
+        if not differ.any():
+            return 1.0, "no event differs"
+        return float(wilcoxon(differ).pvalue), f"signed-rank test over {len(one)} events"
+    counts = (before.lost, before.gained, after.lost, after.gained)
+    if any(count is None for count in counts):
+        return 1.0, "too few events for a test"
+    lost = (after.lost or 0) + (before.gained or 0)
+    gained = (after.gained or 0) + (before.lost or 0)
+    if not lost + gained:
+        return 1.0, "no voxel differs"
+    p = float(binomtest(lost, lost + gained).pvalue)
+    return p, f"exact test over {lost + gained} voxels whose labels changed"
+
+
+def _absent(value: Any) -> bool:
+    """Whether an entry of a table is None or NaN."""
+    return value is None or (isinstance(value, float) and value != value)

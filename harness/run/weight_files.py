@@ -1,0 +1,131 @@
+"""Trained weights: the file of the package, files that a user names, and how they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import BadInput
+from harness.spec.cell import RANDOM, ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TRAINED = "trained"
+"""Name of the network that the package contains."""
+
+DEFAULT = RANDOM
+"""Weights of a run, a profile and asv's benchmarks, unless the user names others."""
+
+PACKAGED = Path(__file__).with_name("data") / "uresnet-16x5.npz"
+"""The packaged network: the UResNet of arXiv:1903.05663 with 16 filters and 5 levels.
+
+``results/trained`` holds its recipe, its learning curve and its accuracies.
+"""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file of canonical weights.
+
+    Attributes
+    ----------
+    name : str
+        `TRAINED`, or the name of the file.
+    path : Path
+        The file.
+    sha256 : str
+        Hash of its content.
+    model : ModelSpec
+        Size of the network.
+    dim : int
+        Spatial dimensions of the network.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    model: ModelSpec
+    dim: int
+
+    @property
+    def label(self) -> str:
+        """The name with the first digits of the hash, as cells and records have it."""
+        return f"{self.name}@{self.sha256[:12]}"
+
+
+def find_weights(spec: str) -> WeightFile | None:
+    """Return the file of weights of a name; None for `RANDOM`.
+
+    Parameters
+    ----------
+    spec : str
+        `TRAINED`, `RANDOM`, or the path of an ``.npz`` file of canonical weights.
+
+    Raises
+    ------
+    BadInput
+        If there is no such file, or it holds no weights of a UResNet.
+    """
+    from harness.run.engine_interface import InvalidWeights, network_size
+
+    if spec == RANDOM:
+        return None
+    path = PACKAGED if spec == TRAINED else Path(spec)
+    if not path.is_file():
+        raise BadInput(
+            f"--weights must be {TRAINED}, {RANDOM} or a file of weights; there is no file {path}"
+        )
+    try:
+        config, dim = network_size(read_weights(path))
+    except InvalidWeights as error:
+        raise BadInput(f"{path}: {error}") from None
+    model = ModelSpec(config.filters, config.depth, config.reps, config.classes)
+    name = TRAINED if spec == TRAINED else path.name
+    return WeightFile(name, path, hashlib.sha256(path.read_bytes()).hexdigest(), model, dim)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read canonical weights.
+
+    Parameters
+    ----------
+    path : Path
+        ``.npz`` file of float16 or float32 arrays, by canonical name.
+
+    Returns
+    -------
+    dict
+        Canonical name -> float32 tensor, with exactly the values of the file.
+
+    Raises
+    ------
+    BadInput
+        If the file cannot be read or holds something else.
+    """
+    import numpy as np
+    import torch
+
+    try:
+        # From memory: of a damaged file NumPy leaves the handle open.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        raise BadInput(f"there is no file {path}; give the path of a file of weights") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInput(
+            f"{path} cannot be read as weights ({first}); write it with: harness weights convert "
+            f"SOURCE {path.stem}.npz"
+        ) from None
+    wrong = next((n for n, a in arrays.items() if a.dtype not in (np.float16, np.float32)), None)
+    if wrong is not None or not arrays:
+        raise BadInput(
+            f"{path} holds no canonical weights; write it with: harness weights convert SOURCE "
+            f"{path.stem}.npz"
+        )
+    return {name: torch.from_numpy(a.astype(np.float32)) for name, a in arrays.items()}

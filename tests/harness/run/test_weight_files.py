@@ -1,0 +1,81 @@
+"""Weights by name: files of canonical weights, and their refusals."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from backends import weights
+from backends.uresnet import UResNetConfig
+from harness.errors import BadInput
+from harness.run.plan import with_weights
+from harness.run.weight_files import find_weights, read_weights
+from harness.spec.cell import Cell, ModelSpec
+
+SMALL = UResNetConfig(filters=4, depth=2, reps=1, classes=5)
+MODEL = ModelSpec(filters=4, depth=2, reps=1)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.npz"
+    values = {n: v.numpy().astype(np.float16) for n, v in weights.initial(SMALL, 3).items()}
+    np.savez(path, **values)
+    return path
+
+
+def test_sixteen_bits_are_read_exactly(file):
+    read = read_weights(file)
+    for name, value in weights.initial(SMALL, 3).items():
+        assert read[name].dtype is torch.float32
+        assert torch.equal(read[name], value.half().float())
+
+
+def test_the_name_of_a_file_has_its_hash(file):
+    found = find_weights(str(file))
+    assert (found.model, found.dim) == (MODEL, 3)
+    assert found.label == f"mine.npz@{found.sha256[:12]}"
+    assert find_weights("random") is None
+
+
+def test_single_layers_keep_random_weights(file):
+    network = Cell("s", "sscn", 192, 1, "forward", "cold", model=MODEL)
+    layer = replace(network, map="warm", layer="submanifold-0")
+    named = with_weights([network, layer], find_weights(str(file)))
+    assert [cell.weights.partition("@")[0] for cell in named] == ["mine.npz", "random"]
+    assert named[0].name != network.name  # other weights, another cell
+
+
+def test_cells_with_random_weights_keep_their_names():
+    values = Cell("s", "sscn", 192, 1, "forward", "cold").to_json()
+    assert "weights" not in values
+    assert Cell.from_json(values).weights == "random"
+
+
+def test_weights_of_another_network_are_refused(file):
+    cell = Cell("s", "sscn", 192, 1, "forward", "cold")
+    with pytest.raises(BadInput, match=r"4 filters, depth 2.*the suite measures.*16 filters"):
+        with_weights([cell], find_weights(str(file)))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "cannot be read as weights"),
+        (b"PK\x03\x04 but no archive", "cannot be read as weights"),
+        ({"linear.weight": np.zeros((5, 4), np.float32)}, "no stem.weight"),
+        ({"stem.weight": np.zeros((5, 4), np.int64)}, "no canonical weights"),
+        ({"stem.weight": np.array([{}], object)}, "cannot be read as weights"),
+        (None, "there is no file"),
+    ],
+)
+def test_other_files_are_refused_in_one_sentence(tmp_path, content, words):
+    path = tmp_path / "other.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.savez(path, **content)
+    with pytest.raises(BadInput, match=words) as refusal:
+        find_weights(str(path))
+    assert "\n" not in str(refusal.value)
