@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.accuracy import michel
 from harness.events import Event, Label
 from harness.results import store
-from harness.study import displays, document, michel
+from harness.study import displays, document
 from harness.study.definition import Study, read_study, write_definition
 from harness.study.learning_section import learning_section
 from harness.study.page import write_study_page
