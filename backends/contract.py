@@ -155,7 +155,7 @@ class Backend(Protocol):
 
     ``observe(observer)``
         A context manager during which the engine reports to a
-        `backends.profiling_hooks.ProfilingObserver`. For engines with functions that build kernel
+        ``backends.profiling_hooks.ProfilingObserver``. For engines with functions that build kernel
         maps, ``observing_maps`` implements it. Without this member, a profile counts the
         construction of maps as part of the convolutions.
     ``fused``

@@ -2,8 +2,8 @@
 
     python benchmarks/device.py OUT [--seconds 540] [--steps facts,build,tests,inference,…]
 
-The steps run in the order of their value, each in processes of its own that end when their share of
-the time is used up; what they wrote until then is kept:
+The steps run in the order of their importance, each in separate processes that are stopped after
+their share of the time. Their output until then is kept:
 
 facts      the machine, torch and Triton
 build      the C++ kernels, in place, for this Python
@@ -15,9 +15,9 @@ profile    a forward pass and a step, layer by layer against the roofline: profi
 layers     the suite of that name, single convolutions and maps: layers.jsonl
 widths     only on request: our kernels in every width and type, which compile for minutes
 
-Run it from a checkout; nothing is downloaded. ``--wheels DIR`` installs wheels into a folder of
-their own that this run finds first. Only the standard library is imported here, so that the script
-starts on a bare image; steps whose packages are missing are left out with one sentence.
+Run it from a checkout; nothing is downloaded. ``--wheels DIR`` installs wheels into a separate
+folder that has precedence in this run. The script imports only the standard library, so that it
+runs on a minimal image. Steps with missing packages are skipped with one sentence.
 """
 
 from __future__ import annotations

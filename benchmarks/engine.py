@@ -1,13 +1,13 @@
-"""Bounds that our engine keeps on a CPU, checked on records and profiles of the harness.
+"""Bounds of our engine's performance on a CPU, checked on records and profiles of the harness.
 
-Nothing is timed here: cells are measured in worker processes that take turns, each result is
-compared with the float64 reference, and the records and profiles stay in ``--out``::
+Nothing is timed here: the harness measures cells in worker processes that take turns, compares each
+result with the float64 reference, and stores the records and profiles in ``--out``::
 
     python -m benchmarks.engine                      # all checks
     python -m benchmarks.engine race --size 192      # one of them
 
-The exit code is 1 if a bound is not met. A suite cannot express these checks: they compare
-precisions, numbers of threads and batch sizes in turns, and hold ratios against fixed bounds.
+The exit code is 1 if a bound is not met. A suite cannot express these checks, because they compare
+precisions, numbers of threads and batch sizes in turns, and ratios with fixed bounds.
 """
 
 from __future__ import annotations
@@ -56,21 +56,21 @@ SITES_DEVIATION = 0.15
 """Largest relative difference between the costs per site of small and large batches."""
 
 SITES_BATCHES = (2, 16, 160)
-"""Events of 512 px that have about 10,000, 100,000 and 1,000,000 sites."""
+"""Numbers of events of 512 px with about 10,000, 100,000 and 1,000,000 sites."""
 
 PEAK_SHARE = 0.6
 """Least share of the FMA peak that a submanifold convolution of 32 or more channels reaches."""
 
 ROOFLINE_RATIO = 2.0
-"""Largest ratio of a warm forward pass to the least time that the machine allows."""
+"""Largest ratio of a warm forward pass to its limit on the machine."""
 
 MAPS_SHARE = 0.1
-"""Largest share of the building of maps in a cold forward pass."""
+"""Largest share of the construction of maps in a cold forward pass."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A measured value in words, and whether it is within its bound; None where it has none."""
+    """A measured value in words, and whether it is within its bound; None if it has no bound."""
 
     text: str
     met: bool | None
@@ -94,14 +94,14 @@ class Options:
 
 
 def cell(backend: str, size: int, batch: int, **rest: Any) -> Cell:
-    """Return a cell with the suites' typical events, cold and forward unless told otherwise."""
+    """Return a cell with the suites' typical events; by default cold and forward."""
     events = EventSpec(seed=TYPICAL_SEED)
     values: dict[str, Any] = {"phase": "forward", "map": "cold", "events": events} | rest
     return Cell(suite="engine", backend=backend, size=size, batch=batch, **values)
 
 
 def together(threads: Sequence[int] = (0,), check: bool = True) -> Executor:
-    """Return an executor in which all cells of a round take turns, whatever their question.
+    """Return an executor in which all cells of a round take turns, also of different questions.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def together(threads: Sequence[int] = (0,), check: bool = True) -> Executor:
 def measure(
     options: Options, name: str, cells: Sequence[Cell], executor: Executor | None = None
 ) -> list[dict[str, Any]]:
-    """Measure cells, in turns by question unless told otherwise, and return their records."""
+    """Measure cells and return their records; by default, cells of one question take turns."""
     settings = Settings(
         out=options.out / f"{name}.jsonl",
         repeats=options.rounds,
@@ -142,7 +142,7 @@ def measure(
 
 
 def medians(records: Sequence[Record], key: Callable[[Record], Any]) -> dict[Any, float]:
-    """Return the median seconds of a call by a key of the records, of those that ended well."""
+    """Return the median seconds of a call by a key of the records, of successful records."""
     samples: dict[Any, list[float]] = defaultdict(list)
     for record in records:
         if record["outcome"] == "ok":
@@ -273,7 +273,7 @@ def convolutions(options: Options) -> Iterator[Bound]:
         model = ModelSpec(filters=channels, depth=2)
         layer = cell(OURS, size, options.batch, map="warm", layer="submanifold-0", model=model)
         records = measure(options, f"convolution-{channels}", [layer])
-        peak = fma_peak(options.threads)  # beside each measurement, as clocks drift
+        peak = fma_peak(options.threads)  # after each measurement, because clocks drift
         seconds = medians(records, key=lambda record: "").get("")
         if seconds is None:
             yield Bound(f"convolution of {channels} channels: not measured", False)
@@ -297,7 +297,7 @@ def profile(options: Options, size: int, state: str) -> Profile:
 
 
 def roofline(options: Options) -> Iterator[Bound]:
-    """Warm forward pass against the least time that the machine allows."""
+    """Time of a warm forward pass compared with its limit on the machine."""
     for size in options.sizes:
         limit = network_limit(profile(options, size, "warm"))
         if limit is None:
@@ -305,13 +305,13 @@ def roofline(options: Options) -> Iterator[Bound]:
             continue
         yield Bound(
             f"{size} px: warm forward {1e3 * limit.measured:.2f} ms, {limit.ratio:.2f} times the "
-            f"least time, at most {ROOFLINE_RATIO:g} times",
+            f"limit, at most {ROOFLINE_RATIO:g} times",
             limit.ratio <= ROOFLINE_RATIO,
         )
 
 
 def maps(options: Options) -> Iterator[Bound]:
-    """Share of the building of maps in a cold forward pass."""
+    """Share of the construction of maps in a cold forward pass."""
     for size in options.sizes:
         yield maps_bound(profile(options, size, "cold"), f"{size} px")
 
@@ -332,7 +332,7 @@ CHECKS = {
 
 def main(
     check: Annotated[list[str] | None, typer.Argument(help=", ".join(CHECKS))] = None,
-    size: Annotated[list[int] | None, typer.Option(help="Voxels a side of the events.")] = None,
+    size: Annotated[list[int] | None, typer.Option(help="Voxels per side of the events.")] = None,
     batch: Annotated[int, typer.Option(help="Events per call.")] = 4,
     rounds: Annotated[int, typer.Option(help="Rounds, each in new processes.")] = 2,
     budget: Annotated[float, typer.Option(help="Seconds of sampling per cell and round.")] = 3.0,

@@ -1,8 +1,8 @@
-"""How well steps are found in made-up histories: by our detector, by asv's and by ruptures.
+"""Precision and recall of change points in synthetic histories: ours, asv's and those of ruptures.
 
-Each history has 200 commits with 3 % noise. Steps of 5, 10 and 30 % up or down, one or two of them;
-drifts; single outliers; and a machine change in the middle, which splits the series. A reported
-step is right if the true one lies in its range of commits, and the range is no longer than ten.
+Each history has 200 commits with 3 % noise, and one or two steps of 5, 10 or 30 % up or down, a
+drift, single outliers, or a change of machine in the middle, which splits the series. A reported
+step is right if the true one is in its range of commits, and the range has at most ten commits.
 
     python benchmarks/history.py
 """
@@ -39,7 +39,7 @@ LONGEST_RANGE = 10
 
 @dataclass(frozen=True)
 class History:
-    """A made-up history: its parts by machine, and where each part's true steps are."""
+    """A synthetic history: its parts by machine, and the positions of the true steps per part."""
 
     kind: str
     parts: list[np.ndarray]
@@ -47,7 +47,7 @@ class History:
 
 
 def made_up(rng: np.random.Generator, count: int) -> list[History]:
-    """Histories of every kind, `count` of each."""
+    """Return histories of every kind, ``count`` of each."""
 
     def noise(n: int = COMMITS) -> np.ndarray:
         return rng.normal(0, NOISE, n)
@@ -76,14 +76,14 @@ def made_up(rng: np.random.Generator, count: int) -> list[History]:
 
 
 def by_potts() -> Detector:
-    """Asv's fit, whose penalty follows from an information criterion."""
+    """Return asv's fit, whose penalty follows from an information criterion."""
     from asv.step_detect import detect_steps
 
     return lambda y: [int(left) for left, *_ in detect_steps(list(y))][1:]
 
 
 def by_pelt() -> Detector:
-    """Ruptures' segmentation by least squares, with the penalty of `change_points`."""
+    """Return ruptures' segmentation by least squares, with the penalty of ``change_points``."""
     import ruptures
 
     def detect(y: np.ndarray) -> list[int]:
@@ -95,7 +95,7 @@ def by_pelt() -> Detector:
 
 
 def score(histories: list[History], detector: Detector) -> dict[str, list[int]]:
-    """Right, false and missed steps by kind of history."""
+    """Return the numbers of right, false and missed steps by kind of history."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for history in histories:
         for y, true in zip(history.parts, history.steps, strict=True):

@@ -1,16 +1,17 @@
-"""How often `compare` cries wolf, and how often it finds five per cent, on real engines here.
+"""Rates of false alarms and of detected slow-downs by five per cent, on the engines here.
 
-``gather`` measures rounds of real cells: in each, three fresh workers take turns, two with the
-engine as it is and one in which every call is followed by a wait of five per cent of its duration.
-``judge`` then plays comparisons with those rounds, as `run --against` and `compare` would: the same
-code on both sides (any SLOWER or FASTER is false), and the slowed code against the other (anything
-but SLOWER is a miss). Rounds are gathered in as many sittings as one likes::
+``gather`` measures rounds of real cells: in each round, three new workers take turns, two with the
+unchanged engine and one in which a delay of five per cent of its duration follows every call.
+``judge`` then simulates comparisons with these rounds, like those of ``run --against`` and
+``compare``: with the same code on both sides (any SLOWER or FASTER is false), and with the slowed
+code on one side (any verdict except SLOWER is a miss). ``gather`` can be run repeatedly to add
+rounds::
 
     python benchmarks/verdicts.py gather --seconds 300
     python benchmarks/verdicts.py judge --rounds 12
 
-A comparison takes rounds of one cell at random without putting back; comparisons share rounds when
-there are fewer rounds than 200 comparisons need, and the output says how many there are.
+A comparison draws rounds of one cell at random without replacement. Comparisons share rounds if
+there are fewer than 200 comparisons need; the output contains the number of rounds.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ ENGINES = ("sscn", "minkowski")
 SLOWDOWN = 0.05
 SIDES = ("one", "other", "slowed")
 
-# Run in the worker before it starts: each call waits in proportion to its own duration.
+# Run in the worker before it starts: adds a delay in proportion to its duration to each call.
 SLOW = """
 import time
 import harness.run.workload
@@ -65,10 +66,10 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 
 class Silent:
-    """A watcher that says nothing."""
+    """A listener that ignores samples."""
 
     def sampled(self, task: Task, samples: Sequence[float]) -> None:
-        """Let the samples pass."""
+        """Ignore the samples."""
 
 
 def start(task: Task) -> Worker:
@@ -82,7 +83,7 @@ def start(task: Task) -> Worker:
 
 
 def cell(engine: str) -> Cell:
-    """The cell that is measured of each engine: the study's network on the smallest events."""
+    """Return the cell that is measured for each engine: the study's network, smallest events."""
     return Cell("verdicts", engine, size=192, batch=1, phase="forward", map="cold")
 
 
@@ -141,7 +142,7 @@ def judge_rounds(
     seed: Annotated[int, typer.Option(help="Of the choice of rounds.")] = 0,
     out: Annotated[Path, typer.Option(help="File of the rounds.")] = OUT,
 ) -> None:
-    """Play comparisons with the rounds, and print how many verdicts were right."""
+    """Simulate comparisons with the rounds, and print how many verdicts were right."""
     by_engine: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in _rounds(out):
         by_engine[line["engine"]].append(line)
@@ -180,7 +181,7 @@ def _verdict(lines: Sequence[dict[str, Any]], before: str, after: str) -> Verdic
 
 
 def _spread(lines: Sequence[dict[str, Any]]) -> str:
-    """The spread between process starts that `Rule.between_rounds` stands for, as measured."""
+    """Describe the measured standard deviation between processes, ``Rule.between_rounds``."""
     ratios = [median(line["one"]) / median(line["other"]) - 1 for line in lines]
     if len(ratios) < 2:
         return "too few for a spread"

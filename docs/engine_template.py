@@ -1,6 +1,6 @@
 """An engine for sscn-bench in one file: copy it, and replace its parts with yours.
 
-Register the module in your package's metadata, and `python -m harness backends` lists it:
+Register the module in your package's metadata, and ``python -m harness backends`` lists it:
 
     [project.entry-points."sscn_bench.backends"]
     example = "example_engine"

@@ -1,1 +1,1 @@
-"""Measure sparse-convolution engines; knows backends, never a single engine by name."""
+"""Measurement of sparse-convolution engines through the contract of ``backends``."""

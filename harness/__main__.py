@@ -19,7 +19,7 @@ from harness.terminal import plain
 
 
 class _Commands(TyperGroup):
-    """The commands; one that is stopped ends with a message, which Typer would replace."""
+    """The commands. A stopped command ends with a message, which Typer would replace."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -57,14 +57,14 @@ COMMANDS = {
     "weights": ("backends.command", "convert trained weights"),
     "worker": ("harness.run.worker_command", "measure one cell in this process"),
 }
-"""Commands that live in modules of their own, imported when they are called.
+"""Commands in other modules, which are imported when they are called.
 
-A module offers a Typer application ``app``, or a function of the command's name.
+A module has a Typer application ``app``, or a function with the name of the command.
 """
 
 
 def _mount(arguments: list[str]) -> None:
-    """Add the commands of other modules: the called one for real, the others by their help."""
+    """Add the commands of other modules; only that of the called one is imported."""
     called = next((word for word in arguments if not word.startswith("-")), None)
     for name, (module, text) in COMMANDS.items():
         if name != called:
@@ -79,7 +79,7 @@ def _mount(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; bad input ends it with one sentence and exit code 2."""
+    """Run the command line; for bad input, print one sentence and exit with code 2."""
     given = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = _one_line
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the workers first, too
@@ -116,7 +116,7 @@ def _refuse_shadows() -> None:
 
 
 def _is_bad_input(error: ValueError) -> bool:
-    """Tell errors of users from defects: ours, and those that engines raise on purpose."""
+    """Return whether an error is one of the user's input, and not a defect."""
     if isinstance(error, BadInput):
         return True
     from backends.capabilities import Unsupported

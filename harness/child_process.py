@@ -1,4 +1,4 @@
-"""The first steps of every child process: die with the parent, keep standard output for answers."""
+"""First steps of every child process: end with the parent, reserve standard output for answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing of files: complete or not at all, and only over regular files."""
+"""Writing of files: complete or not at all, and only to new or regular files."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def refuse_irregular(path: Path) -> None:
 
 
 def refuse(path: Path, error: OSError, instead: str = "file") -> NoReturn:
-    """Raise `BadInput` for a file that cannot be written."""
+    """Raise ``BadInput`` for a file that cannot be written."""
     reason = error.strerror or str(error) or type(error).__name__
     raise BadInput(f"cannot write {path}: {reason}; give another {instead}") from None
 
@@ -85,7 +85,7 @@ class Replacement:
         The target: absent, or a regular file. A link keeps pointing to its file, which is
         replaced.
     instead : str
-        As for `check_target`.
+        As for ``check_target``.
 
     Attributes
     ----------
@@ -95,7 +95,7 @@ class Replacement:
     Raises
     ------
     BadInput
-        As `check_target`, or if the temporary file cannot be made.
+        As ``check_target``, or if the temporary file cannot be made.
     """
 
     def __init__(self, path: Path, instead: str = "file") -> None:
@@ -141,9 +141,9 @@ def replacing(path: Path, instead: str = "file") -> Iterator[Path]:
     Parameters
     ----------
     path : Path
-        As for `Replacement`.
+        As for ``Replacement``.
     instead : str
-        As for `check_target`.
+        As for ``check_target``.
 
     Yields
     ------
@@ -166,13 +166,13 @@ def replacing(path: Path, instead: str = "file") -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes, instead: str = "file") -> None:
-    """Write a file whole or not at all; see `replacing`."""
+    """Write a complete file or none; see ``replacing``."""
     with replacing(path, instead) as part:
         part.write_bytes(content)
 
 
 def write_text(path: Path, content: str, instead: str = "file") -> None:
-    """Write a text file in UTF-8 whole or not at all; see `replacing`."""
+    """Write a complete text file in UTF-8 or none; see ``replacing``."""
     write_bytes(path, content.encode(), instead)
 
 

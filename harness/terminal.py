@@ -1,4 +1,4 @@
-"""The console for tables: as wide as the terminal, or wide enough for whole rows in a pipe."""
+"""Output to a terminal: text without control characters, and a console for tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def plain(text: str) -> str:
-    """Return a text without escape sequences and control characters, save tabs and newlines."""
+    """Return a text without escape sequences and control characters except tabs and newlines."""
     return _CONTROLS.sub("", _ESCAPES.sub("", text))
 
 

@@ -35,7 +35,7 @@ Backend.features = _end
 """
 
 
-# An editable installation answers imports before the folder of the clone is asked.
+# An editable installation has precedence over the folder of the clone on import.
 WITHOUT_EDITABLE_FINDERS = """
 import sys
 sys.meta_path[:] = [f for f in sys.meta_path if "Redirecting" not in type(f).__name__]

@@ -1,7 +1,8 @@
-"""The structure of the packages: imports point one way, and there is no circle of modules."""
+"""Structure of the packages: one-way imports, no circles, one style of code in docstrings."""
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ ORDER = (
     "asv",
     "__main__",
 )
-"""The packages and modules of `harness`; each imports from itself and from those before it."""
+"""The packages and modules of ``harness``; each imports from itself and from those before it."""
 
 
 def modules(package):
@@ -41,7 +42,7 @@ def modules(package):
     return found
 
 
-def imports(path, known, *, lazy=True):
+def imports(path, names, *, lazy=True):
     """Yield the project's modules that a file imports at run time, optionally in functions too."""
     tree = ast.parse(path.read_text())
     pending = list(tree.body)
@@ -53,13 +54,13 @@ def imports(path, known, *, lazy=True):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not lazy:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in known)
+            yield from (alias.name for alias in node.names if alias.name in names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                if inner in known:
+                if inner in names:
                     yield inner
-                elif node.module in known:
+                elif node.module in names:
                     yield node.module
         pending += ast.iter_child_nodes(node)
 
@@ -77,11 +78,11 @@ def test_every_package_of_the_harness_has_a_place_in_the_order():
 
 
 def test_packages_of_the_harness_import_from_earlier_ones_only():
-    known = modules("harness")
+    files = modules("harness")
     crossed = []
-    for name, path in known.items():
+    for name, path in files.items():
         own = package_of(name)
-        for target in imports(path, known):
+        for target in imports(path, files):
             if own and ORDER.index(package_of(target)) > ORDER.index(own):
                 crossed.append(f"{name} imports {target}")
     assert not crossed
@@ -89,12 +90,23 @@ def test_packages_of_the_harness_import_from_earlier_ones_only():
 
 @pytest.mark.parametrize("package", ["backends", "harness", "suites"])
 def test_no_modules_import_each_other_in_a_circle(package):
-    known = modules(package)
-    graph = {name: set(imports(path, known)) - {name} for name, path in known.items()}
-    for name, path in known.items():  # a package's own face is imported with every module of it
+    files = modules(package)
+    graph = {name: set(imports(path, files)) - {name} for name, path in files.items()}
+    for name, path in files.items():  # importing any module of a package imports its __init__
         if path.name == "__init__.py":
             graph[name] = {target for target in graph[name] if not target.startswith(f"{name}.")}
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
         pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+@pytest.mark.parametrize("package", ["backends", "harness", "suites"])
+def test_code_in_docstrings_has_double_backticks(package):
+    single = []
+    for name, path in modules(package).items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                text = re.sub(r"``.*?``", "", str(node.value.value), flags=re.DOTALL)
+                single += [f"{name}:{node.lineno}"] * ("`" in text)
+    assert not single

@@ -34,7 +34,7 @@ def dbscan(points: NDArray[np.number[Any]], reach: float, least: int) -> NDArray
     Returns
     -------
     ndarray of int64, shape (N,)
-        Number of each point's cluster, in the order of their first core points; `NOISE` for
+        Number of each point's cluster, in the order of their first core points; ``NOISE`` for
         points without a neighbouring core point. A point that neighbours core points of several
         clusters is in the first of them.
     """

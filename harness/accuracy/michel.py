@@ -47,7 +47,7 @@ class Candidate:
     energy : float
         Energy of the predicted cluster in MeV.
     matched : int
-        Number of the matched true cluster, or `NOISE`.
+        Number of the matched true cluster, or ``NOISE``.
     shared : int
         Number of voxels in both clusters; 0 without a match.
     true_voxels : int
@@ -112,7 +112,7 @@ def reconstruct(
     energies : ndarray, shape (N,)
         Energies in MeV.
     truth, predicted : ndarray of int, shape (N,)
-        True and predicted labels, values of `harness.events.Label`.
+        True and predicted labels, values of ``harness.events.Label``.
     """
     is_true, is_predicted = truth == Label.MICHEL, predicted == Label.MICHEL
     true_number = np.full(len(voxels), NOISE, np.int64)
@@ -189,7 +189,7 @@ def _distance(cluster: NDArray[np.integer], others: NDArray[np.integer]) -> floa
 def _closest_cluster(
     cluster: NDArray[np.integer], others: NDArray[np.integer], numbers: NDArray[np.int64]
 ) -> int:
-    """Return the number of the cluster closest to most voxels within reach, or `NOISE`."""
+    """Return the number of the cluster closest to most voxels within reach, or ``NOISE``."""
     if not len(others):
         return NOISE
     distance, nearest = cKDTree(others).query(cluster)

@@ -164,10 +164,10 @@ def write_machine_file(graphics: str, path: Path | None = None) -> dict[str, str
     name = processor_slug(defaults["cpu"], defaults["num_cpu"])
     place = None if path is None else str(path)
     try:
-        known = MachineCollection.load(name, _path=place)
+        stored = MachineCollection.load(name, _path=place)
     except UserError:
-        known = {}
-    entry: dict[str, str] = {**defaults, **known, "machine": name}
+        stored = {}
+    entry: dict[str, str] = {**defaults, **stored, "machine": name}
     if graphics:
         entry["gpu"] = graphics
     MachineCollection.save(name, entry, _path=place)

@@ -56,7 +56,7 @@ class Cells:
         Engines, sizes, batches and states of the kernel map. Written out in each suite, never
         computed: a list that grows would orphan the history behind it.
     param_names : list of str
-        The last one is the field of a cell that the last list of `params` has values of.
+        The last one is the field of a cell that the last list of ``params`` has values of.
     """
 
     suite: ClassVar[str]

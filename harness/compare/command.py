@@ -105,7 +105,7 @@ STYLES = {
 
 
 def change_table(found: Sequence[Change], reasons: bool = True) -> Table:
-    """What changed, for a terminal; what stayed the same is only counted, in `tally`."""
+    """What changed, for a terminal; what stayed the same is only counted, in ``tally``."""
     from rich import box
     from rich.table import Table
 
@@ -240,7 +240,7 @@ def compare(
 
 
 def _refuse_gate_across_machines(gates: set[Verdict], found: Sequence[Change]) -> None:
-    """Raise `BadInput` if a gate would have to judge times of two machines."""
+    """Raise ``BadInput`` if a gate would have to judge times of two machines."""
     apart = next((c for c in found if c.two_machines), None)
     if gates and apart is not None:
         raise BadInput(

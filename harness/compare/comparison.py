@@ -41,7 +41,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one metric of one cell."""
+    """Change of one metric of one cell between two runs."""
 
     measured: CellSummary
     metric: Metric
@@ -189,7 +189,7 @@ def not_judged(found: Iterable[Change]) -> list[str]:
 
 
 def _refuse_twins(which: str, cells: Sequence[CellSummary]) -> None:
-    """Raise `BadInput` if a run has two times of one cell, between which nothing decides."""
+    """Raise ``BadInput`` if a run has two times of one cell, between which nothing decides."""
     seen: dict[str, list[CellSummary]] = defaultdict(list)
     for m in cells:
         for twin in seen[m.name]:

@@ -64,7 +64,7 @@ def write_page(
     cells, ranked
         The same records pooled, and the engines' standings.
     found
-        What changed since the run before; empty for a single run.
+        Changes since the run before; empty for a single run.
     frame_before
         Records of the run before, or None.
 
@@ -89,7 +89,7 @@ def render(
     found: Sequence[Change],
     frame_before: pd.DataFrame | None = None,
 ) -> str:
-    """Return the page as HTML; the parameters are `write_page`'s."""
+    """Return the page as HTML; the parameters are ``write_page``'s."""
     from plotly.offline import get_plotlyjs
 
     measured = list(cells)

@@ -4,7 +4,7 @@ Geant4's own data files are large and only available from CERN. For a single ele
 written from reference tables:
 
 - bremsstrahlung: the scaled cross sections of Seltzer and Berger for Z = 18, in the package;
-- photoelectric absorption and Rayleigh scattering: Elam's tables in `xraydb`;
+- photoelectric absorption and Rayleigh scattering: Elam's tables in ``xraydb``;
 - nuclear cross sections below the energies where Geant4 computes them itself: geometric
   formulae, a 1/v law for capture and the giant dipole resonance for photons. They are rough; the
   events are made of electromagnetic energy loss and of hadrons above 20 MeV.
@@ -70,7 +70,7 @@ def argon_data_folder() -> Path:
 
 
 def write_argon_data(folder: Path) -> None:
-    """Write every file that Geant4 reads into an empty `folder`."""
+    """Write every file that Geant4 reads into an empty ``folder``."""
     for name in _FOLDERS:
         (folder / name).mkdir()
     em = folder / "G4EMLOW8.8"

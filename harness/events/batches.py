@@ -4,7 +4,7 @@ Every batch is a dictionary:
 
 - ``sites``: int32, (N, 1 + dim), the number of the event in the batch first;
 - ``features``: float32, (N, 1);
-- ``labels``: int64, (N,), `IGNORED` where the label is none of the five classes;
+- ``labels``: int64, (N,), ``IGNORED`` where the label is none of the five classes;
 - ``spatial_size``: int, voxels per side;
 - ``batch_size``: int, number of events.
 """
@@ -79,7 +79,7 @@ def benchmark_batch(
         Number of events.
     seed : int
     features : str
-        As for `collate`.
+        As for ``collate``.
 
     Returns
     -------
@@ -135,7 +135,7 @@ class TrainingLoader:
     Events stay in memory once they have been read: reading and checking them takes several times
     as long as turning them, on processors that the training uses as well.
 
-    Use it as a context manager, or call `close`, to end the thread.
+    Use it as a context manager, or call ``close``, to end the thread.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ class TrainingLoader:
     augment : bool
         Whether to turn events.
     features : str
-        As for `collate`.
+        As for ``collate``.
     ahead : int
         Batches prepared in advance.
     keep : int
@@ -186,7 +186,7 @@ class TrainingLoader:
         return {"seed": self._seed, "batch": self._batch, "epoch": self._epoch, "used": self._used}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Continue from a saved `state`.
+        """Continue from a saved ``state``.
 
         Raises
         ------
@@ -264,7 +264,7 @@ class TrainingLoader:
             deliver(error)
 
     def _epoch_batches(self, epoch: int, used: int) -> Iterator[tuple[Batch, int]]:
-        """Yield each batch of an epoch from position `used` on, with the position after it."""
+        """Yield each batch of an epoch from position ``used`` on, with the position after it."""
         order, turn = epoch_plan(len(self._set), epoch, self._seed)
         events: list[Event] = []
         for position in range(used, len(order)):

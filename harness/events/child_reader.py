@@ -3,7 +3,7 @@
 The libraries for ROOT and HDF5 may crash, allocate all memory or never return on a damaged file.
 In a child process this ends in one sentence. Commands that read files of the user in their own
 process open them here; the workers of a run, which are child processes with limits, use
-`harness.events.open.open_events`.
+``harness.events.open.open_events``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def open_in_child(
     seconds: float = SECONDS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> EventSet:
-    """Open a set of events that a child process reads; see `harness.events.open.open_events`.
+    """Open a set of events that a child process reads; see ``harness.events.open.open_events``.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def open_in_child(
     Raises
     ------
     BadInput
-        As `open_events`, or if the child process crashes or exceeds a limit.
+        As ``open_events``, or if the child process crashes or exceeds a limit.
     """
     if str(source) == SAMPLE:
         return open_sample(size)
@@ -68,9 +68,9 @@ class ChildSet(EventSet):
     ----------
     path : Path
     size : int, optional
-        As for `open_events`.
+        As for ``open_events``.
     seconds, memory_bytes
-        As for `open_in_child`.
+        As for ``open_in_child``.
     """
 
     _length: int
@@ -92,7 +92,7 @@ class ChildSet(EventSet):
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the file, see `harness.events.event_set.file_sha256`."""
+        """Hash of the file, see ``harness.events.event_set.file_sha256``."""
         return file_sha256(self._path)
 
     def __len__(self) -> int:

@@ -18,7 +18,7 @@ class ClassLook:
     meaning : str
         The particle or process, for legends.
     color : str
-        Hexadecimal RGB; no engine has it (`harness.report.style.PALETTE`).
+        Hexadecimal RGB; no engine has it (``harness.report.style.PALETTE``).
     """
 
     name: str

@@ -17,7 +17,7 @@ def symmetries(dim: int) -> list[tuple[tuple[int, ...], tuple[bool, ...]]]:
     Returns
     -------
     list of (axes, flips)
-        Axis `i` of the result is axis ``axes[i]`` of the input, mirrored where ``flips[i]``.
+        Axis ``i`` of the result is axis ``axes[i]`` of the input, mirrored where ``flips[i]``.
     """
     return list(product(permutations(range(dim)), product((False, True), repeat=dim)))
 
@@ -25,7 +25,7 @@ def symmetries(dim: int) -> list[tuple[tuple[int, ...], tuple[bool, ...]]]:
 def transform(
     voxels: NDArray[np.int32], size: int, symmetry: tuple[tuple[int, ...], tuple[bool, ...]]
 ) -> NDArray[np.int32]:
-    """Apply a symmetry to voxel coordinates, shape (N, dim), in an image of `size` per side."""
+    """Apply a symmetry to voxel coordinates, shape (N, dim), in an image of ``size`` per side."""
     axes, flips = symmetry
     moved = voxels[:, axes]
     return np.where(flips, size - 1 - moved, moved).astype(np.int32)

@@ -58,7 +58,7 @@ def digitise(deposits: Deposits, size: int, names: list[str], cut: float = CUT_M
     size : int
         Voxels per side.
     names : list of str
-        Name of every event; event `i` of the deposits becomes ``names[i]``.
+        Name of every event; event ``i`` of the deposits becomes ``names[i]``.
     cut : float
         Least energy of a voxel in MeV.
 
@@ -66,7 +66,7 @@ def digitise(deposits: Deposits, size: int, names: list[str], cut: float = CUT_M
     -------
     list of Event
         In order; voxels sorted with the last axis fastest. A voxel has the class with the
-        most energy in it; among equals, the first in the order of `Label`.
+        most energy in it; among equals, the first in the order of ``Label``.
     """
     step, fraction, voxel = split_at_voxel_faces(deposits.start, deposits.end)
     inside = ((voxel >= 0) & (voxel < size)).all(axis=1)

@@ -61,7 +61,7 @@ class Event:
     energies : ndarray of float32, shape (N,)
         Deposited energy in MeV.
     labels : ndarray of uint8, shape (N,)
-        `Label` of every voxel.
+        ``Label`` of every voxel.
     size : int
         Voxels per side of the image.
     name : str
@@ -99,7 +99,7 @@ def checked_event(
     energies : ndarray, shape (N,)
         MeV.
     labels : ndarray, shape (N,)
-        `Label` values.
+        ``Label`` values.
     size : int
         Voxels per side.
     name : str
@@ -108,7 +108,7 @@ def checked_event(
     Returns
     -------
     Event
-        Its voxels sorted, whatever the order they came in.
+        The event, with sorted voxels.
 
     Raises
     ------
@@ -188,7 +188,7 @@ def voxel_keys(voxels: NDArray[np.integer[Any]], size: int) -> NDArray[np.int64]
 
 
 def voxels_of_keys(keys: NDArray[np.int64], size: int, dim: int = 3) -> NDArray[np.int32]:
-    """Invert `voxel_keys`: coordinates of shape (N, dim) from keys of shape (N,)."""
+    """Invert ``voxel_keys``: coordinates of shape (N, dim) from keys of shape (N,)."""
     voxels = np.empty((len(keys), dim), np.int32)
     rest = keys
     for axis in reversed(range(dim)):

@@ -98,7 +98,7 @@ class FileSet(EventSet):
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the file, see `file_sha256`."""
+        """Hash of the file, see ``file_sha256``."""
         return file_sha256(self._path)
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ class EventSubset(EventSet):
     ----------
     whole : EventSet
     chosen : range
-        Of indices within `whole`.
+        Of indices within ``whole``.
     """
 
     def __init__(self, whole: EventSet, chosen: range) -> None:
@@ -185,7 +185,7 @@ def explained(path: Path, doing: str) -> Iterator[None]:
     Raises
     ------
     BadInput
-        In place of any other exception.
+        Instead of any other exception.
     """
     try:
         yield

@@ -90,7 +90,7 @@ def whole_number(value: Any, what: str, least: int, most: int) -> int:
     Raises
     ------
     BadInput
-        If it is no integer between `least` and `most`.
+        If it is no integer between ``least`` and ``most``.
     """
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise BadInput(f"{what} is no whole number; make the file again")

@@ -103,7 +103,7 @@ def join_products(
     energies, labels : Product
         The energies have a description of the image.
     label_product : str
-        A key of `LABEL_PRODUCTS`.
+        A key of ``LABEL_PRODUCTS``.
     first_axis_fastest : bool
         True where ``id = (z * ny + y) * nx + x`` (larcv2), False where
         ``id = (x * ny + y) * nz + z`` (larcv3).
@@ -173,7 +173,7 @@ def checked_counts(values: NDArray[Any], name: str) -> NDArray[np.int64]:
     Raises
     ------
     BadInput
-        If they are no whole numbers from 0 to `LARGEST_SIZE`.
+        If they are no whole numbers from 0 to ``LARGEST_SIZE``.
     """
     if values.dtype.kind not in "ui":
         raise BadInput(f"{name}: the image sizes are no whole numbers; write the file anew")
@@ -207,12 +207,12 @@ def _checked_ids(product: Product, size: int, name: str) -> NDArray[np.int64]:
 def translate_labels(
     values: NDArray[Any], order: tuple[Label, ...], name: str
 ) -> NDArray[np.uint8]:
-    """Translate a format's label numbers, integers of any type or floats, to `Label`.
+    """Translate a format's label numbers, integers of any type or floats, to ``Label``.
 
     Raises
     ------
     BadInput
-        If a value is no index of `order`.
+        If a value is no index of ``order``.
     """
     if values.dtype.kind not in "uif":
         raise BadInput(f"{name}: the labels are no numbers; the product holds something else")

@@ -2,14 +2,14 @@
 
 Attributes of the file: ``format`` (``sscn-bench events``), ``version`` (2), ``size`` (voxels per
 side), ``dim`` (2 or 3), ``source`` (origin of the events, text), ``checksum`` (SHA-256 of all other
-attributes, the offsets and the checksums of the events, see `head_checksum`).
+attributes, the offsets and the checksums of the events, see ``head_checksum``).
 
 Data sets, with E events and N voxels in all:
 
-- ``offsets``: uint64, (E + 1,); event `i` has the rows ``offsets[i]`` to ``offsets[i + 1] - 1``;
+- ``offsets``: uint64, (E + 1,); event ``i`` has the rows ``offsets[i]`` to ``offsets[i + 1] - 1``;
 - ``voxels``: uint16, (N, dim), sorted within an event with the last axis fastest;
 - ``energies``: float32, (N,), MeV;
-- ``labels``: uint8, (N,), values of `harness.events.event.Label`;
+- ``labels``: uint8, (N,), values of ``harness.events.event.Label``;
 - ``crc32``: uint32, (E,), checksum of the voxels, energies and labels of each event.
 
 Files of version 1 have no checksums; they are read as well.

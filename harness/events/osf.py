@@ -110,7 +110,7 @@ def fetch(
     Yields
     ------
     Path
-        Each file, in the order of `numbers`, as soon as it is complete.
+        Each file, in the order of ``numbers``, as soon as it is complete.
 
     Raises
     ------
@@ -302,7 +302,7 @@ def list_files(api: str = API) -> list[RemoteFile]:
 
 
 def _remote_file(entry: Any) -> RemoteFile:
-    """Read the description of a file; a wrong type raises `TypeError`."""
+    """Read the description of a file; a wrong type raises ``TypeError``."""
     attributes = entry["attributes"]
     name, size = attributes["name"], attributes.get("size")
     address = entry["links"]["download"]

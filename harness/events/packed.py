@@ -1,9 +1,9 @@
 """The compact format of the sample in the package, 1.3 bytes per voxel.
 
 It exists for the sample alone. The sample's 2.5 million voxels take 3.4 MB here, 14.8 MB in the
-project's HDF5 format (`native`), and 4.0 MB in HDF5 with the same codes and gzip at its highest
+project's HDF5 format (``native``), and 4.0 MB in HDF5 with the same codes and gzip at its highest
 level; reading all of it takes 2.2 s against 1.1 s. The identity of the files (``sample.SHA256``) is
-part of every stored record, so that the format does not change. For other events use `native`.
+part of every stored record, so that the format does not change. For other events use ``native``.
 
 A file holds events of one size:
 
@@ -16,7 +16,7 @@ A file holds events of one size:
   - positions: within an event the voxels are sorted with the last axis fastest; the differences
     of their numbers, that of the first voxel from -1, as variable-length integers of 7 bits per
     byte, least significant first, with the high bit set in all bytes but the last;
-  - energies: logarithmic codes, the low bytes of all voxels and then the high bytes. Code `c`
+  - energies: logarithmic codes, the low bytes of all voxels and then the high bytes. Code ``c``
     stands for ``0.001 MeV * exp(step * c)``; the step keeps the error within 1 %. Code 0 stands
     for exactly zero; other energies under 1.01 keV have no code;
   - labels: one byte per voxel.

@@ -36,7 +36,7 @@ class PilarnetMSet(FileSet):
     that are not used here. ``cluster[i]`` is flat, five numbers per cluster (six in the second
     revision): number of points, fragment, group, interaction, semantic class and, in the second
     revision, the particle. Points are ordered by cluster. With the particle, tracks become HIP or
-    MIP; without it they are `Label.TRACK`.
+    MIP; without it they are ``Label.TRACK``.
 
     Parameters
     ----------

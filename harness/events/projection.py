@@ -20,7 +20,7 @@ def project(event: Event, plane: str) -> Event:
     event : Event
         In 3D.
     plane : str
-        A key of `PLANES`.
+        A key of ``PLANES``.
 
     Returns
     -------
@@ -55,7 +55,7 @@ class ProjectedSet(EventSet):
     ----------
     whole : EventSet
     plane : str
-        A key of `PLANES`.
+        A key of ``PLANES``.
 
     Raises
     ------

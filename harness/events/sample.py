@@ -64,7 +64,7 @@ def make_sample(folder: Path, *, processes: int | None = None) -> Iterator[tuple
     folder : Path
         Made if needed.
     processes : int, optional
-        As for `simulate`; the files do not depend on it.
+        As for ``simulate``; the files do not depend on it.
 
     Yields
     ------

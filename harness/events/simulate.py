@@ -1,10 +1,10 @@
 """Simulation of events in liquid argon with Geant4.
 
 Each event has one vertex, uniform in the image, from which particles leave isotropically; what
-they are and how fast is a `Preset`. Geant4 (the `calzone` package, extra ``simulate``) follows
-them through liquid argon, `digitise` makes the image.
+they are and how fast is a ``Preset``. Geant4 (the ``calzone`` package, extra ``simulate``) follows
+them through liquid argon, ``digitise`` makes the image.
 
-The events of a recipe are numbered and simulated in chunks of `CHUNK`; each chunk has random
+The events of a recipe are numbered and simulated in chunks of ``CHUNK``; each chunk has random
 numbers of its own, drawn from the recipe's seed and the chunk's number. An event therefore does not
 depend on the number of events requested nor on the number of processes. It is the same on all
 machines whose mathematical libraries round alike.
@@ -110,7 +110,7 @@ class Recipe:
     seed : int
         Non-negative.
     preset : str
-        A key of `PRESETS`.
+        A key of ``PRESETS``.
     """
 
     size: int
@@ -429,7 +429,7 @@ def label_tracks(
     Returns
     -------
     ndarray of int64, shape (T,)
-        `Label` values of the five classes.
+        ``Label`` values of the five classes.
     """
     own = np.arange(len(track))
     parent_row = np.searchsorted(_track_keys(event, track), _track_keys(event, parent))

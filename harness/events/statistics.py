@@ -34,11 +34,11 @@ class Statistics:
     neighbours : float
         Active voxels in the 3x3x3 (2D: 3x3) neighbourhood of an active voxel, itself included.
     sites : tuple of float
-        Sites per event at each of `STRIDES`.
+        Sites per event at each of ``STRIDES``.
     classes : tuple of float
-        Share of all voxels that each `Label` has.
+        Share of all voxels that each ``Label`` has.
     quantiles : tuple of float
-        Voxel energies in MeV at each of `QUANTILES`.
+        Voxel energies in MeV at each of ``QUANTILES``.
     energy : float
         MeV per event.
     voxels_per_mev : float
@@ -124,5 +124,5 @@ def count_neighbours(voxels: NDArray[np.int32], size: int) -> int:
 
 
 def count_sites(voxels: NDArray[np.int32], size: int, stride: int) -> int:
-    """Count the sites that remain after down-sampling by `stride`."""
+    """Count the sites that remain after down-sampling by ``stride``."""
     return len(np.unique(voxel_keys(voxels // stride, size)))

@@ -90,7 +90,7 @@ def segments_by_least_squares(y: Array) -> list[int]:
 
     Optimal partitioning (Jackson et al. 2005, doi:10.1109/LSP.2001.838216) in units of the noise;
     each change point costs three times the logarithm of the series length, and a segment has at
-    least `SHORTEST` points.
+    least ``SHORTEST`` points.
     """
     n, scaled = len(y), y / noise_of(y)
     sums = np.concatenate([[0.0], np.cumsum(scaled)])
@@ -134,7 +134,7 @@ def detect_change_points(
     Returns
     -------
     ChangePoints
-        Indices are those of `values`.
+        Indices are those of ``values``.
     """
     y = np.log(np.asarray(values, dtype=float))
     outlying = outliers(y)
@@ -215,7 +215,7 @@ def prune(
 def _effect(y: Array, left: int, start: int, right: int, noise: float) -> tuple[float, float]:
     """Change of level, and the probability that noise produces one as large anywhere.
 
-    The position was chosen among all of the series, hence the factor of the series length.
+    The position was chosen among all positions of the series, which gives the factor of its length.
     """
     before, after = y[left:start], y[start:right]
     effect = float(np.median(after) - np.median(before))

@@ -125,7 +125,7 @@ class NvmlMemory:
     pid : int
         Number of this process.
     baseline : dict
-        Result of `NvmlMemory.read` before the process used the device.
+        Result of ``NvmlMemory.read`` before the process used the device.
     interval : float
         Seconds between samples.
     """

@@ -63,7 +63,7 @@ def save(text: str, path: Path, option: str) -> Path:
     path
         The file.
     option
-        What to give another of if it cannot be written, in words.
+        Name of the argument or option with the path, for the error message.
 
     Raises
     ------

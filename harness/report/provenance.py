@@ -38,7 +38,7 @@ RANGES = (
 
 
 def facts(frame: pd.DataFrame) -> list[tuple[str, str]]:
-    """What was measured, when and on what, as pairs of name and value."""
+    """Return time, commit, machine and versions of records, as pairs of name and value."""
     found = [
         ("measured", _span(_distinct(frame, "utc"))),
         ("commit", ", ".join(c[:10] for c in _distinct(frame, "commit")) + _dirt(frame)),

@@ -97,7 +97,7 @@ def svg(figure: Figure, title: str) -> str:
     Parameters
     ----------
     figure
-        Drawn under `SETTINGS`; closed afterwards.
+        Drawn under ``SETTINGS``; closed afterwards.
     title
         Text for screen readers.
     """

@@ -119,7 +119,7 @@ def environments(frame: pd.DataFrame) -> tuple[list[Environment], list[int]]:
     Parameters
     ----------
     frame : DataFrame
-        As `harness.results.store.read` returns it.
+        As ``harness.results.store.read`` returns it.
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """The record: every field of one measurement, its type, unit, range and readers.
 
-The writers (`harness.run`, `harness.study`) fill a `Measurement`;
-`harness.results.store.append_record` completes it to a `Record`. `harness.results.validation`
+The writers (``harness.run``, ``harness.study``) fill a ``Measurement``;
+``harness.results.store.append_record`` completes it to a ``Record``. ``harness.results.validation``
 checks stored lines against this definition, and ``python -m harness.results.schema`` writes the
 JSON Schema and the table in ``docs/records.md`` from it.
 """

@@ -92,7 +92,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _split(kind: Any) -> tuple[Any, Field | None]:
-    """Take a type apart into the bare type and its `Field`."""
+    """Take a type apart into the bare type and its ``Field``."""
     field = None
     while get_origin(kind) in (Required, NotRequired, Annotated):
         kind, *notes = get_args(kind)

@@ -57,10 +57,10 @@ class CellSummary:
     seconds, low, high
         Median and quartiles of a call over all samples in seconds; None without an ``ok`` round.
     memory, error
-        Medians over rounds of `memory_metric` in bytes and of `error_metric`; None where not
+        Medians over rounds of ``memory_metric`` in bytes and of ``error_metric``; None where not
         measured. The error of a wrong cell is included.
     values
-        Medians over rounds of the metrics of `OTHER_METRICS` by their keys.
+        Medians over rounds of the metrics of ``OTHER_METRICS`` by their keys.
     outliers, throttled
         Samples that are outliers, and samples taken while the GPU's clock was held down.
     skipped
@@ -141,12 +141,12 @@ class CellSummary:
 
     @property
     def memory_metric(self) -> Metric:
-        """The metric that `memory` is."""
+        """The metric that ``memory`` is."""
         return _memory_metric(self.cell)
 
     @property
     def error_metric(self) -> Metric:
-        """The metric that `error` is: gradients reveal more than logits where there are any."""
+        """The metric that ``error`` is: gradients reveal more than logits where there are any."""
         return _error_metric(self.cell)
 
 
@@ -176,7 +176,7 @@ Columns = Mapping[str, Sequence[Any]]
 
 
 def summarize(frame: pd.DataFrame) -> list[CellSummary]:
-    """Summarize a table of records, as `harness.results.store.read` returns it, by cell.
+    """Summarize a table of records, as ``harness.results.store.read`` returns it, by cell.
 
     Values of two machines, or of two sets of versions, are never joined: a cell has a summary for
     each. The rounds of a cell are its records, told apart by run and round number. The last record

@@ -1,4 +1,4 @@
-"""Checks of stored records against the definition in `harness.results.record`."""
+"""Checks of stored records against the definition in ``harness.results.record``."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _disagreement(record: Mapping[str, Any]) -> str:
 
 
 def check_of(kind: object) -> Check:
-    """Build the check of a type: a scalar, ``Literal``, union, list, dict, TypedDict or `Cell`."""
+    """Return the check of a type: scalar, ``Literal``, union, list, dict, TypedDict or ``Cell``."""
     origin = get_origin(kind)
     if origin in (Required, NotRequired):
         return check_of(get_args(kind)[0])

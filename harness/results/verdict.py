@@ -18,14 +18,14 @@ How a time is judged
     If there are too few rounds for a permutation test to reach the required level, a moderated
     t-test decides: the variance between rounds is estimated from the rounds and shrunk upwards to
     a prior, the usual variance between processes (Smyth 2004, doi:10.2202/1544-6115.1027, eq. 3
-    with the prior in `Rule`). With one round per side, only the prior is available, and only large
-    differences are significant.
+    with the prior in ``Rule``). With one round per side, only the prior is available, and only
+    large differences are significant.
 
     *Many cells.* Holm's procedure bounds the probability of one or more false alarms in the whole
-    comparison by `Rule.alpha`.
+    comparison by ``Rule.alpha``.
 
-    *Relevance.* A difference below `Rule.smallest` is never SLOWER or FASTER. SAME requires that
-    the whole 95 % confidence interval is within `Rule.smallest`. Every other result is UNCLEAR,
+    *Relevance.* A difference below ``Rule.smallest`` is never SLOWER or FASTER. SAME requires that
+    the whole 95 % confidence interval is within ``Rule.smallest``. Every other result is UNCLEAR,
     with the number of rounds that would suffice.
 """
 
@@ -114,7 +114,7 @@ class Rule:
     between_runs: float = 0.02
 
     def rounds_needed(self, cells: int) -> int:
-        """Rounds per side, in turns, that a signed-rank test over `cells` requires."""
+        """Rounds per side, in turns, that a signed-rank test over ``cells`` requires."""
         return math.ceil(1 + math.log2(cells / self.alpha))
 
 
@@ -128,7 +128,7 @@ class Side:
         Samples in order, in seconds, by the name of the round; only successful rounds. Sides that
         took turns have the same names.
     outcome
-        The worst outcome of the rounds, one of `OUTCOMES`.
+        The worst outcome of the rounds, one of ``OUTCOMES``.
     reason
         Reason if the outcome is not ``ok``.
     turns
@@ -176,7 +176,7 @@ class Judgement:
     p
         Two-sided p-value before the correction for many cells.
     test
-        Name of the test of `p`; empty without a test.
+        Name of the test of ``p``; empty without a test.
     """
 
     verdict: Verdict
@@ -236,7 +236,7 @@ def judge(pairs: Sequence[Pair], rule: Rule = Rule()) -> list[Judgement]:
     Returns
     -------
     list[Judgement]
-        In the order of `pairs`.
+        In the order of ``pairs``.
     """
     judgements: list[Judgement | None] = [_judge_outcome(pair) for pair in pairs]
     timed = [i for i, found in enumerate(judgements) if found is None]
@@ -381,7 +381,7 @@ def _turns(side: Side, name: Any) -> list[Sequence[float]]:
 
 
 def _hodges_lehmann(d: Array) -> Array:
-    """Return Hodges and Lehmann's estimate of the centre of each row of `d`."""
+    """Return Hodges and Lehmann's estimate of the centre of each row of ``d``."""
     center: Array = np.median(_walsh(d), axis=1)
     return center
 
@@ -399,7 +399,7 @@ def _pairs_of(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 def _grouped(values: list[float]) -> list[float]:
-    """Replace groups of adjacent rounds by their median, so that at most `MOST_ROUNDS` remain.
+    """Replace groups of adjacent rounds by their median, so that at most ``MOST_ROUNDS`` remain.
 
     Rounds that took turns stay paired: both sides have the same number and the same groups.
     """
@@ -442,7 +442,7 @@ def _moderated(
 
 
 def _test_turns(d: Array, within: Array, rule: Rule, by_rank: bool) -> dict[str, Any]:
-    """Test changes of log time `d`, (cells, rounds), with their variance within a round."""
+    """Test changes of log time ``d``, (cells, rounds), with their variance within a round."""
     n = d.shape[1]
     if by_rank:
         walsh = np.sort(_walsh(d), axis=1)
@@ -496,7 +496,7 @@ def _t_columns(effect: Array, error: Array, freedom: Array) -> dict[str, Any]:
 def signed_rank_p(d: Array) -> Array:
     """Exact two-sided p-values of Wilcoxon's signed-rank test.
 
-    They need six lines, because `_walsh_cut` requires the exact distribution for the interval,
+    They need six lines, because ``_walsh_cut`` requires the exact distribution for the interval,
     and SciPy does not offer it.
 
     Parameters

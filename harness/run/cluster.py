@@ -91,7 +91,7 @@ def dask_machines(address: str) -> Machines:
     Parameters
     ----------
     address : str
-        As for `dask_executor`.
+        As for ``dask_executor``.
     """
     kind, _, count = address.partition(":")
 
@@ -126,7 +126,7 @@ def described_machine(
     Parameters
     ----------
     device, threads
-        As for `harness.run.resume.this_machine`.
+        As for ``harness.run.resume.this_machine``.
     variables : mapping, optional
         Environment variables that assign the device; by default those of this process.
     """

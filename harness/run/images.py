@@ -150,7 +150,7 @@ class BatchImages:
     Attributes
     ----------
     check : SparseBatch
-        The image for the last check, which `take` never returns.
+        The image for the last check, which ``take`` never returns.
     """
 
     def __init__(self, batch: SparseBatch, stride: int, seed: int) -> None:

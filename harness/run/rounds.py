@@ -125,7 +125,7 @@ def run(
     source : EngineSource, optional
         The engines to measure; by default those beside this harness.
     against : EngineSource, optional
-        Other source, measured in turns with this one; its records go to `against_path`.
+        Other source, measured in turns with this one; its records go to ``against_path``.
     executor : callable
         Measures the tasks.
     machines : callable

@@ -259,7 +259,7 @@ class Workload:
 class LayerWorkload:
     """A single convolution of one engine, on the sites of its level.
 
-    It has the methods of `Workload`. No call changes a weight.
+    It has the methods of ``Workload``. No call changes a weight.
 
     Parameters
     ----------
@@ -304,7 +304,7 @@ class LayerWorkload:
     def present(self, batch: SparseBatch) -> None:
         """Replace the sites and features by those of another batch of the same size, in place.
 
-        The next `call` prepares the phase anew where the timed function reads a map.
+        The next ``call`` prepares the phase anew where the timed function reads a map.
         """
         overwrite(self.batch, batch)
         if self.cell.phase == "map":

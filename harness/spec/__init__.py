@@ -1,1 +1,1 @@
-"""What is measured: cells, suites and metrics."""
+"""Definitions of measurements: cells, suites and metrics."""

@@ -75,7 +75,7 @@ class EventSpec:
 class Question:
     """All of a cell but the suite and the engine: engines compete on the same question.
 
-    The fields are those of `Cell`.
+    The fields are those of ``Cell``.
     """
 
     device: str
@@ -213,9 +213,9 @@ class Cell:
                 raise BadInput(f"the phase {self.phase} is of a single layer; name it in 'layer'")
             return
         _one_of("phase of a layer", self.phase, LAYER_PHASES)
-        known = layers_of(self.model)
-        if self.layer not in known:
-            raise BadInput(f"layer must be one of {', '.join(known)}, not {self.layer!r}")
+        layers = layers_of(self.model)
+        if self.layer not in layers:
+            raise BadInput(f"layer must be one of {', '.join(layers)}, not {self.layer!r}")
         state = "cold" if self.phase == "map" else "warm"
         if self.map != state:
             raise BadInput(f"a layer's phase {self.phase} is measured with map {state!r}")
@@ -276,7 +276,7 @@ class Cell:
 
     @property
     def question(self) -> Question:
-        """What engines compete on."""
+        """The question on which engines are compared."""
         return Question(**{entry.name: getattr(self, entry.name) for entry in fields(Question)})
 
     @property

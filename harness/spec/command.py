@@ -1,4 +1,4 @@
-"""``python -m harness suites``: the questions that can be asked."""
+"""``python -m harness suites``: the list of suites and their questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stored field means: its unit, its range and its readers, for checks, schema and docs."""
+"""Meaning of stored fields: unit, range and readers, for checks, schema and documentation."""
 
 from __future__ import annotations
 

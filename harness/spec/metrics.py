@@ -1,4 +1,4 @@
-"""Every metric once: where it stands in a record, its name, unit, direction and tolerance."""
+"""All metrics: their place in a record, name, unit, direction and tolerance."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ Direction = Literal["lower", "higher"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a record that people compare.
+    """A number of a record that is compared between runs.
 
     Attributes
     ----------
     key : str
         Its place in the record, nested keys joined by dots: the column of ``store.read``.
     name : str
-        What people call it.
+        Its name for users.
     unit : str
         ``s``, ``bytes``, ``J``, ``voxels``, ``share`` (printed in per cent) or empty for a ratio.
     better : str
         ``lower`` or ``higher``.
     tolerance : float
-        The smallest relative difference that matters; absolute for metrics without a unit.
+        The smallest relevant relative difference; absolute for metrics without a unit.
     baseline : str
         The place of a value to subtract (memory in use before the measurement), or empty.
     samples : bool

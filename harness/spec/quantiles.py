@@ -18,7 +18,7 @@ def median(values: Sequence[float]) -> float:
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Return lower quartile, median and upper quartile of a non-empty sequence.
 
-    They are interpolated linearly, as `numpy.quantile` does.
+    They are interpolated linearly, as ``numpy.quantile`` does.
     """
     ordered = sorted(values)
     return _at(ordered, 0.25), _at(ordered, 0.5), _at(ordered, 0.75)

@@ -1,4 +1,4 @@
-"""What a suite is: a question, and the grid of cells that answers it."""
+"""Suites: a question, and the grid of cells that answers it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.errors import BadInput
 from harness.spec.cell import SIZES, Cell, EventSpec, ModelSpec
 
 ENGINES = tuple(BUILT_IN)
-"""Every engine that the project knows, installed or not: what is missing gets a record too."""
+"""All built-in engines; one that is not installed gets a record with the reason."""
 
 TYPICAL_SEED = 4
 """Draws typical events: at every size, for batch 1 and 4, the sites of a batch are within 30 % of
@@ -45,11 +45,11 @@ class Suite:
     name : str
         As in ``harness run NAME``.
     question : str
-        What it finds out.
+        The question that it answers.
     grids : tuple of Grid
-        Never computed from what is installed, so that runs of all machines can be compared.
+        They do not depend on the installed engines, so that runs of all machines can be compared.
     budget : float
-        Seconds of sampling for a cell in a round, unless the user says otherwise.
+        Seconds of sampling per cell and round, unless the user gives another number.
     """
 
     name: str
@@ -124,13 +124,13 @@ class Suite:
                 found[cell] = None
         return list(found)
 
-    def _engines(self, grid: Grid, wanted: Sequence[str]) -> Sequence[str]:
-        """Return the wanted engines that a grid has; engines from outside go into every grid."""
-        if not wanted:
+    def _engines(self, grid: Grid, requested: Sequence[str]) -> Sequence[str]:
+        """Return the requested engines of a grid; those of third parties are in every grid."""
+        if not requested:
             return grid.backends
         return [
             engine
-            for engine in wanted
+            for engine in requested
             if parse_engine(engine)[0] in grid.backends or parse_engine(engine)[0] not in ENGINES
         ]
 

@@ -64,7 +64,7 @@ def cost_jobs(
     engines : Engines
         Engines to measure.
     device, precision, model
-        As for `harness.spec.cell.Cell`.
+        As for ``harness.spec.cell.Cell``.
     folder : Path
         Folder of the derived events.
     """

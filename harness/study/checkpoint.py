@@ -40,7 +40,7 @@ class Checkpoint:
     random : dict
         States of torch's random generators by device.
     loader : dict
-        `harness.events.TrainingLoader.state`.
+        ``harness.events.TrainingLoader.state``.
     rows : dict
         Length in bytes of each CSV file at the time of the checkpoint.
     """

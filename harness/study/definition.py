@@ -25,13 +25,13 @@ class Study:
     out : Path
         Folder of all files of the study.
     scale : str
-        Name of a scale, as in `harness.study.scales.SCALES`.
+        Name of a scale, as in ``harness.study.scales.SCALES``.
     backend : str
         Sparse engine that is trained.
     also : tuple of str
         Further sparse engines whose costs are measured.
     precision : str
-        As for `harness.spec.cell.Cell`.
+        As for ``harness.spec.cell.Cell``.
     minutes : float
         Duration of the first training; 0 for the duration in the scale.
     """
@@ -109,7 +109,7 @@ def predictions_name(test: HeldOut) -> str:
 def write_definition(study: Study) -> None:
     """Write the definition of a study into its folder.
 
-    A study may be continued with other engines in `Study.also` and with other minutes.
+    A study may be continued with other engines in ``Study.also`` and with other minutes.
 
     Raises
     ------
@@ -153,8 +153,8 @@ def read_study(out: Path) -> Study:
         values = json.loads(text)
     except ValueError:
         raise damaged from None
-    known = {field.name for field in fields(Study)}
-    if not isinstance(values, dict) or not {"scale"} <= set(values) <= known:
+    names = {field.name for field in fields(Study)}
+    if not isinstance(values, dict) or not {"scale"} <= set(values) <= names:
         raise damaged
     also = values.get("also", [])
     texts = (values["scale"], values.get("backend", ""), values.get("precision", ""))

@@ -117,16 +117,16 @@ class PageWriter:
     ) -> Table:
         """Write a table as CSV, and return it formatted for the page.
 
-        Values of columns whose names end in a unit of `_UNITS` get that unit on the page.
+        Values of columns whose names end in a unit of ``_UNITS`` get that unit on the page.
 
         Parameters
         ----------
         name, title, sentence
-            As for `Table`.
+            As for ``Table``.
         frame : DataFrame
             Values.
         formats : mapping, optional
-            Name of a column -> function that formats its values, instead of `format_cell`.
+            Name of a column -> function that formats its values, instead of ``format_cell``.
         """
         self._write_csv(name, frame)
         names, chosen = [], []
@@ -156,7 +156,7 @@ class PageWriter:
         Parameters
         ----------
         name, title, sentence
-            As for `Figure`.
+            As for ``Figure``.
         frame : DataFrame
             Numbers of the figure.
         draw : callable
@@ -226,4 +226,4 @@ def format_factor(value: float | None) -> str:
 ACCURACY_FORMATS = dict.fromkeys(
     ("nonzero accuracy", "spread over events", "error of the mean"), format_fraction
 )
-"""Formats of the columns of `harness.study.tables.accuracy_table`."""
+"""Formats of the columns of ``harness.study.tables.accuracy_table``."""

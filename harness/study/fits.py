@@ -54,7 +54,7 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
     Returns
     -------
     PowerLaw or None
-        None for fewer than `MIN_POINTS` different abscissae.
+        None for fewer than ``MIN_POINTS`` different abscissae.
     """
     points = [
         (math.log(a), math.log(b))

@@ -45,7 +45,7 @@ class EventFolder:
         Voxels per side.
     count : int
         Number of simulated events; events with fewer voxels than
-        `harness.events.sample.LEAST_VOXELS` are not written.
+        ``harness.events.sample.LEAST_VOXELS`` are not written.
     seed : int
         Seed of the first file; each further file has the next seed.
     presets : tuple of str
@@ -70,7 +70,7 @@ class EventFolder:
         progress : callable
             Called after every event with the number of events so far and ``count``.
         processes : int, optional
-            As for `harness.events.simulate.simulate`; the events do not depend on it.
+            As for ``harness.events.simulate.simulate``; the events do not depend on it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         done = 0

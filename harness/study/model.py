@@ -30,7 +30,7 @@ class Model:
     Attributes
     ----------
     network : Module
-        As `backends.network.build` returns it.
+        As ``backends.network.build`` returns it.
     backend : Backend
         The engine.
     classes : int

@@ -37,9 +37,9 @@ def make_optimiser(name: str, network: Any, rate: float) -> Optimizer:
     Parameters
     ----------
     name : str
-        One of `OPTIMISERS`.
+        One of ``OPTIMISERS``.
     network : Module
-        As `backends.network.build` returns it.
+        As ``backends.network.build`` returns it.
     rate : float
         Learning rate. To change it, set ``lr`` in every group of ``param_groups``.
 
@@ -129,7 +129,7 @@ class Muon(Optimizer):
     def _native(
         self, layer: EngineLayer, weight: Tensor, matrix: Tensor, order: list[int]
     ) -> Tensor:
-        """Return the matrix of `_matrix` in the layout of the engine."""
+        """Return the matrix of ``_matrix`` in the layout of the engine."""
         shape = weights.weight_shape(layer, self._backend.dim)
         moved = matrix.reshape([shape[axis] for axis in order])
         canonical = moved.permute([order.index(axis) for axis in range(len(order))])
@@ -141,7 +141,7 @@ class Muon(Optimizer):
         return {"muon": super().state_dict(), "adam": self._adam.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state that `state_dict` has returned."""
+        """Restore the state that ``state_dict`` has returned."""
         super().load_state_dict(state_dict["muon"])
         self._adam.load_state_dict(state_dict["adam"])
 

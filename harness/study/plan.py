@@ -35,14 +35,14 @@ class TrainingSettings:
     held_out_events : int
         Number of events in each evaluation; 0 for all.
     optimiser : str
-        One of `harness.study.optimiser.OPTIMISERS`; the 2018 study used Adam.
+        One of ``harness.study.optimiser.OPTIMISERS``; the 2018 study used Adam.
     learning_rate : float
         Maximum learning rate; 1e-3 throughout in the 2018 study.
     warm_up : int
         Steps in which the learning rate rises linearly to its maximum; afterwards it falls with
         the inverse square root of the step (arXiv:1706.03762, equation 3). 0 for a constant rate.
     average : float
-        Decay of `harness.study.average.WeightAverage`; 0 to evaluate the latest weights.
+        Decay of ``harness.study.average.WeightAverage``; 0 to evaluate the latest weights.
     """
 
     batch: int
@@ -64,7 +64,7 @@ class TrainingSettings:
 class Plan(TrainingSettings):
     """One training on one engine, with the files of its events.
 
-    A `harness.study.scales.Training` is independent of the engine and the folder; a plan is that
+    A ``harness.study.scales.Training`` is independent of the engine and the folder; a plan is that
     training in one study, in the form that the training process reads.
 
     Attributes
@@ -76,9 +76,9 @@ class Plan(TrainingSettings):
     events : View
         Training events.
     held_out : View
-        Events of the evaluations; each uses the first `held_out_events` of them.
+        Events of the evaluations; each uses the first ``held_out_events`` of them.
     device, precision, options, model
-        As for `harness.spec.cell.Cell`.
+        As for ``harness.spec.cell.Cell``.
     seed : int
         Seed of the initial weights and of the order and orientation of the events: two engines
         with the same seed start from the same weights and see the same batches in the same order.
@@ -128,7 +128,7 @@ class Plan(TrainingSettings):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the plan that `to_json` has written."""
+        """Return the plan that ``to_json`` has written."""
         parts = dict(values)
         parts["events"] = View(**parts["events"])
         parts["held_out"] = View(**parts["held_out"])
@@ -170,7 +170,7 @@ def write_plan(folder: Path, plan: Plan, tests: Tests) -> None:
 
 
 def read_plan(folder: Path) -> tuple[Plan, dict[str, tuple[View, int]]]:
-    """Read the files of `write_plan`.
+    """Read the files of ``write_plan``.
 
     Raises
     ------

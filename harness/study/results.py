@@ -44,7 +44,7 @@ class Curve:
 
     @cached_property
     def smooth(self) -> pd.DataFrame:
-        """Moving means over `SMOOTHED` steps, over fewer at the start."""
+        """Moving means over ``SMOOTHED`` steps, over fewer at the start."""
         return self.steps.rolling(SMOOTHED, min_periods=1).mean()
 
     @property
@@ -120,7 +120,7 @@ class Results:
     cells : list of CellSummary
         CellSummary cells.
     frame : DataFrame
-        Records, as `harness.results.store.read` returns them.
+        Records, as ``harness.results.store.read`` returns them.
     problems : list of str
         Sentences on files that could not be used.
     """

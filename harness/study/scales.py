@@ -40,16 +40,16 @@ class HeldOut:
 class Training(TrainingSettings):
     """One training of a scale, independent of the engine and of the folder of a study.
 
-    `harness.study.definition.Study.plan` returns its plan in one study.
+    ``harness.study.definition.Study.plan`` returns its plan in one study.
 
     Attributes
     ----------
     name : str
         Name of its folder and of its curve.
     role : str
-        `SPARSE`, `DENSE` or `AS_PUBLISHED`.
+        ``SPARSE``, ``DENSE`` or ``AS_PUBLISHED``.
     size, crop, dim, classes : int
-        As for `harness.study.views.View`.
+        As for ``harness.study.views.View``.
     tests : tuple of HeldOut
         Tests after the training; their events get the crop, plane and classes of the training.
     """
@@ -78,21 +78,21 @@ class Costs:
     planes : tuple of (size, batch)
         Images for the same comparison in two dimensions.
     batches : tuple of int
-        Events per batch at `batch_size` px, in addition to those of the table.
+        Events per batch at ``batch_size`` px, in addition to those of the table.
     volumes : tuple of int
         Voxels per side of the volumes in which the same events are embedded.
     overlays : tuple of int
-        Numbers of events overlaid in one volume of `overlay_size`.
+        Numbers of events overlaid in one volume of ``overlay_size``.
     occupancies : tuple of float
-        Active fractions of a cube of `filled_side`, for the crossover of dense and sparse.
+        Active fractions of a cube of ``filled_side``, for the crossover of dense and sparse.
     batch_size : int
-        Voxels per side for `batches`.
+        Voxels per side for ``batches``.
     overlay_size : int
-        Voxels per side for `overlays`.
+        Voxels per side for ``overlays``.
     filled_side : int
-        Voxels per side for `occupancies`.
+        Voxels per side for ``occupancies``.
     phases : tuple of str
-        Timed phases, except in `dense`.
+        Timed phases, except in ``dense``.
     rule : StopRule
         Stop rule of the samples of a cell.
     warm_up : float

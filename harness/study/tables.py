@@ -101,7 +101,7 @@ def total_memory(frame: pd.DataFrame, device: str) -> dict[str, float]:
     Parameters
     ----------
     frame : DataFrame
-        Records, as `harness.results.store.read` returns them.
+        Records, as ``harness.results.store.read`` returns them.
     device : str
         ``cpu`` or ``cuda``.
 
@@ -127,7 +127,7 @@ def cost_table(
     cells : sequence of CellSummary
         Cells of the suite of the table.
     memory : mapping
-        As `total_memory` returns it.
+        As ``total_memory`` returns it.
     device : str
         Device of the published numbers: a V100 for ``cuda``, a Xeon Silver 4110 for ``cpu``.
     """

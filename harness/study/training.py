@@ -53,7 +53,7 @@ class Progress:
     left : float
         Expected remaining training time in seconds.
     loss, accuracy : float
-        Means over the last steps, at most `_RECENT` of them.
+        Means over the last steps, at most ``_RECENT`` of them.
     """
 
     step: int
@@ -94,7 +94,7 @@ def train(
     report : callable
         Called with the progress after every step.
     model : Model, optional
-        As `harness.study.model.build_model` returns it. It is trained in place and has the
+        As ``harness.study.model.build_model`` returns it. It is trained in place and has the
         averaged weights afterwards.
     clock : callable
         Returns a time in seconds.

@@ -1,6 +1,6 @@
 """Runs a training in a process of its own, and appends its record.
 
-A process that dies loses the steps since its last checkpoint at most.
+A process that crashes loses at most the steps since its last checkpoint.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def run_training(folder: Path, plan: Plan, tests: Tests, out: Path, console: Con
     plan : Plan
         The training.
     tests : mapping
-        As for `harness.study.plan.write_plan`.
+        As for ``harness.study.plan.write_plan``.
     out : Path
         File of records; a record is appended when the training ends, whatever its outcome.
     console : Console
@@ -50,7 +50,7 @@ def run_training(folder: Path, plan: Plan, tests: Tests, out: Path, console: Con
     Returns
     -------
     str
-        Outcome, one of `harness.results.record.OUTCOMES`.
+        Outcome, one of ``harness.results.record.OUTCOMES``.
     """
 
     def say(text: str) -> None:

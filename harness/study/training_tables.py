@@ -65,7 +65,7 @@ class TrainingTables:
         seconds: float,
         joules: float | None,
     ) -> None:
-        """Add a row of `STEP_COLUMNS`."""
+        """Add a row of ``STEP_COLUMNS``."""
         self._steps.writerow(
             [
                 step,
@@ -82,7 +82,7 @@ class TrainingTables:
     def add_evaluation(
         self, step: int, seconds: float, joules: float | None, result: Accuracy
     ) -> None:
-        """Add a row of `HELD_OUT_COLUMNS` and the accuracy of each class."""
+        """Add a row of ``HELD_OUT_COLUMNS`` and the accuracy of each class."""
         self._held_out.writerow(
             [
                 step,

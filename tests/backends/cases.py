@@ -103,7 +103,7 @@ def decided(config, dim, seed=0):
 
 @dataclass
 class Result:
-    """What a network returned."""
+    """Results of a network."""
 
     logits: torch.Tensor
     loss: torch.Tensor | None = None

@@ -63,7 +63,7 @@ def test_logits_gradients_and_statistics(arithmetic, dim, case):
 
 
 @pytest.mark.parametrize("case", ["random_sites", "odd_size"])
-def test_rectifiers_at_their_corners_too(arithmetic, dim, case):
+def test_networks_with_inputs_of_relus_near_zero(arithmetic, dim, case):
     batch, values, expected = cases.known(case, dim, cases.SMALL, "step", decisive=False)
     got = cases.step(cases.network_on(arithmetic.load(dim), cases.SMALL, values), batch)
     found = compare(expected, arithmetic.precision, got.logits, got.gradients, got.statistics)
@@ -71,7 +71,7 @@ def test_rectifiers_at_their_corners_too(arithmetic, dim, case):
 
 
 def test_one_site(arithmetic, dim):
-    # A norm has no variance of one site: training is undefined there, and torch refuses it.
+    # A norm has no variance for a single site: training is undefined, and an error in torch.
     batch, values, expected = cases.known("one_site", dim, cases.SMALL, "forward")
     network = cases.network_on(arithmetic.load(dim), cases.SMALL, values)
     found = compare(expected, arithmetic.precision, cases.forward(network, batch).logits)

@@ -42,7 +42,7 @@ def batch(sites, features=None, labels=None, size=8, events=2):
         ),
     ],
 )
-def test_what_no_engine_should_see_is_refused(make, words):
+def test_invalid_batches_are_refused(make, words):
     with pytest.raises(InvalidBatch, match=words):
         make()
 
@@ -61,7 +61,7 @@ def test_sites_have_keys_of_their_own_even_in_large_batches(sites):
     assert keys.argsort().tolist() == ordered
 
 
-def test_a_batch_moves_as_it_is():
+def test_a_batch_is_the_same_on_another_device():
     given_batch = cases.random_sites(3)
     moved = given_batch.to("cpu")
     assert torch.equal(moved.sites, given_batch.sites)
@@ -124,7 +124,7 @@ def test_a_gradient_that_vanishes_but_for_rounding_is_no_error():
     assert not compare(tiny, "fp32", LOGITS, {**GRADIENTS, "c.bias": torch.tensor([0.1])}).right
 
 
-def test_measures():
+def test_errors_of_a_result():
     found = compare(REFERENCE, "bf16", LOGITS.flip(1))
     assert found.max_abs == 4.0
     assert found.argmax_agreement == 0.0
@@ -135,7 +135,7 @@ def test_measures():
     assert math.isinf(rel_rmse(torch.tensor([math.nan]), torch.tensor([1.0])))
 
 
-def test_without_a_truth_numbers_must_be_numbers():
+def test_without_a_reference_results_must_be_finite():
     assert finite(LOGITS, GRADIENTS.values()).right
     assert "logits" in finite(LOGITS / 0).reason
     assert "gradient" in finite(LOGITS, [torch.tensor([math.inf])]).reason

@@ -35,11 +35,11 @@ def run(built, batch):
 @pytest.mark.agreement
 @pytest.mark.parametrize("case", ["random_sites", "faces_and_corners", "empty_members"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_stacks_agree_with_float64(arithmetic, dim, kind, case):
+def test_chains_agree_with_float64(arithmetic, dim, kind, case):
     if kind not in arithmetic.capabilities.kinds:
         pytest.skip(f"{arithmetic.name} has no {kind} convolution")
     if arithmetic.precision in ("fp16", "bf16", "tf32"):
-        pytest.skip("16 bits through a stack without norms lose what can be compared")
+        pytest.skip("16 bits are too few for a chain without norms")
     batch = cases.CASES[case](dim)
     config = convolution_chain.ChainConfig(kind, 3, 4)
     values = convolution_chain.initial(config, dim)
@@ -63,7 +63,7 @@ def test_one_site_becomes_a_cube(engine, dim, count):
         assert len(run(built, batch)) == expected
 
 
-def test_the_dense_engine_computes_the_same_stack(dim):
+def test_the_dense_engine_computes_the_same_chain(dim):
     batch = cases.random_sites(dim)
     config = convolution_chain.ChainConfig(Kind.ORDINARY, 2, 3)
     values = convolution_chain.initial(config, dim)
@@ -103,7 +103,7 @@ def test_a_cell_of_the_suite_is_checked_and_counted():
     assert counts["ordinary"] > 10 * counts["submanifold"]
 
 
-def test_the_suite_asks_for_one_to_five_convolutions_in_2d_and_3d():
+def test_the_suite_has_one_to_five_convolutions_in_2d_and_3d():
     cells = SUITE.cells()
     asked = {(cell.dim, cell.phase, cell.model.depth) for cell in cells}
     assert asked == {(d, p, n) for d in (2, 3) for p in KINDS for n in range(1, 6)}

@@ -93,8 +93,8 @@ def test_cold_builds_every_map_and_warm_builds_none(engine, network, monkeypatch
         assert not built
 
 
-def test_warm_never_looks_at_the_sites_again(engine, network):
-    """Sites that change under a warm tensor change nothing, and a cold pass sees them at once."""
+def test_a_warm_pass_does_not_read_the_sites(engine, network):
+    """Changed sites of a warm tensor have no effect; in a cold pass they have."""
     batch = cases.random_sites(3).to(engine.device)
     other = cases.batch_of(cases.scattered(len(batch.sites), 16, 3, seed=9), 16, 2)
     x = cases.tensor_of(network, batch)
@@ -111,7 +111,7 @@ def test_warm_never_looks_at_the_sites_again(engine, network):
 
 
 class Operations(TorchDispatchMode):
-    """Count what torch is asked to do."""
+    """Count the operations of torch."""
 
     def __init__(self):
         super().__init__()
@@ -154,8 +154,8 @@ def test_nothing_is_copied_or_sorted_on_the_way_in_and_out(engine, network):
 
 
 @pytest.mark.parametrize("phase", ["forward", "step"])
-def test_the_same_bits_twice_or_not(engine, phase, record_property):
-    """Whether an engine repeats itself bit by bit is known, and does not change unnoticed."""
+def test_results_are_reproducible_as_documented(engine, phase, record_property):
+    """Engines return the same bits for the same input, except those listed as exceptions."""
     batch, values, _ = cases.known("random_sites", 3, cases.SMALL, "forward")
     results = []
     for _ in range(4):

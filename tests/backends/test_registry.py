@@ -1,4 +1,4 @@
-"""Engines are found by name, and a probe survives whatever an engine does."""
+"""Engines are found by name, and a probe tolerates every failure of an engine."""
 
 import json
 import subprocess
@@ -138,7 +138,7 @@ def test_capabilities_survive_json():
 
 
 @pytest.mark.parametrize("name", registry.BUILT_IN)
-def test_every_engine_is_here_or_says_why(name):
+def test_every_engine_is_available_or_has_a_reason(name):
     found = registry.probe(name)
     if found.capabilities is None:
         assert found.reason

@@ -28,7 +28,7 @@ def test_a_present_engine_shows_all_it_can():
     assert "training" not in shown
 
 
-def test_an_absent_engine_says_why_and_how_it_gets_here():
+def test_an_unavailable_engine_has_a_reason_and_an_install_instruction():
     [line] = absences([registry.Availability("fvdb", None, "not installed: No module [fvdb]")])
     assert line.startswith("fvdb: not installed: No module [fvdb]")
     assert "source distribution" in line
@@ -46,5 +46,5 @@ def test_an_engine_without_its_device_says_what_it_lacks():
     assert "lacks a CUDA device" in shown
 
 
-def test_whatever_does_not_come_with_us_says_how_it_comes():
+def test_every_engine_of_others_has_an_install_instruction():
     assert set(INSTALL) == set(registry.BUILT_IN) - {"sscn", "dense", "dense-study"}

@@ -40,7 +40,7 @@ def test_the_study_s_dense_network_has_50320383_parameters():
     assert not network.has_reference(built)
 
 
-def test_a_network_of_its_own_is_redrawn_alike():
+def test_an_engines_own_network_is_initialised_reproducibly():
     backend = registry.load("dense-study", dim=2, device="cpu", precision="fp32")
     batch = cases.random_sites(2)
     results = []

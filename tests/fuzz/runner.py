@@ -107,7 +107,7 @@ def mutated(folder: Path, seed: int) -> Path:
 
 
 def _judge_death(name: str, seed: int, folder: Path, outcome: Outcome, cause: str) -> None:
-    """Count the death of the reading process: contained, if `open_in_child` refuses the file."""
+    """Count the death of the reading process: contained, if ``open_in_child`` refuses the file."""
     path = mutated(folder, seed)
     try:
         with open_in_child(path, seconds=SECONDS) as events:

@@ -187,7 +187,7 @@ def test_a_wrong_layer_gets_no_times(phase, kernel, words, tmp_path, monkeypatch
     assert "host_seconds" not in found
 
 
-def test_a_network_keeps_its_name_and_a_layer_has_another():
+def test_the_cell_of_a_layer_has_another_name_than_that_of_the_network():
     plain = Cell("inference", "sscn", 192, 1, "forward", "warm")
     assert "layer" not in plain.to_json()
     alone = replace(plain, layer="submanifold-0")
@@ -225,7 +225,7 @@ def test_a_layer_that_does_not_exist_is_one_sentence(change, sentence):
         ("strided-0", "forward", {"network": "own"}, "network of its own"),
     ],
 )
-def test_an_engine_takes_part_in_what_it_has(layer, phase, changes, reason):
+def test_an_engine_is_measured_in_the_layers_that_it_has(layer, phase, changes, reason):
     kinds = frozenset(Kind) - {Kind.INVERSE, Kind.ORDINARY}
     changes = {"kinds": kinds} | changes
     can = Capabilities("1", ("cpu",), {"cpu": ("fp32",)}, **changes)
@@ -235,7 +235,7 @@ def test_an_engine_takes_part_in_what_it_has(layer, phase, changes, reason):
     assert (reason in found) if reason else not found
 
 
-def test_the_suite_asks_for_every_convolution_of_the_network():
+def test_the_suite_has_every_convolution_of_the_network():
     cells = find_suite("layers").cells(backends=["sscn"], sizes=[192])
     asked = {(cell.layer, cell.phase) for cell in cells}
     assert len(asked) == len(cells) == 13 * 3 + 9
@@ -257,7 +257,7 @@ def test_asv_follows_the_cells_of_the_suite():
     assert followed == asked
 
 
-def test_layers_are_questions_of_their_own(make_record, write_records):
+def test_each_layer_is_a_separate_question(make_record, write_records):
     records = [
         make_record(seconds, backend=engine, phase="input-gradient", map="warm")
         for engine, seconds in (("sscn", 0.1), ("spconv", 0.2), ("sscn", 0.3), ("spconv", 0.4))

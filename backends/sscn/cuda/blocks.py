@@ -85,7 +85,7 @@ def convolution_blocks(
     dtype : torch.dtype
         Of the stored rows.
     precision : str
-        As from `dot_precision`.
+        As from ``dot_precision``.
     """
     scalar = _on_scalar_units(dtype, precision)
     common = math.gcd(*sources)
@@ -97,7 +97,7 @@ def convolution_blocks(
 
 @functools.cache
 def product_blocks(inputs: int, outputs: int, dtype: torch.dtype, precision: str) -> ProductBlocks:
-    """Choose the blocks of a weight gradient between two widths; see `convolution_blocks`."""
+    """Choose the blocks of a weight gradient between two widths; see ``convolution_blocks``."""
     scalar = _on_scalar_units(dtype, precision)
     block_in, block_out = _columns(inputs, 64), _columns(outputs, 64)
     blocks = -(-inputs // block_in) * -(-outputs // block_out)

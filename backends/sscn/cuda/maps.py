@@ -1,7 +1,7 @@
 """Kernel maps on the device: sites are sorted once, neighbours searched, rows ordered by taps.
 
 A map of this set has the tensors ``(table, order, taps, counts)`` and is divided into tiles of
-`blocks.tile_rows` rows:
+``blocks.tile_rows`` rows:
 
 * ``order``, (rows,) int64: the output row at each position. Rows that have the same taps are
   adjacent, so that a tile has few taps that only some of its rows have.
@@ -32,7 +32,7 @@ ORDERED_FROM = 2048
 """Least rows of a map for which rows are ordered by taps; below, the launches take longer."""
 
 _rows_above: MutableMapping[Tensor, list[int]] = WeakIdKeyDictionary()
-"""Keys of a level -> numbers of sites of the coarser levels, counted by `sort_sites`."""
+"""Keys of a level -> numbers of sites of the coarser levels, counted by ``sort_sites``."""
 
 
 @triton.jit(do_not_specialize=["rows", "spatial_size", "bits"])

@@ -68,7 +68,7 @@ def test_every_kernel_set_offered_runs_the_network():
         torch.testing.assert_close(other, logits[0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_convolution_used_twice_and_added_to_itself_is_still_one_function():
+def test_a_convolution_whose_result_is_used_several_times():
     backend = engine()
     sites, features = batch()
     x = backend.tensor(sites, features, SIZE, 2)

@@ -299,11 +299,11 @@ def test_versions_with_which_the_interpreter_fails_are_refused(versions):
 
 
 @pytest.mark.parametrize("versions", [("3.6.0", "2.3.5"), ("3.7.0", "2.4.6"), ("3.10.0", "2.10.0")])
-def test_other_versions_are_not(versions):
+def test_other_versions_are_accepted(versions):
     launching.check_interpreter(*versions)
 
 
-def test_what_hinders_the_kernels_is_said(monkeypatch):
+def test_the_reason_why_the_kernels_cannot_run_is_given(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="need an NVIDIA GPU, or TRITON_INTERPRET=1"):
         choose("cuda", "cuda", torch.float32)

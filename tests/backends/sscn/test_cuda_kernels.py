@@ -538,7 +538,7 @@ def test_a_norm_folded_at_once_is_torchs_norm():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", ["strided", "linear"])
-def test_the_operator_is_sound_for_torch(kind):
+def test_the_operator_passes_opcheck(kind):
     import backends.sscn.convolution  # noqa: F401 (registers the operator)
 
     layer = Layer(kind, "fp32", (4, 3, 5), count=12)

@@ -356,7 +356,7 @@ def test_neighbours_are_right_at_the_far_end_of_a_large_batch(kernel_set):
     assert found.squeeze(1).tolist() == [11.0, 11.0, 100.0, 1000.0]
 
 
-def test_nothing_in_gives_nothing_out(kernel_set):
+def test_no_sites_give_no_rows(kernel_set):
     kernels = selection.load(kernel_set)
     keys, _ = kernels.sort_sites(torch.empty(0, 4, dtype=torch.int32), 8)
     kernel_map = kernels.submanifold_map(keys, 3, 3, 8)

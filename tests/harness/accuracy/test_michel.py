@@ -15,7 +15,7 @@ def line(start, direction, length):
 
 
 def track_with_michel(at=40, length=41, gap=0):
-    """A straight track along x, three voxels wide, and 8 voxels along y from its voxel `at`."""
+    """A straight track along x, three voxels wide, and 8 voxels along y from its voxel ``at``."""
     width = np.array([(0, y, z) for y in (-1, 0, 1) for z in (-1, 0, 1)])
     track = (line((0, 20, 20), (1, 0, 0), length)[:, None] + width).reshape(-1, 3)
     electron = line((at, 22 + gap, 20), (0, 1, 0), 8)

@@ -1,4 +1,4 @@
-"""What an asv environment takes from a commit's wheel, and what from the one that runs asv."""
+"""Packages of an asv environment: from the commit's wheel, and from the code that runs asv."""
 
 import subprocess
 import sys

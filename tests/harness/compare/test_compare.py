@@ -1,4 +1,4 @@
-"""What `compare` prints, and when it fails."""
+"""What ``compare`` prints, and when it fails."""
 
 import csv
 import io
@@ -46,7 +46,7 @@ def test_engines_without_a_time_stand_last_and_have_no_speed_up(write_records, r
     assert all(s.over_dense is None for s in large)
 
 
-def test_variants_of_one_engine_are_no_rivals(write_records, make_record):
+def test_variants_of_one_engine_are_not_compared_with_each_other(write_records, make_record):
     records = [
         make_record(1.0, backend="spconv", options={"algo": "native"}),
         make_record(2.0, backend="spconv"),
@@ -98,7 +98,7 @@ def test_the_finding_names_the_fastest_its_lead_and_the_smallest(write_records, 
     assert [m.engine for m in said.quoted] == ["sscn", "spconv", "dense"]
 
 
-def test_the_finding_does_not_call_a_close_race(write_records, make_record):
+def test_the_finding_names_no_winner_of_a_close_race(write_records, make_record):
     records = [make_record(1.0), make_record(1.03, backend="spconv")]
     said = finding(pooled(write_records, records))
     assert "looks fastest here, but this run cannot settle it" in said.claim
@@ -159,7 +159,7 @@ def test_all_engines_together_point_to_the_machine(write_records, run_records):
     assert common_drift(changes(before, alone)) is None
 
 
-def test_time_that_the_host_took_away_is_said_and_where_it_was_worst(write_records, run_records):
+def test_stolen_time_is_reported_with_the_cell_that_lost_most(write_records, run_records):
     records = run_records()
     assert "The host took" not in run(write_records(records, "quiet.jsonl")).stdout
     for record, stolen in zip(records, (0.01, 0.31, 0.08, None), strict=False):
@@ -177,7 +177,7 @@ def test_one_run_prints_engines_outcomes_and_reasons(write_records, run_records)
         assert word in result.output
 
 
-def test_what_is_not_installed_is_told_once(write_records, run_records, make_record):
+def test_engines_that_are_not_installed_are_listed_once(write_records, run_records, make_record):
     missing = [
         make_record(backend="torchsparse", size=s, outcome="unavailable", reason="not installed")
         for s in (192, 512, 768)
@@ -273,7 +273,7 @@ def test_every_format_holds_the_same_rows(write_records, run_records, two):
     assert all(math.isfinite(v) for row in as_json for v in row.values() if type(v) is float)
 
 
-def test_the_one_slower_of_many_cells_is_found(write_records, make_record):
+def test_one_slower_cell_among_many_is_found(write_records, make_record):
     rng = np.random.default_rng(0)
     before, after = [], []
     for event in range(300):

@@ -121,7 +121,7 @@ def test_events_of_a_file_are_not_shown(write_records, make_record):
     assert len(html) < 500_000
 
 
-def test_every_panel_carries_its_engines_failures(page):
+def test_every_panel_shows_the_failures_of_its_engines(page):
     panels = re.findall(r"<figure>(.*?)</figure>", page, re.S)
     assert len(panels) == 6  # two batches of time and memory, and both against sites
     assert sum("out of memory" in panel for panel in panels) == 4

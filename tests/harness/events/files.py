@@ -39,9 +39,9 @@ def larcv3_ids(event: Event) -> NDArray[np.uint64]:
 def write_larcv2(
     path: Path, events: Sequence[Event], label_sizes: int | None = None, **changes: Any
 ) -> None:
-    """Write larcv2's trees; `changes` replaces columns, keyed like ``data__voxel_v._id``.
+    """Write larcv2's trees; ``changes`` replaces columns, keyed like ``data__voxel_v._id``.
 
-    With `label_sizes`, the labels have a description of their images, too.
+    With ``label_sizes``, the labels have a description of their images, too.
     """
     import awkward
     import uproot

@@ -1,4 +1,4 @@
-"""What is wrong with a file is said in one sentence that names it."""
+"""Invalid files are refused with one sentence that names the file and the error."""
 
 import contextlib
 import json

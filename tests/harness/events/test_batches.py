@@ -38,7 +38,7 @@ def same(a, b) -> bool:
 
 
 def shape_of(batch, number):
-    """What no symmetry of the cube changes: the energies of an event."""
+    """Return the energies of an event, which no symmetry of the cube changes."""
     return tuple(sorted(batch["features"][batch["sites"][:, 0] == number, 0].tolist()))
 
 

@@ -25,7 +25,7 @@ CONTENT["dlprod_192px_00.root"] = b"small"
 
 
 class Osf:
-    """Files in two pages and a folder; what a test changes, and what was asked for."""
+    """Files in two pages and a folder; tests can change them, and read the requests."""
 
     def __init__(self) -> None:
         self.requests: list[str] = []

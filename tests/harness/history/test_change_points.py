@@ -1,4 +1,4 @@
-"""Steps on made-up histories whose steps are known."""
+"""Change points of synthetic histories with given steps."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_single_outliers_are_no_steps_and_are_named():
         assert set(places) <= set(found.outliers)
 
 
-def test_two_outliers_at_the_end_wait_for_a_third():
+def test_two_outliers_at_the_end_are_not_yet_a_change():
     values = history(0)
     values[-2:] *= 1.5
     assert not find(values).changes
@@ -74,7 +74,7 @@ def test_two_outliers_at_the_end_wait_for_a_third():
     assert step.first <= 197 <= step.last
 
 
-def test_a_drift_is_told_from_steps():
+def test_a_drift_is_distinguished_from_steps():
     for seed in range(20):
         drifting = history(seed) * np.exp(np.linspace(0, 0.15, 200))
         found = find(drifting)
@@ -100,14 +100,14 @@ def test_a_change_too_small_to_matter_is_no_step():
     assert len(find(values).changes) == 1
 
 
-def test_counts_without_noise_step_too():
+def test_steps_of_counts_without_noise_are_found():
     (step,) = find([100.0] * 20 + [150.0] * 20).changes
     assert step.ratio == pytest.approx(1.5)
     assert (step.first, step.last) == (20, 20)
 
 
 @pytest.mark.parametrize("n", range(2 * SHORTEST))
-def test_short_histories_say_nothing(n):
+def test_short_histories_have_no_changes(n):
     assert not find(history(0, [(n // 2, 3.0)], n=n) if n else []).changes
 
 

@@ -150,7 +150,7 @@ def test_memory_steps_are_called_heavier(measured, tmp_path):
     assert [e.verdict for e in events] == [Verdict.HEAVIER]
 
 
-def test_an_error_that_wanders_within_its_tolerance_is_no_event(measured, tmp_path):
+def test_an_error_that_varies_within_its_tolerance_is_no_change(measured, tmp_path):
     def wander(number, record):
         record["error"]["rel_rmse"] = 1e-7 if number < 10 else 5e-7
 
@@ -286,7 +286,7 @@ WRONG = (None, 7, "text", [], {}, [{}], {"a": 1}, float("nan"), 1e300)
         ("results", TIME_TRACK, 1),
     ],
 )
-def test_a_wrong_field_in_asvs_database_costs_that_file_alone(asv_database, tmp_path, path):
+def test_a_wrong_field_in_asvs_database_skips_only_its_file(asv_database, tmp_path, path):
     file = next((tmp_path / "results/asv/bench").glob("*-env.json"))
     written = file.read_text()
     for wrong in WRONG:
@@ -326,7 +326,7 @@ def test_the_command_prints_what_happened(measured, capsys):
     assert "6 series over 20 commits on 1 machine: 1 change." in out
 
 
-def test_the_command_gives_its_events_to_programs(measured, capsys, tmp_path):
+def test_the_command_prints_changes_as_json(measured, capsys, tmp_path):
     measured()
     history(format=Format.json)
     rows = json.loads(capsys.readouterr().out)
@@ -334,7 +334,7 @@ def test_the_command_gives_its_events_to_programs(measured, capsys, tmp_path):
     assert [r["verdict"] for r in rows] == ["SLOWER", "UPGRADED", "UPGRADED", "UPGRADED"]
 
 
-def test_nothing_stored_says_how_to_begin(tmp_path, monkeypatch):
+def test_without_stored_runs_the_message_says_how_to_measure(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match="harness run"):
         history()

@@ -13,7 +13,7 @@ from tests.harness.instruments.fake_nvml import NOT_SUPPORTED, Device, FakeNvml,
 
 
 class Ticks:
-    """A clock that moves only when told to."""
+    """A clock that the test sets."""
 
     def __init__(self):
         self.now = 100.0
@@ -77,7 +77,7 @@ def test_resident_memory_is_the_peak_of_the_call_over_what_was_there():
     assert second["peak_rss_bytes"] - second["baseline_bytes"] < 16 << 20
 
 
-def test_without_the_right_to_reset_the_peak_it_says_so(tmp_path):
+def test_without_permission_to_reset_the_peak_the_reason_is_given(tmp_path):
     (tmp_path / "status").write_text("VmHWM:\t 2048 kB\nVmRSS:\t 1024 kB\n")
     (tmp_path / "clear_refs").mkdir()
     found = ResidentMemory(tmp_path).measure(lambda: None)
@@ -110,7 +110,7 @@ def watch(device, baseline, pid=77):
     return instrument.measure(lambda: threading.Event().wait(0.02))
 
 
-def test_the_process_is_preferred_where_nvml_knows_it():
+def test_the_memory_of_the_process_is_preferred_if_nvml_reports_it():
     device = Device(
         "GPU-a",
         {
@@ -310,7 +310,7 @@ def test_stolen_time_is_counted_from_the_start(tmp_path):
     assert stolen.share() == pytest.approx(0.2 / os.cpu_count())
 
 
-def test_stolen_time_is_unknown_where_nobody_counts_it(tmp_path):
+def test_stolen_time_is_unknown_without_a_counter(tmp_path):
     (tmp_path / "old").write_text("cpu  9 9 9 9\n")
     assert machine.StolenTime(tmp_path / "old").share() is None
     assert machine.StolenTime(tmp_path / "none").share() is None
@@ -346,7 +346,7 @@ def test_the_commit_is_known_and_dirty_when_a_file_changed(tmp_path):
     assert machine.commit(inner) == ("", True)  # somebody else's repository
 
 
-def test_the_processor_has_a_name_wherever_the_kernel_says_it(tmp_path):
+def test_the_name_of_the_processor_is_read_in_every_format(tmp_path):
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Example 9000\n")
     assert machine.processor_name(tmp_path / "cpuinfo") == "Example 9000"
     assert machine.processor_name(tmp_path / "missing")

@@ -1,4 +1,4 @@
-"""Profiles made up, with known answers."""
+"""Synthetic profiles for tests."""
 
 from harness.profile.profile import HeldMemory, LayerProfile, MemoryProfile, Profile
 from harness.spec.cell import Cell

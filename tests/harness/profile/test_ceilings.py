@@ -89,7 +89,7 @@ def test_a_gpu_has_every_ceiling():
     assert found.launch < 1e-3
 
 
-def test_doubles_are_half_as_many_in_a_register():
+def test_fp64_has_half_the_peak_of_fp32():
     from backends.sscn.cpu import processor
 
     assert processor.peak(10, True, 3) == processor.peak(10, False, 3) / 2 > 0

@@ -31,7 +31,7 @@ CELL = {"backend": "sscn", "size": 192, "batch": 1}
         ({"events": "nowhere.root"}, "nowhere.root"),
     ],
 )
-def test_what_cannot_be_profiled_is_said_in_one_sentence(change, words, tmp_path):
+def test_unsupported_cells_are_refused_in_one_sentence(change, words, tmp_path):
     with pytest.raises(BadInput) as error:
         profile(**CELL | {"out": tmp_path / "out"} | change)
     assert words in str(error.value)
@@ -39,7 +39,7 @@ def test_what_cannot_be_profiled_is_said_in_one_sentence(change, words, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_an_engine_that_nobody_knows_or_that_is_not_here(tmp_path):
+def test_unknown_and_unavailable_engines_are_refused(tmp_path):
     with pytest.raises(UnknownBackend, match="no engine called 'nobody'"):
         profile(**CELL | {"backend": "nobody"})
     if registry.probe("fvdb").capabilities is None:
@@ -64,7 +64,7 @@ def command(*words, home):
     )
 
 
-def test_bad_input_ends_the_command_with_two(tmp_path):
+def test_bad_input_gives_exit_code_2(tmp_path):
     done = command("--backend", "sscn", "--size", 7, "--batch", 1, home=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1

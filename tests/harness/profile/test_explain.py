@@ -29,7 +29,7 @@ def planted(seconds=2e-3):
     return made.profile(), made.profile(layers=layers, commit="b" * 40)
 
 
-def test_the_layer_that_lost_time_is_named_first():
+def test_the_layer_that_became_slower_is_named_first():
     found = explain.explain(*planted())
     first = found.parts[0]
     assert (first.name, first.kind, first.direction) == ("unet.down", "convolution", "forward")
@@ -42,14 +42,14 @@ def test_the_layer_that_lost_time_is_named_first():
     assert found.unexplained == pytest.approx(0, abs=1e-12)
 
 
-def test_what_no_layer_has_is_said():
+def test_the_unexplained_difference_is_shown():
     first, second = planted()
     found = explain.explain(first, replace(second, seconds=second.seconds + 3e-3))
     assert found.unexplained == pytest.approx(3e-3)
     assert ("in no layer", pytest.approx(3e-3)) == explain.waterfall_steps(found)[-1]
 
 
-def test_layers_that_one_engine_lacks_count_whole():
+def test_layers_of_one_engine_only_count_with_their_whole_time():
     fused = [slowed(made.STEM, 1e-3), made.DOWN, made.HOST, made.BACK]
     found = explain.explain(made.profile(), made.profile("other", layers=fused))
     parts = {part.name: part for part in found.parts if part.direction == "forward"}
@@ -63,7 +63,7 @@ seconds = st.lists(st.floats(0, 1, allow_nan=False), min_size=1, max_size=20)
 
 
 @given(seconds, seconds, st.floats(0.01, 3), st.floats(0.01, 3), st.integers(1, 12))
-def test_the_waterfall_ends_where_the_second_cell_is(before, after, whole, other, most):
+def test_the_waterfall_ends_at_the_time_of_the_second_cell(before, after, whole, other, most):
     def build(times, total):
         layers = [
             LayerProfile(f"l{i}", 0, "convolution", "forward", 1, value)
@@ -143,7 +143,7 @@ def test_the_command_writes_json(folders):
         (["a", "broken"], "is not a profile"),
     ],
 )
-def test_what_is_no_profile_is_one_sentence(arguments, words, folders, monkeypatch):
+def test_a_file_that_is_no_profile_is_one_sentence(arguments, words, folders, monkeypatch):
     (folders / "run.jsonl").write_text("{}\n")
     (folders / "empty").mkdir()
     (folders / "broken").mkdir()
@@ -198,7 +198,7 @@ def sleepy(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_nap_of_two_milliseconds_is_found(sleepy, tmp_path):
+def test_a_delay_of_two_milliseconds_is_found(sleepy, tmp_path):
     def harness(*arguments):
         command = [sys.executable, "-m", "harness", *map(str, arguments)]
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

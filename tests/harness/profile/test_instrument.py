@@ -40,14 +40,14 @@ def passed(workload):
     return record_call(workload, workload.call(), RangeRecorder(sequence=sequence_number))
 
 
-def test_every_layer_is_seen_in_both_directions(name):
+def test_every_layer_has_times_in_both_directions(name):
     workload = build_workload(name, "step", "cold")
     recorded = passed(workload)
     found = self_times(recorded)
     for path, layer in workload.network.layers():
         key = RangeKey(path, kind_of(layer.kind), "forward")
         assert found[key].calls == 1
-        # What is fused into a convolution runs backward with it.
+        # Operations that are fused into a convolution run backward with it.
         if key.kind not in getattr(workload.backend, "fused", ()):
             assert key._replace(direction="backward") in found
     kinds = {(key.kind, key.direction) for key in found}
@@ -58,7 +58,7 @@ def test_every_layer_is_seen_in_both_directions(name):
     assert sum(one.seconds for one in found.values()) <= whole
 
 
-def test_maps_are_told_apart_where_they_are_built(name):
+def test_the_construction_of_maps_is_separate_from_convolutions(name):
     def maps(state):
         workload = build_workload(name, "forward", state)
         passed(workload)
@@ -72,7 +72,7 @@ def test_maps_are_told_apart_where_they_are_built(name):
 
 
 @pytest.mark.parametrize("phase", ["forward", "step"])
-def test_the_result_is_the_same_and_nothing_stays_behind(name, phase):
+def test_instruments_change_no_result_and_are_removed(name, phase):
     workload = build_workload(name, phase, "cold")
     plain = workload.call()()
     workload.reset()
@@ -105,7 +105,7 @@ def test_rows_have_the_size_that_the_engine_stores(precision, size):
     assert all(map(torch.equal, before, workload.network.parameters()))
 
 
-def test_passes_are_merged_by_the_middle_of_their_times_over_the_call_beside_them():
+def test_shares_are_averaged_over_the_middle_half_of_the_calls():
     layer, late = RangeKey("a", "add", "forward"), RangeKey("b", "add", "forward")
     passes = [{layer: SelfTime(seconds, 1)} for seconds in (1.0, 2.0, 4.0, 100.0)]
     assert typical_self_times(passes, [1.0] * 4) == {layer: SelfTime(3.0, 1)}

@@ -31,7 +31,7 @@ def test_memory_that_stays_is_an_activation_and_the_rest_is_workspace():
     ]
 
 
-def test_a_map_built_in_a_layer_is_apart_from_its_rows():
+def test_a_map_built_in_a_layer_is_separate_from_its_rows():
     assert held_at_peak([MAP, CONV], readings([0, 100, 160])) == [
         HeldMemory("stem", "map", 100),
         HeldMemory("stem", "activation", 60),
@@ -47,7 +47,7 @@ def test_freed_memory_is_taken_from_the_layers_that_grew_last():
     ]
 
 
-def test_memory_freed_from_before_the_call_is_no_layers():
+def test_memory_from_before_the_call_belongs_to_no_layer():
     found = held_at_peak([HOST, CONV, NORM], readings([50, 10, 110, 130]))
     assert {(one.name, one.bytes) for one in found} == {("stem", 100), ("norm", 20)}
 
@@ -63,5 +63,5 @@ def test_memory_freed_from_before_the_call_is_no_layers():
         (HOST, False, "other"),
     ],
 )
-def test_kinds(key, temporary, kind):
+def test_kinds_of_memory(key, temporary, kind):
     assert memory_kind(key, temporary=temporary) == kind

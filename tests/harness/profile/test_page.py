@@ -76,14 +76,14 @@ def two():
     return [made.profile("sscn", network()), made.profile("spconv", network(2.5, 1))]
 
 
-def test_the_page_answers_before_it_shows(one):
+def test_the_page_begins_with_its_finding(one):
     text = words(render_profile_page(one))
     assert "for convolution, backward" in text
     assert text.index("of it for convolution") < text.index("By kind")
     assert "the machine allows" in text
 
 
-def test_forward_backward_and_step_are_apart(one):
+def test_forward_backward_and_step_have_separate_tables(one):
     html = render_profile_page(one)
     for title in ("Forward,", "Backward,", "Optimiser"):
         assert f"<h3>{title}" in html
@@ -105,7 +105,7 @@ def test_the_peak_of_memory_is_explained():
     assert "stem activation 6 MB" in text
 
 
-def test_what_is_not_known_is_left_out():
+def test_sections_without_data_are_left_out():
     text = words(render_profile_page([made.profile(ceilings=None, memory=None)]))
     assert "Roofline" not in text
     assert "Memory" not in text
@@ -115,7 +115,7 @@ def test_what_is_not_known_is_left_out():
     assert "nan" not in words(render_profile_page([empty])).split()
 
 
-def test_several_profiles_are_laid_over_each_other(several):
+def test_several_profiles_share_one_roofline(several):
     html = render_profile_page(several)
     assert "Roofline of all" in html
     assert "Layers that make the difference" not in html

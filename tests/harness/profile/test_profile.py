@@ -49,7 +49,7 @@ def test_a_stored_profile_with_fields_of_earlier_versions_loads():
     assert Profile.from_json(values) == made()
 
 
-def test_closure_and_share_explained():
+def test_ratio_of_layers_and_share_of_explained_memory():
     profile = made()
     assert profile.layer_sum_ratio == pytest.approx(0.95)
     assert profile.memory.share_explained == pytest.approx(0.95)
@@ -83,7 +83,7 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, change, word):
     assert "profile.json" in str(error.value)
 
 
-def test_what_is_no_profile_is_refused(tmp_path):
+def test_a_file_that_is_no_profile_is_refused(tmp_path):
     with pytest.raises(BadInput, match="cannot read the profile"):
         read_profile(tmp_path / "none.json")
     (tmp_path / "half.json").write_text("{")

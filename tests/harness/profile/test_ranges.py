@@ -45,7 +45,7 @@ def ranges(clock):
     return found
 
 
-def test_gaps_between_layers_are_the_hosts(clock, ranges):
+def test_time_between_layers_counts_for_the_host(clock, ranges):
     clock.pass_(1)
     ranges.wrap(lambda: clock.pass_(10), LAYER)()
     clock.pass_(2)
@@ -56,7 +56,7 @@ def test_gaps_between_layers_are_the_hosts(clock, ranges):
     assert found[LAYER].calls == 1
 
 
-def test_a_map_built_inside_a_layer_is_not_the_layers(clock, ranges):
+def test_a_map_built_inside_a_layer_has_its_own_time(clock, ranges):
     build = ranges.within("map")(lambda: clock.pass_(3))
 
     def convolve():
@@ -70,7 +70,7 @@ def test_a_map_built_inside_a_layer_is_not_the_layers(clock, ranges):
     assert found[MAP].seconds == 3
 
 
-def test_work_done_outside_a_layers_call_counts_for_it_and_the_rest_for_the_host(clock, ranges):
+def test_deferred_work_counts_for_its_layer_and_the_rest_for_the_host(clock, ranges):
     def convolve():
         return ranges.recorder(), ranges.outside_layers(lambda: clock.pass_(3))
 
@@ -89,7 +89,7 @@ def test_work_done_outside_a_layers_call_counts_for_it_and_the_rest_for_the_host
     assert found[HOST._replace(direction="backward")].seconds == 1
 
 
-def test_work_may_be_told_when_it_is_over():
+def test_work_can_be_reported_after_its_end():
     ranges = RangeRecorder()
     ranges.begin()
     recorder = ranges.wrap(ranges.recorder, LAYER)()
@@ -107,7 +107,7 @@ def test_work_may_be_told_when_it_is_over():
     assert found[HOST].seconds < 0.01
 
 
-def test_work_done_later_counts_for_the_layer_that_asked_and_is_no_call(clock, ranges):
+def test_deferred_work_is_time_of_its_layer_but_no_call(clock, ranges):
     pending = ranges.wrap(lambda: ranges.deferred(lambda: clock.pass_(5)), LAYER)()
     ranges.wrap(pending, NEXT)()
     found = self_times(ranges.end())
@@ -138,7 +138,7 @@ def test_extending_a_range_that_still_runs_changes_nothing(clock, ranges):
     assert [(span.key, span.seconds) for span in spans(recorded)] == [(LAYER, 5)]
 
 
-def test_the_instruments_own_work_counts_for_nobody(clock, ranges):
+def test_work_of_the_instruments_counts_for_no_layer(clock, ranges):
     ranges.wrap(lambda: clock.pass_(5), INSTRUMENT)()
     ranges.wrap(lambda: clock.pass_(1), LAYER)()
     recorded = ranges.end()
@@ -146,7 +146,7 @@ def test_the_instruments_own_work_counts_for_nobody(clock, ranges):
     assert INSTRUMENT in interval_keys(recorded)
 
 
-def test_directions_have_gaps_of_their_own(clock, ranges):
+def test_time_between_layers_is_counted_per_direction(clock, ranges):
     clock.pass_(1)
     ranges.set_direction("backward")
     clock.pass_(2)
@@ -155,7 +155,7 @@ def test_directions_have_gaps_of_their_own(clock, ranges):
     assert found[HOST._replace(direction="backward")].seconds == 2
 
 
-def test_a_layer_that_fails_still_ends(clock, ranges):
+def test_the_range_of_a_failing_layer_ends(clock, ranges):
     def fail():
         clock.pass_(1)
         raise ValueError("no")
@@ -167,7 +167,7 @@ def test_a_layer_that_fails_still_ends(clock, ranges):
 
 
 @given(st.recursive(st.integers(0, 9), lambda inner: st.lists(inner, max_size=4), max_leaves=30))
-def test_all_that_is_spent_sums_to_the_call(tree):
+def test_self_times_sum_to_the_time_of_the_call(tree):
     clock = Clock()
     ranges = RangeRecorder(clock)
     names = itertools.count()
@@ -190,7 +190,7 @@ def test_all_that_is_spent_sums_to_the_call(tree):
     assert len(interval_keys(recorded)) == len(recorded.times) - 1
 
 
-def test_nodes_belong_to_the_layer_that_made_them(clock):
+def test_autograd_nodes_belong_to_the_layer_that_created_them(clock):
     made = itertools.count()
     number = [0]
     ranges = RangeRecorder(clock, lambda: number[0])

@@ -28,13 +28,13 @@ def test_a_layers_limit_is_its_arithmetic_and_its_traffic():
     assert found.ratio == pytest.approx(2.0)
 
 
-def test_what_does_nothing_still_has_to_be_started():
+def test_the_limit_of_a_layer_without_work_is_its_launch():
     layer = replace(made.NORM, bytes=10, calls=50)
     found = limit_of(layer, Ceilings.from_json(made.CEILINGS), "fp32")
     assert found.seconds == pytest.approx(50e-6)
 
 
-def test_layers_without_needs_have_no_limit():
+def test_layers_without_counted_work_have_no_limit():
     found = limits(made.profile())
     assert [limit is None for limit in found] == [False, False, False, True, False]
     assert limits(made.profile(ceilings=None)) == [None] * 5
@@ -101,7 +101,7 @@ def test_rates_are_written_with_prefixes(value, words):
     assert rate(value) == words
 
 
-def test_the_sentence_says_all_numbers():
+def test_the_sentence_has_all_numbers():
     words = limit_sentence(Limit(arithmetic=3e-3, traffic=1e-3, launch=1e-6, measured=8e-3))
     for part in ("4 ms", "3 ms of arithmetic", "1 ms of memory traffic", "2 times"):
         assert part in words

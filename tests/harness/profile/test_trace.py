@@ -28,7 +28,7 @@ def test_layers_begin_where_the_operators_do(tmp_path):
     assert all("ph" in event for event in events)
 
 
-def test_labels_name_what_is_not_obvious():
+def test_labels_name_the_kind_and_direction_if_needed():
     assert range_label(CONV) == "stem"
     assert range_label(CONV._replace(kind="map")) == "stem (map)"
     assert range_label(NORM._replace(name="loss", kind="loss")) == "loss backward"
@@ -73,7 +73,7 @@ class Nvtx_:
         self.said.append("pop")
 
 
-def test_nsight_is_told_of_every_range():
+def test_nvtx_receives_every_range():
     nvtx = Nvtx_()
     ranges = RangeRecorder(listener=NvtxListener(nvtx))
     ranges.begin()
@@ -82,7 +82,7 @@ def test_nsight_is_told_of_every_range():
     assert nvtx.said == ["host", "stem", "pop", "pop"]
 
 
-def test_torchs_profiler_is_told_of_forward_layers_alone():
+def test_torchs_profiler_receives_forward_layers_only():
     opened = []
 
     class Record:

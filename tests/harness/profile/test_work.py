@@ -1,4 +1,4 @@
-"""What layers need, against counting by hand."""
+"""Necessary work of layers, compared with counting by hand."""
 
 import itertools
 
@@ -84,7 +84,7 @@ def test_operations_of_a_network_are_those_counted_by_hand():
             backward += needs.of(RangeKey(name, kind, "backward")).flops or 0
     assert forward == dense_flops(sites, SMALL)
     stem = needs.of(RangeKey("stem", "convolution", "forward")).flops
-    assert backward == 2 * forward - stem  # nobody asks for the gradient of the events
+    assert backward == 2 * forward - stem  # the gradient of the events is not needed
 
 
 def test_bytes_are_rows_and_weights_once_each():
@@ -104,6 +104,6 @@ def test_bytes_are_rows_and_weights_once_each():
     assert fused.of(norm).sites == grids[1].sites
 
 
-def test_nothing_is_known_of_gaps():
+def test_time_between_layers_has_no_work():
     needs = NetworkWork(torch.nn.Linear(1, 1), [LevelSize(1, 1)], dim=3, classes=5)
     assert needs.of(RangeKey("host", "host", "forward")).bytes is None

@@ -88,7 +88,7 @@ def test_a_bad_line_is_named_and_the_rest_is_used(tmp_path, make_record):
         assert complaint in message
 
 
-def test_a_half_line_of_a_killed_writer_spoils_itself_alone(tmp_path, make_record):
+def test_only_the_incomplete_line_of_a_killed_writer_is_skipped(tmp_path, make_record):
     path = tmp_path / "run.jsonl"
     store.append(path, make_record())
     with path.open("a") as file:
@@ -207,7 +207,7 @@ def test_not_a_number_is_never_written(tmp_path, make_record):
         store.append(tmp_path / "run.jsonl", make_record(energy_joules=float("nan")))
 
 
-def test_results_are_found_by_what_people_call_them(tmp_path, make_record):
+def test_results_are_found_by_name(tmp_path, make_record):
     runs = tmp_path / "runs"
     store.append(tmp_path / "baseline.jsonl", make_record(commit="c" * 40))
     store.append(runs / "20260101T000000-demo.jsonl", make_record(commit="a" * 40))
@@ -237,7 +237,7 @@ def test_the_latest_run_is_the_one_whose_records_are_the_newest(tmp_path, make_r
 
 
 @pytest.mark.parametrize("spec", ["latest", "baseline", "abcdef1", "nonsense"])
-def test_what_is_not_there_is_one_sentence(tmp_path, spec):
+def test_a_missing_result_is_one_sentence(tmp_path, spec):
     with pytest.raises(BadInput):
         store.resolve(spec, tmp_path)
 

@@ -42,7 +42,7 @@ def share(found, *wanted):
 
 @pytest.mark.parametrize("took_turns", [True, False])
 @pytest.mark.parametrize("number", [1, 2, 4, 8, 12])
-def test_the_same_code_twice_is_hardly_ever_called_different(took_turns, number):
+def test_identical_code_is_rarely_judged_different(took_turns, number):
     rng = np.random.default_rng(number)
     found = []
     for _ in range(100):
@@ -88,7 +88,7 @@ def test_runs_at_different_times_need_a_larger_difference_than_runs_that_took_tu
     assert "--against" in apart.reason
 
 
-def test_one_round_never_decides_a_small_difference_and_says_what_would():
+def test_one_round_cannot_show_a_small_difference_and_the_reason_says_how_many_can():
     rng = np.random.default_rng(11)
     samples = rng.normal(0.05, 0.0001, 500)  # many samples of one process prove little
     before = Side({0: samples.tolist()})
@@ -122,7 +122,7 @@ def test_a_few_disturbed_rounds_neither_raise_nor_hide_an_alarm():
 
 
 def in_turns(levels, shift=0.0):
-    """A side whose machine ran at `levels`, (rounds, turns) in log time, with its turns' ends."""
+    """A side whose machine ran at ``levels``, (rounds, turns) in log time, with its turns' ends."""
     return {
         r: [0.05 * math.exp(level + shift) * wobble for level in row for wobble in (0.99, 1, 1.01)]
         for r, row in enumerate(levels)
@@ -211,7 +211,7 @@ def test_identical_series_are_the_same():
     assert verdicts([Pair(Side(series), Side(series), True)]) == [Verdict.SAME]
 
 
-def test_many_cells_raise_the_bar_for_each():
+def test_more_cells_require_more_evidence_per_cell():
     rng = np.random.default_rng(37)
     suspicious = Pair(Side(rounds(rng, 8)), Side(rounds(rng, 8, np.log(1.05))), True)
     quiet = [Pair(Side(rounds(rng, 8)), Side(rounds(rng, 8)), True) for _ in range(300)]
@@ -254,7 +254,7 @@ def test_outcomes_have_verdicts_of_their_own(before, after, wanted, words):
     assert words in found.reason
 
 
-def test_what_breaks_ranks_before_what_slows():
+def test_failures_rank_before_slow_downs():
     ranks = [Verdict.WRONG, Verdict.MISSING, Verdict.SLOWER, Verdict.UNCLEAR, Verdict.SAME]
     assert [v.rank for v in ranks] == sorted(v.rank for v in ranks)
 
@@ -317,7 +317,7 @@ times = st.lists(st.floats(1e-6, 1e3), min_size=3, max_size=12)
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(times, times), min_size=1, max_size=10), st.booleans())
-def test_swapping_the_sides_turns_the_verdict_round(pairs, took_turns):
+def test_swapping_the_sides_reverses_the_verdict(pairs, took_turns):
     before = Side({i: left for i, (left, _) in enumerate(pairs)})
     after = Side({i: right for i, (_, right) in enumerate(pairs)})
     one, other = (judge([Pair(*p, took_turns)])[0] for p in [(before, after), (after, before)])

@@ -25,7 +25,7 @@ ENTRIES = (
 """The modules that run with the engines of another commit."""
 
 BY_THE_SUITES = {"backends.registry.BUILT_IN"}
-"""Imported by `harness.spec.suite`, which is below the interface, and unchanged since ed412c5."""
+"""Imported by ``harness.spec.suite``, which is below the interface, and unchanged since ed412c5."""
 
 
 def path_of(module):

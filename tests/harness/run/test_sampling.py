@@ -75,7 +75,7 @@ def test_the_budget_ends_slow_calls():
     assert (len(samples), why) == (3, "budget")
 
 
-def test_even_a_spent_budget_takes_the_least_that_says_something():
+def test_a_spent_budget_still_takes_the_fewest_samples():
     assert stop_reason([0.1, 0.1], 1e9, RULE) is None
 
 

@@ -194,7 +194,7 @@ class Silent:
         pass
 
 
-def test_the_launched_worker_is_the_same_as_the_one_in_one_go(references):
+def test_a_worker_process_returns_the_fields_of_a_measurement_in_this_process(references):
     job = make_job("sscn", references=references)
     task = Task(job, 0, EngineSource(ROOT, "", True))
     ((_, found),) = measure_in_turns([task], 0, Silent())
@@ -239,7 +239,7 @@ def test_affinity_and_threads_are_set_and_recorded():
     assert answer["record"]["machine"]["threads"] == 1
 
 
-def test_a_worker_wants_to_be_prepared_first():
+def test_a_worker_must_be_prepared_before_it_samples():
     (answer,) = answers(iter([{"do": "sample", "seconds": 1.0}]))
     assert answer["outcome"] == "unavailable"
     assert "prepare" in answer["reason"]

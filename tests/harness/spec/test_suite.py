@@ -18,7 +18,7 @@ from tests.harness.events.conftest import make_event
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_the_suites_ask_what_they_should():
+def test_the_suites_have_the_expected_cells():
     for name, phase in (("inference", "forward"), ("training", "step")):
         cells = find_suite(name).cells()
         asked = {(c.backend, c.size, c.batch, c.phase, c.map) for c in cells}
@@ -155,7 +155,7 @@ CAN = Capabilities(
         ({}, Capabilities("1", ("cpu",), {"cpu": ("fp32",)}, missing="inverse"), "lacks inverse"),
     ],
 )
-def test_what_cannot_run_has_a_reason(change, capabilities, reason):
+def test_a_cell_that_cannot_run_has_a_reason(change, capabilities, reason):
     cell = Cell.from_json(Cell("s", "e", 192, 1, "forward", "cold").to_json() | change)
     found = unavailable_reason(
         cell, SimpleNamespace(capabilities=capabilities, reason="not installed")
