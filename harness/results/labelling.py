@@ -103,7 +103,7 @@ class Labelling:
 def judge_accuracy(before: Labelling, after: Labelling, alpha: float = Rule.alpha) -> Judgement:
     """Judge the accuracies of one cell in two runs, which labelled the same events.
 
-    From `FEWEST_EVENTS` events on, Wilcoxon's signed-rank test compares the accuracies event by
+    From ``FEWEST_EVENTS`` events on, Wilcoxon's signed-rank test compares the accuracies event by
     event. For fewer events, the exact test of McNemar (1947, doi:10.1007/BF02295996) compares
     the voxels that one side alone labels right. Both sides are known relative to the float64
     reference, so that these voxels are counted through it.
@@ -118,7 +118,7 @@ def judge_accuracy(before: Labelling, after: Labelling, alpha: float = Rule.alph
     Returns
     -------
     Judgement
-        SAME if the means differ by no more than the tolerance of `ACCURACY`, WORSE or BETTER if
+        SAME if the means differ by no more than the tolerance of ``ACCURACY``, WORSE or BETTER if
         they do and the test passes, otherwise UNCLEAR.
     """
     difference = after.nonzero - before.nonzero

@@ -35,7 +35,7 @@ class WeightFile:
     Attributes
     ----------
     name : str
-        `TRAINED`, or the name of the file.
+        ``TRAINED``, or the name of the file.
     path : Path
         The file.
     sha256 : str
@@ -59,12 +59,12 @@ class WeightFile:
 
 
 def find_weights(spec: str) -> WeightFile | None:
-    """Return the file of weights of a name; None for `RANDOM`.
+    """Return the file of weights of a name; None for ``RANDOM``.
 
     Parameters
     ----------
     spec : str
-        `TRAINED`, `RANDOM`, or the path of an ``.npz`` file of canonical weights.
+        ``TRAINED``, ``RANDOM``, or the path of an ``.npz`` file of canonical weights.
 
     Raises
     ------

@@ -90,7 +90,7 @@ REL_RMSE = Metric("error.rel_rmse", "relative error of the logits", "", "lower",
 ARGMAX_AGREEMENT = Metric("error.argmax_agreement", "same class", "", "higher", 1e-3)
 ACCURACY = Metric("accuracy.nonzero", "nonzero accuracy", "share", "higher", 1e-3)
 WRONG_LABELS = Metric("wrong_labels", "share of wrong labels", "", "lower", 1e-3)
-"""One minus `ACCURACY`, for series of which lower is better; no entry of a record."""
+"""One minus ``ACCURACY``, for series of which lower is better; no entry of a record."""
 
 FLIPS = Metric("accuracy.flips", "labels unlike float64", "voxels", "lower", 0.0)
 GRAD_REL_RMSE = Metric("error.grad_rel_rmse", "relative error of the gradients", "", "lower", 1e-4)

@@ -13,7 +13,7 @@ from tests.backends import cases
 
 
 def other_sites(dim):
-    """As many sites as `random_sites` has, in the same volume, elsewhere."""
+    """As many sites as ``random_sites`` has, in the same volume, elsewhere."""
     sites = [cases.scattered(150, 16, dim, seed=7), cases.scattered(90, 16, dim, event=1, seed=7)]
     return cases.batch_of(torch.cat(sites), 16, 2, seed=7)
 
