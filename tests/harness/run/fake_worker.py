@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from harness.child_process import private_output
 from harness.run import worker
-from harness.run.failures import Failed
+from harness.run.failures import Failed, MachineFailure
 from harness.run.worker import serve
 
 SECONDS = {"slow": 0.02}
@@ -55,6 +55,8 @@ class Scripted:
             return
         if deed == "raises":
             raise RuntimeError("the engine broke\nwith a long story")
+        if deed == "fills-once" and first_time():
+            raise MachineFailure("the temporary folder is full")
         if deed == "wrong":
             self.record["error"] = {"rel_rmse": 0.5}
             raise Failed("wrong", "relative RMSE of the logits is 5e-01, 1e-05 is allowed")

@@ -121,6 +121,18 @@ def test_a_resumed_run_measures_what_is_missing(tmp_path):
     assert {(r["run"], r["seed"]) for r in found} == {(found[0]["run"], 5)}
 
 
+def test_a_full_temporary_folder_ends_the_run_and_its_cell_is_measured_later(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_WORKER_FLAG", str(tmp_path / "flag"))
+    out = tmp_path / "run.jsonl"
+    listed = cells("steady", "fills-once-at-prepare")
+    with pytest.raises(BadInput, match=r"^the temporary folder is full$"):
+        run.run(listed, Settings(out), everything_runs(listed), QUIET)
+    assert "fills-once-at-prepare" not in {r["cell"]["backend"] for r in records(out)}
+    run.run(listed, Settings(out, resume=True), everything_runs(listed), QUIET)
+    outcomes = {r["cell"]["backend"]: r["outcome"] for r in records(out)}
+    assert outcomes == {"steady": "ok", "fills-once-at-prepare": "ok"}
+
+
 def test_a_run_of_another_commit_is_not_resumed(tmp_path, make_record):
     out = tmp_path / "run.jsonl"
     store.append(out, make_record(commit="d" * 40))
