@@ -197,13 +197,13 @@ def _exit(code: int) -> str:
 
 
 def probe_all(
-    wanted: Iterable[str] | None = None, timeout: float = PROBE_TIMEOUT, workers: int | None = None
+    engines: Iterable[str] | None = None, timeout: float = PROBE_TIMEOUT, workers: int | None = None
 ) -> Iterator[Availability]:
     """Probe engines in parallel and yield each result as soon as it is available.
 
     Parameters
     ----------
-    wanted : iterable of str, optional
+    engines : iterable of str, optional
         The engines; all by default.
     timeout : float
         Seconds per engine.
@@ -211,6 +211,6 @@ def probe_all(
         Child processes at a time; by default one per processor.
     """
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        jobs = [pool.submit(probe, name, timeout) for name in wanted or names()]
+        jobs = [pool.submit(probe, name, timeout) for name in engines or names()]
         for job in as_completed(jobs):
             yield job.result()

@@ -267,18 +267,18 @@ def features(origin: Origin) -> Tensor:
     return computed(origin.out if isinstance(origin, DeferredLayer) else origin.features)
 
 
-def ancestors(last: DeferredLayer, wanted: Callable[[DeferredLayer], bool]) -> list[DeferredLayer]:
-    """Return the wanted layers that a layer depends on through wanted layers, itself included.
+def ancestors(last: DeferredLayer, include: Callable[[DeferredLayer], bool]) -> list[DeferredLayer]:
+    """Return a layer and the layers that it depends on, ending at layers that are not included.
 
     They are in the order in which they were recorded, so that each follows its inputs.
     """
-    if not wanted(last):
+    if not include(last):
         return []
     found = {last.number: last}
     todo = [last]
     while todo:
         for origin in todo.pop().inputs():
-            if isinstance(origin, DeferredLayer) and origin.number not in found and wanted(origin):
+            if isinstance(origin, DeferredLayer) and origin.number not in found and include(origin):
                 found[origin.number] = origin
                 todo.append(origin)
     return [found[number] for number in sorted(found)]

@@ -39,12 +39,12 @@ def tap_offsets(kernel_size: int, dim: int, device: torch.device) -> Tensor:
     return torch.tensor(offsets, device=device)
 
 
-def lookup(keys: Tensor, wanted: Tensor) -> Tensor:
-    """Return the row of each wanted key among ascending keys, (M,) int32, -1 where it is absent."""
+def lookup(keys: Tensor, queries: Tensor) -> Tensor:
+    """Return the row of each queried key among ascending keys, (M,) int32, -1 if it is absent."""
     if len(keys) == 0:
-        return torch.full_like(wanted, -1, dtype=torch.int32)
-    position = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-    return torch.where(keys[position] == wanted, position, -1).int()
+        return torch.full_like(queries, -1, dtype=torch.int32)
+    position = torch.searchsorted(keys, queries).clamp(max=len(keys) - 1)
+    return torch.where(keys[position] == queries, position, -1).int()
 
 
 def table(

@@ -53,11 +53,11 @@ def choose_products(present: list[str], source: str) -> tuple[str, str]:
         If either is missing.
     """
     chosen = []
-    for kind, known in (("energy", ENERGY_PRODUCTS), ("label", tuple(LABEL_PRODUCTS))):
-        found = [name for name in known if name in present]
+    for kind, products in (("energy", ENERGY_PRODUCTS), ("label", tuple(LABEL_PRODUCTS))):
+        found = [name for name in products if name in present]
         if not found:
             raise BadInput(
-                f"{source} has no {kind} product: one of {_listed(known)} is needed, "
+                f"{source} has no {kind} product: one of {_listed(products)} is needed, "
                 f"it has {_listed(present)}"
             )
         chosen.append(found[0])
@@ -216,10 +216,10 @@ def translate_labels(
     """
     if values.dtype.kind not in "uif":
         raise BadInput(f"{name}: the labels are no numbers; the product holds something else")
-    known = (values >= 0) & (values < len(order)) & (values == np.floor(values))
-    if not known.all():
+    valid = (values >= 0) & (values < len(order)) & (values == np.floor(values))
+    if not valid.all():
         raise BadInput(
-            f"{name}: label {values[np.argmin(known)]} is none of 0 to {len(order) - 1}; "
+            f"{name}: label {values[np.argmin(valid)]} is none of 0 to {len(order) - 1}; "
             "the product holds no labels"
         )
     return np.array(order, np.uint8)[values.astype(np.int64)]

@@ -380,7 +380,7 @@ def _deposits(result: Any, event_of_primary: NDArray[np.int64], size: int) -> De
     track = np.concatenate([lines["tid"], points["tid"]])
     order = np.lexsort((tracks["tid"], tracks["event"]))
     tracks = tracks[order]
-    known = _track_keys(tracks["event"], tracks["tid"])
+    track_keys = _track_keys(tracks["event"], tracks["tid"])
     labels = label_tracks(
         tracks["event"], tracks["tid"], tracks["parent"], tracks["pid"], tracks["creator"]
     )
@@ -389,7 +389,7 @@ def _deposits(result: Any, event_of_primary: NDArray[np.int64], size: int) -> De
         np.concatenate([lines["end"], points["position"]]) / PITCH_CM + size / 2,
         np.concatenate([lines["value"], points["value"]]),
         event_of_primary[primary],
-        labels[np.searchsorted(known, _track_keys(primary, track))],
+        labels[np.searchsorted(track_keys, _track_keys(primary, track))],
     )
 
 

@@ -3,7 +3,8 @@
 One layer runs between two readings, and their difference is counted for it. On the CPU, a reading
 is the resident memory of the process and its peak, from ``/proc``; on a GPU, the memory that
 torch's allocator has allocated. Both include the engine's kernel maps, unless the engine allocates
-them in another way.
+them in another way. torch's own profiler does not replace this: it counts allocations per operator
+instead of per layer, and only those of torch's allocators.
 
 Readings contain no addresses. If memory shrinks, the bytes are subtracted from the layers that grew
 last, which is the order in which autograd frees activations. The sum over all layers at the peak

@@ -67,7 +67,7 @@ def time_calls(
     recorded.clear()
     rule = sampling.StopRule(RULE.spread, RULE.least, RULE.most, seconds)
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # collections during the calls then ignore all objects that exist already
     start = time.perf_counter()
     turns = (time_plain_call, time_recorded_call)
     while not sampling.stop_reason(plain, time.perf_counter() - start, rule):

@@ -137,25 +137,25 @@ def environments(frame: pd.DataFrame) -> tuple[list[Environment], list[int]]:
     rows = rows or [()] * len(frame)
     commits = _commits(frame)
     merged: list[dict[str, Any]] = []
-    known: dict[tuple[str, tuple[Any, ...]], int] = {}
+    numbers: dict[tuple[str, tuple[Any, ...]], int] = {}
     for commit, row in dict.fromkeys(zip(commits, rows, strict=True)):
         facts = {name: v for name, v in zip(columns, row, strict=True) if v is not None}
         if facts:
-            known[commit, row] = _merge(merged, facts | {"commit": commit})
+            numbers[commit, row] = _merge(merged, facts | {"commit": commit})
     # Both sides of a run against another commit have one name.
     runs = list(zip(frame["run"].tolist(), commits, strict=True))
     of_run: dict[tuple[str, str], set[int]] = {}
     for run, row in zip(runs, rows, strict=True):
-        place = known.get((run[1], row))
+        place = numbers.get((run[1], row))
         if place is not None:
             of_run.setdefault(run, set()).add(place)
     places = []
     for run, row in zip(runs, rows, strict=True):
-        place = known.get((run[1], row))
+        place = numbers.get((run[1], row))
         if place is None:
             commit = run[1]
             own = of_run.get(run) or {i for i, e in enumerate(merged) if e["commit"] == commit}
-            if len(own) != 1:  # no machine, or one of several: nobody recorded which
+            if len(own) != 1:  # no machine, or one of several that the records do not name
                 own = {_unknown(merged, commit)}
             (place,) = own
         places.append(place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import (
     Annotated,
     Any,
@@ -57,7 +57,7 @@ def is_record(value: object) -> TypeGuard[Record]:
 
 
 def _disagreement(record: Mapping[str, Any]) -> str:
-    """Return what two fields of a record contradict each other in."""
+    """Return the contradiction between two fields of a record, or an empty text."""
     samples = record.get("host_seconds") or []
     if record["outcome"] == "ok" and not samples:
         return ".host_seconds: is empty although the outcome is ok"
@@ -139,11 +139,7 @@ def _list_check(item: Check, kind: object) -> Check:
             return f": is {_short(value)}, not a list"
         if set(map(type, value)) <= valid:  # parsed JSON has no NaN and no infinity
             return ""
-        for place, each in enumerate(value):
-            found = item(each)
-            if found:
-                return f"[{place}]{found}"
-        return ""
+        return _first_problem((f"[{place}]", item(each)) for place, each in enumerate(value))
 
     return check
 
@@ -152,17 +148,18 @@ def _dict_check(item: Check) -> Check:
     def check(value: Any) -> str:
         if type(value) is not dict:
             return f": is {_short(value)}, not an object"
-        for name, each in value.items():
-            found = item(each)
-            if found:
-                return f".{name}{found}"
-        return ""
+        return _first_problem((f".{name}", item(each)) for name, each in value.items())
 
     return check
 
 
+def _first_problem(checked: Iterable[tuple[str, str]]) -> str:
+    """Return the first of several (place, problem) that has a problem, or an empty text."""
+    return next((place + problem for place, problem in checked if problem), "")
+
+
 def _object_check(kind: Any) -> Check:
-    """Check the fields of a TypedDict; fields that it does not define are not looked at."""
+    """Return the check of a TypedDict, which ignores fields that the type does not define."""
     hints = get_type_hints(kind, include_extras=True)
     checks = {name: check_of(hint) for name, hint in hints.items()}
     required = sorted(kind.__required_keys__)
@@ -174,9 +171,9 @@ def _object_check(kind: Any) -> Check:
             if name not in value:
                 return f".{name}: is missing"
         for name, each in value.items():
-            known = checks.get(name)
-            if known is not None:
-                found = known(each)
+            check_field = checks.get(name)
+            if check_field is not None:
+                found = check_field(each)
                 if found:
                     return f".{name}{found}"
         return ""
@@ -185,7 +182,7 @@ def _object_check(kind: Any) -> Check:
 
 
 def _bounded(check: Check, field: Field) -> Check:
-    """Add the bounds of a field, which hold for each number of a list."""
+    """Return a check with the bounds of a field, which apply to each number of a list."""
     if not (field.choices or field.pattern) and (field.least, field.above, field.most) == (
         None,
         None,
@@ -217,7 +214,7 @@ def _bounded(check: Check, field: Field) -> Check:
 
 
 def _once(check: Check) -> Check:
-    """Check objects that are the same in many records, such as the machine, once each."""
+    """Return a check with a cache, for objects such as the machine that many records share."""
     checked: dict[bytes, str] = {}
 
     def check_once(value: Any) -> str:

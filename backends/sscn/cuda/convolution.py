@@ -32,17 +32,17 @@ def gather(
     CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """Load some channels of the given rows, after norm and ReLU; absent rows are zero."""
-    wanted = (site >= 0)[:, None]
+    valid = (site >= 0)[:, None]
     if CHANNELS % BLOCK_K != 0:
-        wanted = wanted & (channel < CHANNELS)[None, :]
+        valid = valid & (channel < CHANNELS)[None, :]
     where = site.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
-    value = tl.load(source + where, mask=wanted, other=0.0)
+    value = tl.load(source + where, mask=valid, other=0.0)
     if NORM:
         in_range = channel < CHANNELS
         gain = tl.load(scale + channel, mask=in_range, other=0.0)
         offset = tl.load(shift + channel, mask=in_range, other=0.0)
         active = tl.maximum(value.to(tl.float32) * gain[None, :] + offset[None, :], 0.0)
-        value = tl.where(wanted, active, 0.0).to(source.dtype.element_ty)
+        value = tl.where(valid, active, 0.0).to(source.dtype.element_ty)
     return value
 
 
@@ -122,18 +122,18 @@ def convolve_tile(
             FIRST, SECOND, FIRST + SECOND, OUT, TAPS, BLOCK_K, BLOCK_N, NORM,
             False, False, IDENTITY, PRECISION, UPCAST,
         )  # fmt: skip
-    wanted = inside[:, None] & (column < OUT)[None, :]
+    valid = inside[:, None] & (column < OUT)[None, :]
     where = row[:, None] * OUT + column[None, :]
     if RESIDUAL:
-        total += tl.load(residual + where, mask=wanted, other=0.0).to(tl.float32)
+        total += tl.load(residual + where, mask=valid, other=0.0).to(tl.float32)
     value = total.to(out.dtype.element_ty)
-    tl.store(out + where, value, mask=wanted)
+    tl.store(out + where, value, mask=valid)
     if STATISTICS:
         # Relative to the mean of the tile, so that float32 is precise enough for a large mean.
-        seen = tl.where(wanted, value.to(tl.float32), 0.0)
+        seen = tl.where(valid, value.to(tl.float32), 0.0)
         here = tl.minimum(rows - tile * BLOCK_M, BLOCK_M)
         mean = tl.sum(seen, 0) / here.to(tl.float32)
-        deviation = tl.where(wanted, seen - mean[None, :], 0.0)
+        deviation = tl.where(valid, seen - mean[None, :], 0.0)
         rest = tl.sum(deviation, 0).to(tl.float64)
         squares = tl.sum(deviation * deviation, 0).to(tl.float64)
         mean = mean.to(tl.float64)

@@ -79,8 +79,8 @@ def weight_gradient_share(
                 row = tl.load(order + position, mask=in_range, other=0)
                 site = tl.load(table + tap * rows + position, mask=in_range, other=-1)
             a = gather(source, scale + FIRST, shift + FIRST, site, channel, CHANNELS, BLOCK_I, NORM)
-            wanted = in_range[:, None] & (column < OUT)[None, :]
-            b = tl.load(grad + row[:, None] * OUT + column[None, :], mask=wanted, other=0.0)
+            valid = in_range[:, None] & (column < OUT)[None, :]
+            b = tl.load(grad + row[:, None] * OUT + column[None, :], mask=valid, other=0.0)
             total = multiply(tl.trans(a), b, total, PRECISION, UPCAST)
     partial += (tl.program_id(0) * tl.num_programs(1) + tap) * (IN * OUT)
     where = (FIRST + channel)[:, None] * OUT + column[None, :]
