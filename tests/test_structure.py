@@ -1,8 +1,10 @@
-"""Structure of the packages: one-way imports, no circles, one style of code in docstrings."""
+"""Structure of the packages: their imports and dependencies, and code in docstrings."""
 
 import ast
 import graphlib
 import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,38 @@ def test_no_modules_import_each_other_in_a_circle(package):
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
         pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+OWN = {"backends", "harness", "suites", "benchmarks", "tests"}
+
+DISTRIBUTIONS = {"pynvml": "nvidia-ml-py"}
+"""The name of a distribution whose package has another name."""
+
+ENGINES = {"fvdb", "ocnn", "sparseconvnet", "torch_lattice", "torchsparse", "warpconvnet"}
+"""Engines that ``pip`` cannot install as a dependency; docs/engines.md says how to install them."""
+
+
+def third_party(package):
+    """Return the top-level packages of others that a package imports."""
+    names = set()
+    for path in modules(package).values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.add(node.module.partition(".")[0])
+    return names - set(sys.stdlib_module_names) - OWN
+
+
+@pytest.mark.parametrize("package", ["backends", "harness", "suites", "tests"])
+def test_every_imported_package_is_declared(package):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {re.split(r"[^\w.-]", entry)[0].lower() for entries in lists for entry in entries}
+    declared = {name.replace("-", "_") for name in declared}
+    imported = third_party(package) - ENGINES
+    imported = {DISTRIBUTIONS.get(name, name).lower().replace("-", "_") for name in imported}
+    assert imported <= declared
 
 
 @pytest.mark.parametrize("package", ["backends", "harness", "suites"])
