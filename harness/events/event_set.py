@@ -111,20 +111,20 @@ class EventSubset(EventSet):
 
     Parameters
     ----------
-    whole : EventSet
+    parent : EventSet
     chosen : range
-        Of indices within ``whole``.
+        Of indices within ``parent``.
     """
 
-    def __init__(self, whole: EventSet, chosen: range) -> None:
-        self._whole, self._chosen = whole, chosen
-        self.name = f"{whole.name}[{chosen.start}:{chosen.stop}:{chosen.step}]"
-        self.sizes = whole.sizes
+    def __init__(self, parent: EventSet, chosen: range) -> None:
+        self._parent, self._chosen = parent, chosen
+        self.name = f"{parent.name}[{chosen.start}:{chosen.stop}:{chosen.step}]"
+        self.sizes = parent.sizes
 
     @property
     def sha256(self) -> str:
-        """Hash of the whole set's identity and the range."""
-        return hashlib.sha256(f"{self._whole.sha256} {self._chosen}".encode()).hexdigest()
+        """Hash of the parent's identity and the range."""
+        return hashlib.sha256(f"{self._parent.sha256} {self._chosen}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -133,8 +133,8 @@ class EventSubset(EventSet):
         """Read consecutive events of the subset."""
         part = self._chosen[start:stop]
         if part.step == 1:
-            return self._whole.read(part.start, part.stop)
-        return [self._whole[i] for i in part]
+            return self._parent.read(part.start, part.stop)
+        return [self._parent[i] for i in part]
 
 
 class JoinedSets(EventSet):

@@ -138,11 +138,11 @@ def _parse_header(text: bytes, path: Path) -> _Header:
         If one is missing, or of another type or range.
     """
 
-    def whole(value: object, least: int, most: int) -> bool:
+    def is_count(value: object, least: int, most: int) -> bool:
         return type(value) is int and least <= value <= most
 
     def wholes(value: object, most: int) -> bool:
-        return isinstance(value, list) and all(whole(each, 0, most) for each in value)
+        return isinstance(value, list) and all(is_count(each, 0, most) for each in value)
 
     try:
         fields = json.loads(text)
@@ -150,12 +150,12 @@ def _parse_header(text: bytes, path: Path) -> _Header:
         fields = None
     if not isinstance(fields, dict):
         raise BadInput(f"{path}: the header is damaged; fetch or make the file again")
-    if not whole(fields.get("version"), _VERSION, _VERSION):
+    if not is_count(fields.get("version"), _VERSION, _VERSION):
         raise BadInput(f"{path} has version {fields.get('version')!r}; this program reads 1")
     step = fields.get("step")
     checks = {
-        "size": whole(fields.get("size"), 1, LARGEST_SIZE),
-        "dim": whole(fields.get("dim"), 2, 3),
+        "size": is_count(fields.get("size"), 1, LARGEST_SIZE),
+        "dim": is_count(fields.get("dim"), 2, 3),
         "step": isinstance(step, float) and 0 < step < 0.1,
         "voxels": wholes(fields.get("voxels"), _MOST_VOXELS)
         and len(fields["voxels"]) > 0

@@ -53,7 +53,7 @@ class ProjectedSet(EventSet):
 
     Parameters
     ----------
-    whole : EventSet
+    parent : EventSet
     plane : str
         A key of ``PLANES``.
 
@@ -63,25 +63,25 @@ class ProjectedSet(EventSet):
         If the plane is unknown.
     """
 
-    def __init__(self, whole: EventSet, plane: str) -> None:
+    def __init__(self, parent: EventSet, plane: str) -> None:
         if plane not in PLANES:
             raise BadInput(f"plane {plane!r} is unknown; choose one of {', '.join(PLANES)}")
-        self._whole, self._plane = whole, plane
-        self.name = f"{whole.name}, projected on {plane}"
-        self.sizes = whole.sizes
+        self._parent, self._plane = parent, plane
+        self.name = f"{parent.name}, projected on {plane}"
+        self.sizes = parent.sizes
 
     @property
     def sha256(self) -> str:
         """Hash of the 3D set's identity and the plane."""
-        return hashlib.sha256(f"{self._whole.sha256} {self._plane}".encode()).hexdigest()
+        return hashlib.sha256(f"{self._parent.sha256} {self._plane}".encode()).hexdigest()
 
     def __len__(self) -> int:
-        return len(self._whole)
+        return len(self._parent)
 
     def close(self) -> None:
         """Close the 3D set."""
-        self._whole.close()
+        self._parent.close()
 
     def read(self, start: int, stop: int) -> list[Event]:
         """Read and project consecutive events."""
-        return [project(event, self._plane) for event in self._whole.read(start, stop)]
+        return [project(event, self._plane) for event in self._parent.read(start, stop)]
