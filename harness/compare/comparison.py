@@ -158,12 +158,16 @@ def changes(
         turns = bool(old and new and old.side.rounds.keys() & new.side.rounds.keys())
         pairs.append(Pair(old.side if old else None, new.side if new else None, turns))
     judged = iter(judge(pairs))
+    several = len({m.environment.label for m in (*before, *after)}) > 1
     found = []
     for old, new in couples:
         shown = new or old
         assert shown is not None
         apart = _other_machine(old, new)
         judgement = Judgement(Verdict.UNCLEAR, apart) if apart else next(judged)
+        if several and (old is None or new is None):
+            reason = f"{judgement.reason} on {shown.environment.label}"
+            judgement = replace(judgement, reason=reason)
         times = (old.seconds if old else None, new.seconds if new else None)
         found.append(Change(shown, time, *times, judgement, bool(apart)))
         if apart or old is None or new is None or not (old.ok and new.ok):

@@ -155,6 +155,14 @@ def test_times_of_two_machines_are_never_judged_slower(write_records, make_recor
     assert "--relative-to ENGINE" in str(refused)
 
 
+def test_what_is_missing_on_one_of_two_machines_names_that_machine(write_records, make_record):
+    records = [make_record(0.01), make_record(0.1, machine=OTHER, run="r2")]
+    before, after = write_records(records, "a.jsonl"), write_records(records[:1], "b.jsonl")
+    rows = csv.DictReader(io.StringIO(run(before, after, "--format", "csv").output))
+    (missing,) = [row for row in rows if row["verdict"] == "MISSING"]
+    assert missing["reason"].endswith("not measured after on Other CPU, 4 threads")
+
+
 @pytest.mark.parametrize(("factor", "code"), [(1.0, 0), (2.0, 1)])
 def test_ratios_to_a_reference_engine_are_judged_across_machines(
     write_records, make_record, factor, code
