@@ -79,6 +79,13 @@ def test_every_package_of_the_harness_has_a_place_in_the_order():
     assert present - {"__init__"} <= set(ORDER)
 
 
+def test_the_readme_lists_every_folder():
+    readme = (ROOT / "README.md").read_text()
+    folders = ["backends", "suites", "benchmarks", "results", "tests", "docs"]
+    folders += [f"harness/{path.parent.name}" for path in (ROOT / "harness").glob("*/__init__.py")]
+    assert [folder for folder in folders if f"`{folder}/`" not in readme] == []
+
+
 def test_packages_of_the_harness_import_from_earlier_ones_only():
     files = modules("harness")
     crossed = []
