@@ -84,11 +84,11 @@ CASES = {
 }
 
 
-def decided(config, dim, seed=0):
-    """Draw weights with which every rectifier is far from its corner.
+def weights_without_jumps(config, dim, seed=0):
+    """Draw weights with which no input of a ReLU is near zero.
 
-    Norms shift their channels by 2 or -2 and scale them by a tenth, so that no rounding opens or
-    closes a rectifier: gradients then have no jumps, and can be compared to all their digits.
+    Norms shift their channels by 2 or -2 and scale them by a tenth, so that rounding changes no
+    sign of an input. Gradients then have no jumps, and can be compared with narrow bounds.
     """
     values = weights.initial(config, dim, seed)
     for name in values:
@@ -146,8 +146,8 @@ def step(network, batch, x=None):
 
 
 @cache
-def known(case, dim, config, phase, decisive=True):
+def with_reference(case, dim, config, phase, without_jumps=True):
     """Return a case's batch, weights and reference, computed once a session."""
     batch = CASES[case](dim) if case in CASES else globals()[case](dim)
-    values = decided(config, dim) if decisive else weights.initial(config, dim)
+    values = weights_without_jumps(config, dim) if without_jumps else weights.initial(config, dim)
     return batch, values, compute_reference(config, values, batch, step=phase == "step")

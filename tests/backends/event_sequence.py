@@ -85,7 +85,7 @@ class Runner:
 
     def __init__(self, backend, dim):
         self.dim = dim
-        self.values = cases.decided(cases.SMALL, dim)
+        self.values = cases.weights_without_jumps(cases.SMALL, dim)
         self.network = cases.network_on(backend, cases.SMALL, self.values)
         self.kept = {}
 

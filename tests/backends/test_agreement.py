@@ -28,14 +28,14 @@ def _expect_known_failures(request):
     """Turn what the data file lists into strict expected failures."""
     parameters = getattr(request.node, "callspec", None)
     engine = parameters.params.get("arithmetic") if parameters else None
-    for known in EXPECTED:
+    for entry in EXPECTED:
         if (
             engine
-            and known["engine"] == engine.name
-            and known.get("device", engine.device) == engine.device
-            and known.get("test", "(no test)") in request.node.name
+            and entry["engine"] == engine.name
+            and entry.get("device", engine.device) == engine.device
+            and entry.get("test", "(no test)") in request.node.name
         ):
-            request.applymarker(pytest.mark.xfail(reason=known["symptom"], strict=True))
+            request.applymarker(pytest.mark.xfail(reason=entry["symptom"], strict=True))
 
 
 def tolerance(engine):
@@ -46,7 +46,7 @@ def tolerance(engine):
 def test_logits_gradients_and_statistics(arithmetic, dim, case):
     network = None
     for phase in ("forward", "step"):
-        batch, values, expected = cases.known(case, dim, cases.SMALL, phase)
+        batch, values, expected = cases.with_reference(case, dim, cases.SMALL, phase)
         network = network or cases.network_on(arithmetic.load(dim), cases.SMALL, values)
         got = getattr(cases, phase)(network, batch)
         found = compare(
@@ -64,7 +64,9 @@ def test_logits_gradients_and_statistics(arithmetic, dim, case):
 
 @pytest.mark.parametrize("case", ["random_sites", "odd_size"])
 def test_networks_with_inputs_of_relus_near_zero(arithmetic, dim, case):
-    batch, values, expected = cases.known(case, dim, cases.SMALL, "step", decisive=False)
+    batch, values, expected = cases.with_reference(
+        case, dim, cases.SMALL, "step", without_jumps=False
+    )
     got = cases.step(cases.network_on(arithmetic.load(dim), cases.SMALL, values), batch)
     found = compare(expected, arithmetic.precision, got.logits, got.gradients, got.statistics)
     assert found.right, found.reason
@@ -72,7 +74,7 @@ def test_networks_with_inputs_of_relus_near_zero(arithmetic, dim, case):
 
 def test_one_site(arithmetic, dim):
     # A norm has no variance for a single site: training is undefined, and an error in torch.
-    batch, values, expected = cases.known("one_site", dim, cases.SMALL, "forward")
+    batch, values, expected = cases.with_reference("one_site", dim, cases.SMALL, "forward")
     network = cases.network_on(arithmetic.load(dim), cases.SMALL, values)
     found = compare(expected, arithmetic.precision, cases.forward(network, batch).logits)
     assert found.right, found.reason
@@ -81,7 +83,7 @@ def test_one_site(arithmetic, dim):
 def test_ten_optimiser_steps(arithmetic):
     if arithmetic.precision in ("fp16", "bf16", "tf32"):
         pytest.skip("ten steps compare to the digits of fp32 and fp64 only")
-    batch, values, _ = cases.known("random_sites", 3, cases.SMALL, "step")
+    batch, values, _ = cases.with_reference("random_sites", 3, cases.SMALL, "step")
     ours = cases.network_on(arithmetic.load(3), cases.SMALL, values)
     dense = reference_network(cases.SMALL, values, 3, method="dense")
     for network in (ours, dense):
@@ -110,7 +112,7 @@ def real_events(size, batch):
 
 @cache
 def real_truth(size, batch, phase):
-    values = cases.decided(REAL, 3)
+    values = cases.weights_without_jumps(REAL, 3)
     return values, compute_reference(REAL, values, real_events(size, batch), step=phase == "step")
 
 
@@ -160,7 +162,7 @@ def test_the_far_corners_of_a_batch_of_64_at_768_px(arithmetic):
 
 
 def test_sites_that_are_a_view_of_other_memory(engine, dim):
-    batch, values, expected = cases.known("random_sites", dim, cases.SMALL, "forward")
+    batch, values, expected = cases.with_reference("random_sites", dim, cases.SMALL, "forward")
     view = batch.sites.t().contiguous().t()
     assert not view.is_contiguous()
     network = cases.network_on(engine.load(dim), cases.SMALL, values).eval()
@@ -174,7 +176,9 @@ def test_sites_that_are_a_view_of_other_memory(engine, dim):
 
 def test_the_reference_is_the_dense_network(dim):
     for case in cases.CASES:
-        batch, values, dense = cases.known(case, dim, cases.SMALL, "step", decisive=False)
+        batch, values, dense = cases.with_reference(
+            case, dim, cases.SMALL, "step", without_jumps=False
+        )
         assert dense.method == "dense"
         other = compute_reference(cases.SMALL, values, batch, step=True, method="reference")
         found = compare(dense, "fp64", other.logits, other.gradients, other.statistics)
@@ -189,7 +193,7 @@ def test_the_race_in_spconv_is_caught():
         pytest.skip(f"spconv: {found.reason}")
     batch = real_events(192, 4)
     wide = UResNetConfig(filters=16, depth=2, reps=1)
-    values = cases.decided(wide, 3)
+    values = cases.weights_without_jumps(wide, 3)
     expected = compute_reference(wide, values, batch, step=True)
     threads = torch.get_num_threads()
     reasons = []

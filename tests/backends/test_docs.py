@@ -15,17 +15,17 @@ def test_every_engine_has_a_row():
 
 
 def test_every_defect_is_documented():
-    for known in tomllib.loads((HERE / "expected_failures.toml").read_text())["failure"]:
-        assert known["symptom"] in PAGE
-        assert known.get("handled", "an expected failure of the agreement tests") in PAGE
-        assert known["engine"] in registry.BUILT_IN
+    for entry in tomllib.loads((HERE / "expected_failures.toml").read_text())["failure"]:
+        assert entry["symptom"] in PAGE
+        assert entry.get("handled", "an expected failure of the agreement tests") in PAGE
+        assert entry["engine"] in registry.BUILT_IN
 
 
 def test_determinism_is_documented():
-    known = tomllib.loads((HERE / "determinism.toml").read_text())
+    listed = tomllib.loads((HERE / "determinism.toml").read_text())
     sentence = next(
         line for line in PAGE.splitlines() if "the same bits for the same input" in line
     )
-    for phase in known.values():
+    for phase in listed.values():
         assert all(phase.values())
         assert all(f"`{engine}`" in sentence for engine in phase)

@@ -32,7 +32,7 @@ BUILDERS = {
 
 @pytest.fixture
 def network(engine):
-    _, values, _ = cases.known("random_sites", 3, cases.SMALL, "forward")
+    _, values, _ = cases.with_reference("random_sites", 3, cases.SMALL, "forward")
     return cases.network_on(engine.load(3), cases.SMALL, values).eval()
 
 
@@ -156,7 +156,7 @@ def test_nothing_is_copied_or_sorted_on_the_way_in_and_out(engine, network):
 @pytest.mark.parametrize("phase", ["forward", "step"])
 def test_results_are_reproducible_as_documented(engine, phase, record_property):
     """Engines return the same bits for the same input, except those listed as exceptions."""
-    batch, values, _ = cases.known("random_sites", 3, cases.SMALL, "forward")
+    batch, values, _ = cases.with_reference("random_sites", 3, cases.SMALL, "forward")
     results = []
     for _ in range(4):
         network = cases.network_on(engine.load(3), cases.SMALL, values)

@@ -76,7 +76,7 @@ def test_layouts_invert_each_other(engine, data):
 
 
 def test_a_network_trained_on_one_engine_runs_on_any_other(engine):
-    batch, values, _ = cases.known("random_sites", 3, cases.SMALL, "step")
+    batch, values, _ = cases.with_reference("random_sites", 3, cases.SMALL, "step")
     trained = cases.network_on(engine.load(3), cases.SMALL, values)
     optimiser = torch.optim.Adam(trained.parameters(), lr=1e-3)
     for _ in range(3):

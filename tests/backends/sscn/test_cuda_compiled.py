@@ -70,19 +70,19 @@ def compile_launch(launch, capability):
     kernel, arguments, constants = launch
     options = {key: value for key, value in constants.items() if key not in kernel.arg_names}
     values = {**dict(zip(kernel.arg_names, arguments, strict=False)), **constants}
-    signature, known, facts = {}, {}, {}
+    signature, constants, facts = {}, {}, {}
     for place, parameter in enumerate(kernel.params):
         value = values[parameter.name]
         if parameter.is_constexpr:
             signature[parameter.name] = "constexpr"
-            known[(place,)] = value
+            constants[(place,)] = value
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = "*" + TYPE_NAMES[value.dtype]
             facts[(place,)] = [["tt.divisibility", 16]]
         else:
             assert parameter.do_not_specialize, f"{parameter.name} would compile anew by its value"
             signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
-    source = ASTSource(kernel, signature, known, facts)
+    source = ASTSource(kernel, signature, constants, facts)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
