@@ -106,7 +106,7 @@ def together(threads: Sequence[int] = (0,), check: bool = True) -> Executor:
     Parameters
     ----------
     threads : sequence of int
-        Each cell is measured with each number of threads; 0 for that of the run.
+        Numbers of threads of consecutive cells; 0 for that of the run.
     check : bool
         Whether to compare with the float64 reference.
     """
@@ -117,8 +117,7 @@ def together(threads: Sequence[int] = (0,), check: bool = True) -> Executor:
             for number, tasks in rounds:
                 varied = [
                     replace(task, job=replace(task.job, threads=n or task.job.threads, check=check))
-                    for task in tasks
-                    for n in threads
+                    for task, n in zip(tasks, itertools.cycle(threads), strict=False)
                 ]
                 yield from measure_in_turns(varied, seed + number, listener)
 
@@ -227,7 +226,7 @@ def bf16_bounds(records: Sequence[Record], title: str) -> Iterator[Bound]:
 def threads(options: Options) -> Iterator[Bound]:
     """Time of a cold forward pass with one thread against two."""
     for size in options.sizes:
-        cells = [cell(OURS, size, options.batch)]
+        cells = 2 * [cell(OURS, size, options.batch)]
         records = measure(options, f"threads-{size}", cells, together(threads=(1, 2)))
         yield threads_bound(records, f"{size} px")
 
