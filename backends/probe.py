@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 
 
 def answer(module: str) -> dict[str, object]:
@@ -25,15 +24,16 @@ def answer(module: str) -> dict[str, object]:
 
 
 def main() -> None:
-    """Write the answer to a file that is complete or missing, even if the engine crashes."""
-    module, path = sys.argv[1:]
+    """Write the answer in one step, so that it is complete or missing if the engine crashes.
+
+    The arguments are the engine's module and the descriptor of the file for the answer.
+    """
+    module, handle = sys.argv[1:]
     # An import that hangs must not outlive the parent. ``harness.child_process`` has the same call,
     # but this package does not import the harness.
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    written = Path(path).with_suffix(".partial")
-    written.write_text(json.dumps(answer(module), default=repr))
-    written.rename(path)
+    os.write(int(handle), json.dumps(answer(module), default=repr).encode())
     os._exit(0)  # an engine's exit handlers may hang
 
 

@@ -150,9 +150,9 @@ def probe(name: str, timeout: float = PROBE_TIMEOUT) -> Availability:
     module = module_name(name)
     home = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder, "capabilities.json")
-        command = [interpreter(name), "-P", "-m", "backends.probe", module, str(answer)]
+    with tempfile.TemporaryFile() as answer:  # without a name: nothing remains of a killed process
+        handle = answer.fileno()
+        command = [interpreter(name), "-P", "-m", "backends.probe", module, str(handle)]
         try:
             child = subprocess.Popen(
                 command,
@@ -160,6 +160,7 @@ def probe(name: str, timeout: float = PROBE_TIMEOUT) -> Availability:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                pass_fds=(handle,),
                 start_new_session=True,
             )
         except OSError as error:
@@ -170,9 +171,10 @@ def probe(name: str, timeout: float = PROBE_TIMEOUT) -> Availability:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
             return Availability(name, None, f"the probe gave no answer in {timeout:g} s")
-        if not answer.exists():
+        answer.seek(0)
+        text = answer.read().decode(errors="replace")
+        if not text:
             return Availability(name, None, f"the probe ended without an answer ({_exit(code)})")
-        text = answer.read_text(errors="replace")
     try:
         found = json.loads(text)
         if "reason" in found:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 import re
 import secrets
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,10 @@ from backends.weights import Weights
 SUFFIXES = (".pt", ".npz")
 STUDY = "study"
 CANONICAL = "canonical"
+
+
+DEEPEST = 24
+"""The largest number of levels of a UResNet."""
 
 
 class InvalidWeights(ValueError):
@@ -54,11 +60,13 @@ def read(path: Path, layout: str = CANONICAL) -> Weights:
     if not path.is_file():
         raise InvalidWeights(f"there is no file {path}; give the path of a file of weights")
     try:
+        content = path.read_bytes()
         if path.suffix == ".npz":
-            with np.load(path) as stored:
+            with np.load(io.BytesIO(content)) as stored:
                 state: Any = {name: torch.from_numpy(stored[name]) for name in stored.files}
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            _check_archive(content)
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message recommends disabling the protection.
         if "GLOBAL" not in str(error):
@@ -74,15 +82,57 @@ def read(path: Path, layout: str = CANONICAL) -> Weights:
         raise InvalidWeights(f"{path} cannot be read as weights: {first}") from None
     if isinstance(state, dict):  # a checkpoint of the study, or of our own training
         state = state.get("state_dict", state.get("network", state))
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InvalidWeights(f"{path} holds no state dict; give a file of named tensors")
+    values = _checked_state(path, state)
     if layout == STUDY:
-        return from_study(state)
+        return from_study(values)
     if layout != CANONICAL:
         registry.module_name(layout)
-        return _from_engine(state, layout)
-    network_size(state)
-    return state
+        return _from_engine(values, layout)
+    network_size(values)
+    return values
+
+
+def _check_archive(content: bytes) -> None:
+    """Check the checksums of a file of torch, which torch itself does not.
+
+    Files of versions before 1.6 are no archives and have none.
+
+    Raises
+    ------
+    ValueError
+        If a member is damaged.
+    """
+    stream = io.BytesIO(content)
+    if zipfile.is_zipfile(stream):
+        with zipfile.ZipFile(stream) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of its member {damaged} does not fit")
+
+
+def _checked_state(path: Path, state: Any) -> Weights:
+    """Return the entries of a state dict, if all are dense tensors of real numbers with names.
+
+    Raises
+    ------
+    InvalidWeights
+        If they are not.
+    """
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise InvalidWeights(f"{path} holds no state dict; give a file of named tensors")
+    for name, value in state.items():
+        counts = name.endswith("num_batches_tracked")
+        dense = value.layout is torch.strided and value.device.type == "cpu"
+        if not dense or not (value.is_floating_point() or (counts and not value.is_complex())):
+            raise InvalidWeights(
+                f"{path}: {name} is a tensor of {value.dtype} ({value.layout}, {value.device}), "
+                "not a dense one of real numbers"
+            )
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise InvalidWeights(f"{path}: {name} has more elements than the file holds numbers")
+    return {name: value.detach() for name, value in state.items()}
 
 
 def write(path: Path, values: Mapping[str, Tensor], layout: str = CANONICAL) -> None:
@@ -158,25 +208,41 @@ def network_size(values: Mapping[str, Tensor]) -> tuple[UResNetConfig, int]:
         raise InvalidWeights(
             f"these weights have no {missing.args[0]}: name the layout they are in with --from"
         ) from None
-    depth = 1 + max((name.count("below.") for name in values), default=0)
     reps = len(
         {name for name in values if re.fullmatch(r"unet\.encoder\.\d+\.conv1\.weight", name)}
     )
-    config = UResNetConfig(len(stem), depth, reps, len(linear), stem.shape[1])
+    if stem.ndim not in (4, 5) or not linear.ndim or not min(*stem.shape, *linear.shape):
+        raise InvalidWeights(
+            f"stem.weight has shape {tuple(stem.shape)} and linear.weight {tuple(linear.shape)}: "
+            "these are not the weights of a UResNet"
+        )
+    config = UResNetConfig(len(stem), _depth(values), reps, len(linear), stem.shape[1])
     dim = stem.ndim - 2
-    try:
-        expected = weights.initial(config, dim)
-    except RuntimeError as error:
-        raise InvalidWeights(f"these are not the weights of a UResNet: {error}") from None
+    expected = weights.shapes(config, dim)
     for name in expected.keys() ^ values.keys():
         raise InvalidWeights(f"{name} does not fit the other weights: they belong to no UResNet")
-    for name, value in expected.items():
-        if value.shape != values[name].shape:
+    for name, shape in expected.items():
+        if tuple(values[name].shape) != shape:
             raise InvalidWeights(
-                f"{name} has shape {tuple(values[name].shape)} where the other weights need "
-                f"{tuple(value.shape)}"
+                f"{name} has shape {tuple(values[name].shape)} where the other weights need {shape}"
             )
     return config, dim
+
+
+def _depth(names: Iterable[str]) -> int:
+    """Return the number of levels of the network that entries of these names belong to.
+
+    Raises
+    ------
+    InvalidWeights
+        If there are more than `DEEPEST`.
+    """
+    depth = 1 + max((name.count("below.") for name in names), default=0)
+    if depth > DEEPEST:
+        raise InvalidWeights(
+            f"these weights belong to {depth} levels; a UResNet has {DEEPEST} at most"
+        )
+    return depth
 
 
 def _network(engine: str, config: UResNetConfig, dim: int) -> UResNet:
@@ -189,6 +255,9 @@ def _network(engine: str, config: UResNetConfig, dim: int) -> UResNet:
 def _from_engine(state: Mapping[str, Tensor], engine: str) -> Weights:
     """Convert the state dict of a UResNet of any size on an engine to canonical weights."""
     config, dim = _size_on_engine(state, engine)
+    needed = sum(math.prod(shape) for shape in weights.shapes(config, dim).values())
+    if needed > 2 * sum(value.numel() for value in state.values()):  # before they are allocated
+        raise InvalidWeights(f"this is not the state dict of a UResNet on {engine}")
     network = _network(engine, config, dim)
     try:
         network.load_state_dict(dict(state))
@@ -201,7 +270,7 @@ def _from_engine(state: Mapping[str, Tensor], engine: str) -> Weights:
 
 def _size_on_engine(state: Mapping[str, Tensor], engine: str) -> tuple[UResNetConfig, int]:
     """Return the size of the network whose state dict on the engine has these shapes."""
-    depth = 1 + max((name.count("below.") for name in state), default=0)
+    depth = _depth(state)
     encoders = {m[1] for name in state if (m := re.match(r"unet\.encoder\.(\d+)\.", name))}
     stem = [value for name, value in state.items() if name.startswith("stem.native.")]
     bias = [value for name, value in state.items() if re.match(r"linear\.native.*bias$", name)]
@@ -211,7 +280,7 @@ def _size_on_engine(state: Mapping[str, Tensor], engine: str) -> tuple[UResNetCo
     filters, classes = norm[0].numel(), bias[0].numel()
     for dim in (3, 2):
         taps = filters * 3**dim
-        if stem[0].numel() % taps == 0:
+        if taps and stem[0].numel() % taps == 0:
             inputs = stem[0].numel() // taps
             return UResNetConfig(filters, depth, len(encoders), classes, inputs), dim
     raise InvalidWeights(f"this is not the state dict of a UResNet on {engine}")
@@ -234,8 +303,10 @@ def from_study(state: Mapping[str, Tensor]) -> Weights:
     blocks = [m for name in state if (m := re.match(r"sparseModel\.2\.(\d+)\.1\.1\.weight$", name))]
     if "sparseModel.1.weight" not in state or not blocks:
         raise InvalidWeights("this is not a state dict of the study's SparseConvNet network")
-    taps = len(state["sparseModel.1.weight"])
-    dim = 3 if taps == 27 else 2
+    taps = state["sparseModel.1.weight"].shape[:1]
+    if taps not in ((9,), (27,)):
+        raise InvalidWeights("sparseModel.1.weight has neither 27 nor 9 taps")
+    dim = 3 if taps == (27,) else 2
     # In a level, the encoder blocks have the indices 0, 2, …, the deeper levels have the index
     # 2 * reps, and as many decoder blocks follow.
     last = max(int(m[1]) for m in blocks)
@@ -252,8 +323,10 @@ def from_study(state: Mapping[str, Tensor]) -> Weights:
 
     def convolution(kind: Kind, ours: str, name: str) -> None:
         weight = take(f"{name}.weight")
+        size = 3 if kind is Kind.SUBMANIFOLD else 2
+        if weight.ndim not in (3, 4) or len(weight) != size**dim or weight.shape[1:-2].numel() != 1:
+            raise InvalidWeights(f"{name}.weight has shape {tuple(weight.shape)}, no convolution's")
         weight = weight.reshape(len(weight), *weight.shape[-2:])
-        size = round(len(weight) ** (1 / dim))
         order = (1, 2, 0) if kind is Kind.INVERSE else (2, 1, 0)
         weight = weight.permute(*order)
         found[f"{ours}.weight"] = weight.reshape(*weight.shape[:2], *[size] * dim).contiguous()
@@ -264,7 +337,10 @@ def from_study(state: Mapping[str, Tensor]) -> Weights:
 
     def block(ours: str, name: str) -> None:
         if f"{name}.0.weight" in state:
-            found[f"{ours}.shortcut.weight"] = take(f"{name}.0.weight").t().contiguous()
+            shortcut = take(f"{name}.0.weight")
+            if shortcut.ndim != 2:
+                raise InvalidWeights(f"{name}.0.weight is no matrix")
+            found[f"{ours}.shortcut.weight"] = shortcut.t().contiguous()
         norm(f"{ours}.norm1", f"{name}.1.0")
         convolution(Kind.SUBMANIFOLD, f"{ours}.conv1", f"{name}.1.1")
         norm(f"{ours}.norm2", f"{name}.1.2")

@@ -91,6 +91,17 @@ def blank(config: UResNetConfig) -> UResNet:
     return UResNet(_MeanSquare(), config)  # type: ignore[arg-type]
 
 
+def shapes(config: UResNetConfig, dim: int) -> dict[str, tuple[int, ...]]:
+    """Return the canonical shape of each weight and running statistic by name."""
+    found: dict[str, tuple[int, ...]] = {"linear.bias": (config.classes,)}
+    for name, layer in blank(config).layers():
+        shape = weight_shape(layer, dim)
+        found[f"{name}.weight"] = shape
+        if layer.kind is Kind.NORM:
+            found |= {f"{name}.{part}": shape for part in ("bias", "running_mean", "running_var")}
+    return found
+
+
 def initial(config: UResNetConfig, dim: int, seed: int = 0) -> Weights:
     """Draw the canonical weights of an untrained network.
 

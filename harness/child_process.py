@@ -11,6 +11,15 @@ from typing import IO
 PR_SET_PDEATHSIG = 1
 
 
+OTHERS_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals by which users, schedulers and the kernel end a process; a crash has others."""
+
+
+def was_stopped(code: int) -> bool:
+    """Return whether the exit code of a child process is that of a process ended from outside."""
+    return -code in OTHERS_SIGNALS
+
+
 def die_with_parent() -> None:
     """Let the kernel kill this process when the thread that started it ends; Linux only."""
     if sys.platform == "linux":

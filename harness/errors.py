@@ -1,4 +1,4 @@
-"""The exception for input that the user has to change."""
+"""The exceptions that end a command with one sentence."""
 
 
 class BadInput(ValueError):
@@ -7,3 +7,7 @@ class BadInput(ValueError):
     The message is one sentence that names the input and says what to change. The
     command line prints it without a traceback and exits with code 2.
     """
+
+
+class MachineFailure(BadInput):
+    """The machine, not the input or an engine, prevents the work: a full disk, a killed process."""

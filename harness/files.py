@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -101,10 +102,9 @@ class Replacement:
     def __init__(self, path: Path, instead: str = "file") -> None:
         self._path, self._instead = path, instead
         self._real = check_target(path, instead)
-        # Of fixed length: a suffix could make a valid name too long.
-        self.part = self._real.with_name(f".{secrets.token_hex(8)}.part")
         try:
-            os.close(os.open(self.part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            remove_abandoned_parts(self._real.parent)
+            self.part, self._lock = _make_part(self._real.parent)
         except OSError as error:
             refuse(path, error, instead)
 
@@ -132,6 +132,40 @@ class Replacement:
         """Remove the temporary file, if it is still there."""
         with suppress(OSError):
             self.part.unlink(missing_ok=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+PART = ".{}.part"
+"""Name of a temporary file; of fixed length, since a suffix could make a valid name too long."""
+
+
+def _make_part(folder: Path) -> tuple[Path, int | None]:
+    """Make a temporary file that this process holds locked; return it with its descriptor."""
+    while True:
+        part = folder / PART.format(secrets.token_hex(8))
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            os.close(handle)
+            return part, None
+        if part.exists():  # nobody has removed it in between
+            return part, handle
+        os.close(handle)
+
+
+def remove_abandoned_parts(folder: Path) -> None:
+    """Remove the temporary files of a folder whose processes have died."""
+    for part in folder.glob(PART.format("[0-9a-f]" * 16)):
+        with suppress(OSError):
+            handle = os.open(part, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
+            finally:
+                os.close(handle)
 
 
 @contextmanager

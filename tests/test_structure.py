@@ -17,6 +17,7 @@ ORDER = (
     "terminal",
     "options",
     "child_process",
+    "temporary",
     "spec",
     "instruments",
     "events",

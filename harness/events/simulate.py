@@ -15,7 +15,6 @@ Geant4 ends the whole process if something is missing, and therefore runs in chi
 import multiprocessing
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,10 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.child_process import die_with_parent
-from harness.errors import BadInput
+from harness.errors import BadInput, MachineFailure
 from harness.events.argon_data import argon_data_folder
 from harness.events.digitise import Deposits, digitise
 from harness.events.event import Event, Label
+from harness.temporary import run_folder
 
 CHUNK = 16
 """Events simulated from one stream of random numbers."""
@@ -170,15 +170,15 @@ def simulate(recipe: Recipe, count: int, *, processes: int | None = None) -> Ite
     data = argon_data_folder()
     chunks = -(-count // CHUNK)
     processes = max(1, min(processes or available_processors(), chunks))
-    with tempfile.TemporaryDirectory(prefix="sscn-bench-") as folder:
+    with run_folder() as folder:
         delivered = 0
-        for events in _simulated_chunks(recipe, chunks, processes, str(data), folder):
+        for events in _simulated_chunks(recipe, chunks, processes, str(data), str(folder)):
             for event in events[: count - delivered]:
                 delivered += 1
                 yield event
 
 
-class SimulationError(RuntimeError):
+class SimulationError(MachineFailure):
     """Geant4 ended its process; the message holds the end of its output."""
 
 
@@ -237,7 +237,8 @@ def _result(connection: Connection, folder: str) -> tuple[int, list[Event]]:
         answer = connection.recv()
     except (EOFError, OSError) as death:
         raise SimulationError(
-            "a simulation process died; the end of its output: " + _end_of_output(folder)
+            "a simulation process died; repeat the command, with fewer --processes if memory is "
+            "short; the end of its output: " + _end_of_output(folder)
         ) from death
     if isinstance(answer, BaseException):
         raise answer
@@ -266,7 +267,8 @@ def _work(connection: Connection, recipe: Recipe, data: str, folder: str) -> Non
         except EOFError:
             return
         except Exception as error:
-            answer = SimulationError(f"{type(error).__name__}: {error}")
+            first = (str(error).splitlines() or [""])[0]
+            answer = SimulationError(f"the simulation failed: {type(error).__name__}: {first}")
         connection.send(answer)
 
 

@@ -106,6 +106,33 @@ def append_record(
     ----------
     path : Path
         A file of JSON lines.
+    cell, entries, run, commit, dirty, seed, round
+        As for `make_record`.
+
+    Raises
+    ------
+    BadInput
+        If the file cannot be written or the disk is full.
+    """
+    record = make_record(cell, entries, run=run, commit=commit, dirty=dirty, seed=seed, round=round)
+    append(path, record)
+    return record
+
+
+def make_record(
+    cell: Cell,
+    entries: Entries,
+    *,
+    run: str,
+    commit: str,
+    dirty: bool,
+    seed: int = 0,
+    round: int = 0,
+) -> Record:
+    """Complete what a worker found to a record.
+
+    Parameters
+    ----------
     cell : Cell
         The measured cell.
     entries : Entries
@@ -118,13 +145,8 @@ def append_record(
         Seed of the order of cells and turns.
     round : int
         Number of the round, from 0.
-
-    Raises
-    ------
-    BadInput
-        If the file cannot be written or the disk is full.
     """
-    record: Record = {
+    return {
         "schema": SCHEMA,
         "run": run,
         "utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
@@ -136,8 +158,6 @@ def append_record(
         **EMPTY,
         **entries,
     }
-    append(path, record)
-    return record
 
 
 def check_writable(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -88,6 +90,67 @@ def check_of(kind: object) -> Check:
     if origin in (Union, types.UnionType):
         return _union_check([(part, check_of(part)) for part in get_args(kind)])
     return _scalar_check(kind)
+
+
+def fields_problem(kind: type, values: object) -> str:
+    """Return why JSON values are not those of the fields of a data class; empty if they are.
+
+    Parameters
+    ----------
+    kind : type
+        A data class. Its fields are scalars, texts by name, tuples of scalars, or data classes.
+        Fields with another type are not looked at.
+    values : object
+        Parsed JSON.
+    """
+    return _fields_check(kind)(values).removeprefix(".").removeprefix(": ")
+
+
+@functools.cache
+def _fields_check(kind: type) -> Check:
+    hints = get_type_hints(kind, include_extras=True)
+    entries = {entry.name: entry for entry in dataclasses.fields(kind)}
+    required = [name for name, entry in entries.items() if _has_no_default(entry)]
+    found_checks = {name: _field_check(hints[name]) for name in entries}
+    checks = {name: each for name, each in found_checks.items() if each is not None}
+
+    def check(value: Any) -> str:
+        if not isinstance(value, dict):
+            return f": is {_short(value)}, not an object"
+        unknown = [name for name in value if name not in entries]
+        if unknown:
+            return f": has no field {unknown[0]!r}"
+        for name in required:
+            if name not in value:
+                return f".{name}: is missing"
+        for name, known in checks.items():
+            found = known(value[name]) if name in value else ""
+            if found:
+                return f".{name}{found}"
+        return ""
+
+    return check
+
+
+def _field_check(hint: object) -> Check | None:
+    """Return the check of a field of a data class; None for a type that is not looked at."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        base = _field_check(parts[0])
+        return base and _bounded(base, next(note for note in parts[1:] if isinstance(note, Field)))
+    if hint is int:  # Python's own: the value is not converted
+        return lambda v: "" if type(v) is int else f": is {_short(v)}, not a whole number"
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return None if hint is Cell else _fields_check(hint)
+    if origin is tuple:
+        return _list_check(check_of(parts[0]), parts[0])
+    if origin is Mapping and parts == (str, str):
+        return _dict_check(check_of(str))
+    return _scalar_check(hint) if hint in NAMES else None
+
+
+def _has_no_default(entry: dataclasses.Field[Any]) -> bool:
+    return entry.default is entry.default_factory is dataclasses.MISSING
 
 
 def _scalar_check(kind: object) -> Check:

@@ -16,7 +16,7 @@ from harness.child_process import die_with_parent
 from harness.errors import BadInput
 from harness.instruments import machine
 from harness.run.source import EngineSource
-from harness.run.temporary import run_folder
+from harness.temporary import run_folder
 
 
 @contextlib.contextmanager

@@ -42,9 +42,9 @@ def boundary(
     from harness.run.rounds import default_out, write_record
     from harness.run.source import EngineSource
     from harness.run.task import Task
-    from harness.run.temporary import require_temporary_space
     from harness.spec.cell import SIZES
     from harness.spec.suite import ENGINES, Grid, Suite, parse_engine
+    from harness.temporary import require_temporary_space
 
     grid = Grid(sizes=SIZES, batches=(1,), phases=(phase,), maps=("cold",))
     suite = Suite("boundary", "How large a batch fits?", (grid,))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
+from harness.errors import BadInput
 from harness.instruments import machine
 from harness.instruments.clock import Clock, CudaClock, HostClock
 from harness.instruments.energy import EnergyCounter, NvmlEnergy, RaplEnergy, joules_per_event
@@ -179,10 +180,17 @@ class CellMeasurement:
         """Restrict this process to the job's processors and memory."""
         self.record["memory"] = {"limit_bytes": self.job.memory_bytes or None}
         if self.job.processors:
-            os.sched_setaffinity(0, self.job.processors)
+            try:
+                os.sched_setaffinity(0, self.job.processors)
+            except OSError:
+                listed = ", ".join(map(str, self.job.processors))
+                raise BadInput(f"none of the processors {listed} may be used here") from None
         if self.job.memory_bytes:
             # The data limit counts memory that the process may write, not mapped libraries.
             limit = self.job.memory_bytes
+            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+            if hard != resource.RLIM_INFINITY:
+                limit = min(limit, hard)
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
     def _set_up_instruments(self, torch: Any) -> None:

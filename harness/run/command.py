@@ -71,9 +71,9 @@ def run(
     from harness.run.rounds import Settings, default_out, latest_out, measure_locally
     from harness.run.rounds import run as measure
     from harness.run.sampling import StopRule
-    from harness.run.temporary import require_temporary_space
     from harness.run.weight_files import find_weights
     from harness.spec.suite import ENGINES, find_suite, parse_engine
+    from harness.temporary import require_temporary_space
 
     chosen = find_suite(suite)
     require_temporary_space()

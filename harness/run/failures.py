@@ -29,16 +29,15 @@ class Failed(Exception):
         How the measurement ended.
     reason : str
         Why, in one sentence.
+    stopped : bool
+        Whether somebody else ended the process, by a signal that no engine sends to itself.
     """
 
-    def __init__(self, outcome: Outcome, reason: str) -> None:
+    def __init__(self, outcome: Outcome, reason: str, *, stopped: bool = False) -> None:
         super().__init__(reason)
         self.outcome = outcome
         self.reason = plain(reason)
-
-
-class MachineFailure(BadInput):
-    """The machine, not the engine, prevents the measurement: it ends the run with one sentence."""
+        self.stopped = stopped
 
 
 def classify(error: BaseException) -> Failed:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 from harness.errors import BadInput
+from harness.results.validation import fields_problem
 from harness.run.sampling import StopRule
 from harness.spec.cell import Cell
+from harness.spec.fields import Field
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,10 @@ class Job:
     cell: Cell
     events: str = "sample"
     rule: StopRule = field(default_factory=StopRule)
-    warm_up: float = 5.0
-    threads: int = 0
-    processors: tuple[int, ...] = ()
-    memory_bytes: int = 0
+    warm_up: Annotated[float, Field("", least=0)] = 5.0
+    threads: Annotated[int, Field("", least=0, most=2**16)] = 0
+    processors: Annotated[tuple[int, ...], Field("", least=0, most=2**16)] = ()
+    memory_bytes: Annotated[int, Field("", least=0, most=2**62)] = 0
     references: str = ""
     check: bool = True
     weights: str = ""
@@ -61,20 +66,37 @@ class Job:
         Raises
         ------
         BadInput
-            If a field is missing or unknown.
+            If a field is missing, unknown, or of another type or range.
         """
         if isinstance(values, Mapping) and "cell" not in values:
             return cls(Cell.from_json(values))
         if not isinstance(values, Mapping):
             raise BadInput("a job must be a JSON object: a cell, or {'cell': …}")
-        unknown = sorted(set(values) - {entry.name for entry in fields(cls)})
-        if unknown:
-            raise BadInput(f"a job has no field {unknown[0]!r}; give a cell or {{'cell': …}}")
+        wrong = fields_problem(cls, values)
+        if wrong:
+            raise BadInput(f"this job is not usable: {wrong}; give a cell or {{'cell': …}}")
         kept = dict(values) | {"cell": Cell.from_json(values["cell"])}
-        try:
-            if "rule" in kept:
-                kept["rule"] = StopRule(**kept["rule"])
-            kept["processors"] = tuple(kept.get("processors", ()))
-            return cls(**kept)
-        except TypeError as error:
-            raise BadInput(f"this job is not usable: {error}") from None
+        kept["rule"] = StopRule(**kept.get("rule", {}))
+        kept["processors"] = tuple(kept.get("processors", ()))
+        return cls(**kept)
+
+
+def read_job(file: Path) -> Job:
+    """Read a job from a file of JSON, or from the standard input for ``-``.
+
+    Raises
+    ------
+    BadInput
+        If the file cannot be read or holds no job.
+    """
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text()
+        return Job.from_json(json.loads(text))
+    except OSError as error:
+        raise BadInput(f"cannot read the cell {file}: {error.strerror}") from None
+    except RecursionError:
+        raise BadInput(f"{file} is nested too deeply to be a cell") from None
+    except ValueError as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{file} is not JSON: {error}") from None

@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from harness.child_process import die_with_parent
+from harness.child_process import die_with_parent, was_stopped
+from harness.errors import MachineFailure
 from harness.instruments.machine import ROOT
-from harness.run.failures import MachineFailure
 from harness.run.job import Job
-from harness.run.temporary import temporary_failure
 from harness.spec.cell import Cell, canonical, digest
+from harness.temporary import temporary_failure
 
 if TYPE_CHECKING:
     from harness.run.engine_interface import Reference, SparseBatch
@@ -63,13 +63,17 @@ def load_reference(job: Job, variant: Variant = "") -> Reference:
         if not variant and job.cell.map != "first":
             variants.append(last_variant(job.cell))
         search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        child = subprocess.run(
-            [sys.executable, "-m", "harness.run.references"],
-            input=json.dumps({"job": job.to_json(), "variants": variants, "parent": os.getpid()}),
-            text=True,
-            capture_output=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(search)},
-        )
+        order = {"job": job.to_json(), "variants": variants, "parent": os.getpid()}
+        for _ in range(2):  # once more if it was ended from outside
+            child = subprocess.run(
+                [sys.executable, "-m", "harness.run.references"],
+                input=json.dumps(order),
+                text=True,
+                capture_output=True,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(search)},
+            )
+            if not was_stopped(child.returncode):
+                break
         if child.returncode == IO_ERROR:
             raise MachineFailure(child.stderr.strip())
         if child.returncode:

@@ -26,8 +26,8 @@ from harness.run.resume import Machines, recorded_cells, this_machine
 from harness.run.sampling import StopRule
 from harness.run.source import EngineSource
 from harness.run.task import ProgressListener, Task
-from harness.run.temporary import run_folder
 from harness.spec.cell import RANDOM, Cell
+from harness.temporary import run_folder
 
 MeasuredEntries = Iterator[tuple[Task, Entries]]
 """Tasks with the entries of their records, in order of completion."""

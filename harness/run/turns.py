@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.instruments import machine
-from harness.results.record import Entries, Measurement, ended
+from harness.results.record import Entries, Measurement, Outcome, ended
 from harness.run import sampling
 from harness.run.failures import Failed
 from harness.run.job import Job
@@ -39,6 +39,8 @@ class _ActiveTask:
         Number of samples of each turn.
     enough : str or None
         Why the sampling may stop.
+    stopped : bool
+        Whether somebody else ended the worker.
     """
 
     task: Task
@@ -49,6 +51,7 @@ class _ActiveTask:
     elapsed: float = 0.0
     turns: list[int] = field(default_factory=list)
     enough: sampling.Stop | None = None
+    stopped: bool = False
 
     def take_turn(self) -> Entries | None:
         """Take samples for one turn; return the entries of the record if that failed."""
@@ -76,6 +79,7 @@ class _ActiveTask:
         try:
             return action()
         except Failed as failed:
+            self.stopped = failed.stopped
             taken: Measurement = {
                 "host_seconds": self.samples,
                 "device_seconds": self.device or None,
@@ -93,11 +97,14 @@ def measure_in_turns(
     seed: int,
     listener: ProgressListener,
     start: Callable[[Task], Worker] = start_local,
+    *,
+    again: bool = False,
 ) -> Iterator[tuple[Task, Entries]]:
     """Measure tasks in turns, and yield the entries of each record when they are complete.
 
-    Two versions of one cell are sampled until both have enough samples, so that a slow period of
-    the machine affects both.
+    A task whose worker somebody else has ended is measured once more, by itself. Two versions of
+    one cell are sampled until both have enough samples, so that a slow period of the machine
+    affects both.
 
     Parameters
     ----------
@@ -109,6 +116,8 @@ def measure_in_turns(
         Receives the samples.
     start : callable
         Starts a worker.
+    again : bool
+        Whether the tasks are measured once more.
     """
     if tasks and tasks[0].job.cell.map == "first":
         yield from _measure_first_calls(tasks, seed, listener, start)
@@ -120,10 +129,12 @@ def measure_in_turns(
             prepared = _prepare(task, start)
             if isinstance(prepared, _ActiveTask):
                 active.append(prepared)
-            elif prepared["outcome"] == "out-of-memory" and active:
+            elif prepared.stopped and not again:
+                retries.append(task)
+            elif prepared.outcome == "out-of-memory" and active:
                 retries.append(task)  # others held memory: it is tried again without them
             else:
-                yield task, prepared
+                yield task, prepared.entries
         turn = 0
         while active:
             complete: list[tuple[_ActiveTask, Entries]] = []
@@ -141,34 +152,50 @@ def measure_in_turns(
             for each, entries in complete:
                 each.worker.close()
                 active.remove(each)
-                yield each.task, {**entries, "turn_samples": each.turns}
+                if each.stopped and not again:
+                    retries.append(each.task)
+                else:
+                    yield each.task, {**entries, "turn_samples": each.turns}
             turn += 1
     finally:
         for each in active:
             each.worker.close()
     for task in retries:
-        yield from measure_in_turns([task], seed, listener, start)
+        yield from measure_in_turns([task], seed, listener, start, again=True)
 
 
-def _prepare(task: Task, start: Callable[[Task], Worker]) -> _ActiveTask | Entries:
-    """Start a worker and prepare it; return the entries of the record if that failed."""
+@dataclass(frozen=True)
+class _Unprepared:
+    """A task whose preparation failed: the entries of its record, and as for `Failed`."""
+
+    entries: Entries
+    stopped: bool = False
+
+    @property
+    def outcome(self) -> Outcome:
+        return self.entries["outcome"]
+
+
+def _prepare(task: Task, start: Callable[[Task], Worker]) -> _ActiveTask | _Unprepared:
+    """Start a worker and prepare it."""
     task = replace(task, job=_with_memory_limit(task.job))
     try:
         worker = start(task)
     except Failed as failed:
-        return ended({}, failed.outcome, failed.reason)
+        return _Unprepared(ended({}, failed.outcome, failed.reason))
     try:
         answer = worker.request({"do": "prepare", "job": task.job.to_json()}, task.timeout)
     except Failed as failed:
         worker.close()
         limit: Measurement = {"memory": {"limit_bytes": task.job.memory_bytes or None}}
-        return ended({**limit, **worker.partial}, failed.outcome, failed.reason)
+        entries = ended({**limit, **worker.partial}, failed.outcome, failed.reason)
+        return _Unprepared(entries, failed.stopped)
     except BaseException:
         worker.close()
         raise
     if "outcome" in answer:
         worker.close()
-        return final_entries(answer)
+        return _Unprepared(final_entries(answer))
     return _ActiveTask(task, worker, answer["record"])
 
 
@@ -202,16 +229,19 @@ def _measure_first_calls(
         yield task, _joined(several)
 
 
-def _first_call(task: Task, start: Callable[[Task], Worker]) -> Entries:
+def _first_call(task: Task, start: Callable[[Task], Worker], *, again: bool = False) -> Entries:
     prepared = _prepare(task, start)
-    if not isinstance(prepared, _ActiveTask):
-        return prepared
-    try:
-        return prepared.finish()
-    except Failed as failed:
-        return ended(prepared.partial, failed.outcome, failed.reason)
-    finally:
-        prepared.worker.close()
+    if isinstance(prepared, _Unprepared):
+        stopped, entries = prepared.stopped, prepared.entries
+    else:
+        try:
+            return prepared.finish()
+        except Failed as failed:
+            stopped = failed.stopped
+            entries = ended(prepared.partial, failed.outcome, failed.reason)
+        finally:
+            prepared.worker.close()
+    return _first_call(task, start, again=True) if stopped and not again else entries
 
 
 def _joined(found: Sequence[Entries]) -> Entries:

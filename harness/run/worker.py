@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from harness.child_process import die_with_parent, private_output
-from harness.errors import BadInput
+from harness.errors import BadInput, MachineFailure
 from harness.run import sampling
 from harness.run.cell_measurement import CellMeasurement
-from harness.run.failures import MachineFailure, classify
+from harness.run.failures import classify
 from harness.run.job import Job
 
 

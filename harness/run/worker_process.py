@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness.child_process import was_stopped
+from harness.errors import MachineFailure
 from harness.results.record import Measurement
-from harness.run.failures import Failed, MachineFailure
+from harness.run.failures import Failed
 from harness.run.task import Task
-from harness.run.temporary import temporary_failure
+from harness.temporary import temporary_failure
 
 GRACE = 3.0
 """Seconds between the signal to end and the signal that kills."""
@@ -177,7 +179,11 @@ class LocalWorker:
         else:
             how = f"ended with exit code {code} without an answer"
         memory = "bad_alloc" in printed or "MemoryError" in printed
-        return Failed("out-of-memory" if memory else "crashed", f"{how}: {last}" if last else how)
+        return Failed(
+            "out-of-memory" if memory else "crashed",
+            f"{how}: {last}" if last else how,
+            stopped=was_stopped(code) and not memory,
+        )
 
     def close(self) -> None:
         """Send SIGTERM to the process group, and SIGKILL to the rest after ``GRACE`` seconds."""

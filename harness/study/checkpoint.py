@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-_DAMAGE = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.PickleError)
+from harness.errors import BadInput
+
+_DAMAGE = (
+    *(OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.PickleError),
+    *(AttributeError, IndexError, OverflowError),
+)
 
 
 class DamagedCheckpoint(RuntimeError):
@@ -62,7 +70,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; the previous one is replaced as a whole."""
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
-        torch.save(vars(checkpoint), file)
+        torch.save(vars(checkpoint) | {"sha256": _digest(vars(checkpoint))}, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
@@ -79,9 +87,48 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
     if not path.exists():
         return None
     try:
-        return Checkpoint(**torch.load(path, weights_only=True, map_location="cpu"))
+        values = torch.load(path, weights_only=True, map_location="cpu")
+        sha256 = values.pop("sha256", None)  # files of earlier versions have none
+        if sha256 is not None and sha256 != _digest(values):
+            raise ValueError("the checksum does not fit")
+        return Checkpoint(**values)
     except _DAMAGE:
         raise DamagedCheckpoint(f"{path} is damaged") from None
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Raise `DamagedCheckpoint` if the parts of a checkpoint do not fit the training."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except _DAMAGE:
+        raise DamagedCheckpoint(f"{path} does not fit this training") from None
+
+
+def _digest(value: Any) -> str:
+    """Return the SHA-256 of nested values and tensors."""
+    found = hashlib.sha256()
+    _add(found, value)
+    return found.hexdigest()
+
+
+def _add(found: Any, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        whole = value.detach().cpu().contiguous()
+        found.update(f"{whole.dtype} {tuple(whole.shape)}".encode())
+        found.update(whole.flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            found.update(f"{name!r}:".encode())
+            _add(found, each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _add(found, each)
+        found.update(f"{len(value)};".encode())
+    else:
+        found.update(f"{type(value).__name__} {value!r};".encode())
 
 
 def random_states() -> dict[str, torch.Tensor]:

@@ -22,8 +22,8 @@ from harness.run.progress import RunProgress
 from harness.run.rounds import measure_groups, write_record
 from harness.run.source import EngineSource
 from harness.run.task import Task
-from harness.run.temporary import run_folder
 from harness.spec.cell import Cell, Question
+from harness.temporary import run_folder
 
 
 def measure_costs(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from backends.registry import names
 from harness.errors import BadInput
+from harness.results.validation import fields_problem
+from harness.spec.fields import Field
 from harness.study.cells import Engines
 from harness.study.plan import Plan
 from harness.study.scales import AS_PUBLISHED, DENSE, HeldOut, Scale, Training, find_scale
@@ -41,7 +44,7 @@ class Study:
     backend: str = "sscn"
     also: tuple[str, ...] = ()
     precision: str = "fp32"
-    minutes: float = 0.0
+    minutes: Annotated[float, Field("", least=0)] = 0.0
 
     @property
     def resolved_scale(self) -> Scale:
@@ -151,16 +154,9 @@ def read_study(out: Path) -> Study:
     )
     try:
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise damaged from None
-    names = {field.name for field in fields(Study)}
-    if not isinstance(values, dict) or not {"scale"} <= set(values) <= names:
-        raise damaged
-    also = values.get("also", [])
-    texts = (values["scale"], values.get("backend", ""), values.get("precision", ""))
-    if not isinstance(also, list) or not all(isinstance(text, str) for text in (*texts, *also)):
-        raise damaged
-    if not isinstance(values.get("minutes", 0.0), int | float):
+    if fields_problem(Study, values | {"out": ""} if isinstance(values, dict) else values):
         raise damaged
     find_scale(values["scale"])
-    return Study(**values | {"out": out, "also": tuple(also)})
+    return Study(**values | {"out": out, "also": tuple(values.get("also", ()))})

@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from harness.errors import BadInput
+from harness.results.validation import fields_problem
 from harness.spec.cell import Cell, EventSpec, ModelSpec
+from harness.spec.fields import Field
 from harness.study.views import View
 
 PLAN_FILE = "plan.json"
@@ -45,15 +47,15 @@ class TrainingSettings:
         Decay of ``harness.study.average.WeightAverage``; 0 to evaluate the latest weights.
     """
 
-    batch: int
-    steps: int
-    seconds: float = 0.0
-    evaluate_every: int = 0
-    held_out_events: int = 0
+    batch: Annotated[int, Field("", least=1)]
+    steps: Annotated[int, Field("", least=1)]
+    seconds: Annotated[float, Field("", least=0)] = 0.0
+    evaluate_every: Annotated[int, Field("", least=0)] = 0
+    held_out_events: Annotated[int, Field("", least=0)] = 0
     optimiser: str = "adam"
-    learning_rate: float = 1e-3
-    warm_up: int = 0
-    average: float = 0.998
+    learning_rate: Annotated[float, Field("", least=0)] = 1e-3
+    warm_up: Annotated[int, Field("", least=0)] = 0
+    average: Annotated[float, Field("", least=0, most=1)] = 0.998
 
     def settings(self) -> dict[str, Any]:
         """Return the settings by name, without the fields of subclasses."""
@@ -97,7 +99,7 @@ class Plan(TrainingSettings):
     precision: str = "fp32"
     options: Mapping[str, str] = field(default_factory=dict, hash=False)
     model: ModelSpec = field(default_factory=ModelSpec)
-    seed: int = 0
+    seed: Annotated[int, Field("", least=0, most=2**63 - 1)] = 0
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.steps < 1:
@@ -128,7 +130,16 @@ class Plan(TrainingSettings):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the plan that ``to_json`` has written."""
+        """Return the plan that ``to_json`` has written.
+
+        Raises
+        ------
+        BadInput
+            If a field is missing, unknown or of another type.
+        """
+        wrong = fields_problem(cls, values)
+        if wrong:
+            raise BadInput(f"this plan is not usable: {wrong}")
         parts = dict(values)
         parts["events"] = View(**parts["events"])
         parts["held_out"] = View(**parts["held_out"])
@@ -186,12 +197,17 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, tuple[View, int]]]:
         ) from None
     try:
         values = json.loads(text)
-        tests = {
-            name: (View(**test["view"]), int(test["events"]))
-            for name, test in values["tests"].items()
-        }
-        return Plan.from_json(values["plan"]), tests
-    except BadInput:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError):
+        plan = Plan.from_json(values["plan"])
+        tests = {name: _test(test) for name, test in values["tests"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise BadInput(f"{path} is damaged; remove it and repeat the study's command") from None
+    return plan, tests
+
+
+def _test(values: Mapping[str, Any]) -> tuple[View, int]:
+    """Return the events of a test, and the number of them that is predicted."""
+    events = values["events"]
+    wrong = fields_problem(View, values["view"])
+    if wrong or type(events) is not int or events < 0:
+        raise BadInput(wrong or f"{events!r} is no number of events")
+    return View(**values["view"]), events

@@ -6,16 +6,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
-from zlib import error as ZlibError
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import BadInput
 from harness.events import Event, EventSet
-
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, BadZipFile, ZlibError)
 
 
 @dataclass(frozen=True)
@@ -68,15 +65,22 @@ def step_of(path: Path) -> int:
         -1 if there is no file or it is damaged.
     """
     try:
-        with path.open("rb") as stream, np.load(stream) as file:
-            # All arrays are read: the entry of the step may be intact in a truncated file.
-            return int({name: file[name] for name in ("counts", "classes", "step")}["step"])
-    except _DAMAGE:
+        return int(_read(path)["step"])
+    except (DamagedPredictions, TypeError, ValueError):
         return -1
 
 
-def load_predictions(path: Path, events: EventSet) -> Iterator[Predicted]:
+def load_predictions(path: Path, events: EventSet, classes: int) -> Iterator[Predicted]:
     """Yield each event with its predictions.
+
+    Parameters
+    ----------
+    path : Path
+        A file of `save_predictions`.
+    events : EventSet
+        The events that were predicted.
+    classes : int
+        Number of classes of the network.
 
     Raises
     ------
@@ -84,14 +88,39 @@ def load_predictions(path: Path, events: EventSet) -> Iterator[Predicted]:
         If the file is damaged or holds predictions for other events.
     """
     try:
-        with path.open("rb") as stream, np.load(stream) as file:
-            counts, classes, sha256 = file["counts"], file["classes"], str(file["sha256"])
-    except _DAMAGE:
+        found = _read(path)
+    except DamagedPredictions:
         raise BadInput(
             f"{path} is damaged; repeat the study's command to make the predictions again"
         ) from None
-    if sha256 != events.sha256 or len(counts) != len(events):
+    counts, predicted = found["counts"], found["classes"]
+    other = str(found["sha256"]) != events.sha256 or counts.tolist() != list(map(len, events))
+    if other or (predicted.size and predicted.max() >= classes):
         raise BadInput(f"{path} holds predictions for other events; remove it to make them again")
     edges = np.cumsum(counts)[:-1]
-    for event, predicted in zip(events, np.split(classes.astype(np.int64), edges), strict=True):
-        yield Predicted(event, predicted)
+    for event, labels in zip(events, np.split(predicted.astype(np.int64), edges), strict=True):
+        yield Predicted(event, labels)
+
+
+class DamagedPredictions(ValueError):
+    """A file that holds no predictions."""
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    """Read all arrays of a file: one of them may be intact in a truncated file.
+
+    Raises
+    ------
+    DamagedPredictions
+        If an array is missing or of another type or length.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream) as file:
+            found = {name: file[name] for name in ("counts", "classes", "sha256", "step")}
+    except Exception:  # numpy's reader raises whatever its parsers raise
+        raise DamagedPredictions(f"{path} is damaged") from None
+    counts, classes = found["counts"], found["classes"]
+    kinds = [each.dtype.kind for each in (counts, classes)]
+    if kinds != ["i", "u"] or counts.ndim != 1 or classes.ndim != 1 or counts.sum() != len(classes):
+        raise DamagedPredictions(f"{path} is damaged")
+    return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from harness.accuracy.classification import Accuracy, measure_accuracy
@@ -160,7 +161,7 @@ def read_results(study: Study) -> Results:
                 continue
             try:
                 events = study.test_view(training, test).open()[: test.events]
-                predicted = list(load_predictions(path, events))
+                predicted = list(load_predictions(path, events, training.classes))
             except BadInput as error:
                 problems.append(str(error))
             else:
@@ -199,6 +200,9 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
         raise damaged
     numbers = table.select_dtypes("number").columns
     empty = [name for name in table.columns if table[name].isna().all()]
-    if len({*numbers, *empty}) != len(table.columns) or table["step"].isna().any():
+    if len({*numbers, *empty}) != len(table.columns):
+        raise damaged
+    always = [name for name in ("step", "events", "seconds") if len(table)]
+    if not all(np.isfinite(table[name].astype(float)).all() for name in always):
         raise damaged
     return table

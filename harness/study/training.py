@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ from harness.study.checkpoint import (
     load_checkpoint,
     random_states,
     restore_random_states,
+    restoring,
     save_checkpoint,
 )
 from harness.study.model import Model, build_model, evaluate, sparse_batch, split_by_event
@@ -134,13 +136,23 @@ def train(
         loader = stack.enter_context(TrainingLoader(plan.events.open(), plan.batch, plan.seed))
         saved = _saved(path, tables, say)
         if saved is not None:
-            _check_plan(saved, plan, folder)
-            network.load_state_dict(saved.latest)
-            average.restore(saved.network)
-            optimiser.load_state_dict(saved.optimiser)
-            scaler.load_state_dict(saved.scaler)
-            restore_random_states(saved.random)
-            loader.restore(saved.loader)
+            initial, first = copy.deepcopy(network.state_dict()), loader.state()
+            try:
+                with restoring(path):
+                    _check_plan(saved, plan, folder)
+                    network.load_state_dict(saved.latest)
+                    average.restore(saved.network)
+                    optimiser.load_state_dict(saved.optimiser)
+                    scaler.load_state_dict(saved.scaler)
+                    loader.restore(saved.loader)
+                    restore_random_states(saved.random)
+            except DamagedCheckpoint as damage:
+                say(f"{damage}; the training starts again")
+                saved = None
+                network.load_state_dict(initial)
+                average = WeightAverage(network, plan.average)
+                optimiser = make_optimiser(plan.optimiser, network, plan.learning_rate)
+                loader.restore(first)
         tables.open(saved.rows if saved else {})
         state = _State(saved.step, saved.seconds, saved.joules) if saved else _State()
 
@@ -270,8 +282,11 @@ def _saved(path: Path, tables: TrainingTables, say: Callable[[str], None]) -> Ch
 
 
 def _check_plan(saved: Checkpoint, plan: Plan, folder: Path) -> None:
-    """Raise if a checkpoint is of another plan, apart from the limits and folders."""
-    both = plan, Plan.from_json(saved.plan)
+    """Raise if a checkpoint is damaged or of another plan, apart from the limits and folders."""
+    try:
+        both = plan, Plan.from_json(saved.plan)
+    except BadInput:
+        raise DamagedCheckpoint(f"the checkpoint in {folder} is damaged") from None
     ours, theirs = (one.without_folders().to_json() for one in both)
     for values in (ours, theirs):
         for limit in ("steps", "seconds"):

@@ -18,12 +18,11 @@ from rich.markup import escape
 from backends.registry import interpreter
 from harness.errors import BadInput
 from harness.instruments import machine
-from harness.results.record import Entries
-from harness.run.job import Job
+from harness.results import store
+from harness.results.record import Entries, Record
+from harness.results.validation import problem
 from harness.run.locks import device_lock
-from harness.run.rounds import write_record
 from harness.run.source import EngineSource
-from harness.run.task import Task
 from harness.study.plan import Plan, Tests, read_plan, write_plan
 from harness.study.training_worker import ENTRIES_FILE, read_entries
 
@@ -58,21 +57,46 @@ def run_training(folder: Path, plan: Plan, tests: Tests, out: Path, console: Con
 
     entries = read_entries(folder)
     if entries is not None and _is_planned(folder, plan, tests):
-        say(f"{plan.name}: there already")
-        return str(entries["outcome"])
+        record = _record(plan, entries)
+        if not problem(record):
+            if not _is_recorded(record, out):  # killed before the record was written
+                store.append(out, record)
+            say(f"{plan.name}: there already")
+            return record["outcome"]
     (folder / ENTRIES_FILE).unlink(missing_ok=True)
     write_plan(folder, plan, tests)
     with device_lock(plan.device, say):
         code = _run_child(folder, interpreter(plan.backend))
-    entries = read_entries(folder) or _failure(code)
-    if entries["outcome"] != "ok":
-        say(f"{plan.name}: {entries['outcome']}: {entries['reason']}")
-    entries.setdefault("training", {"name": plan.name})
-    cell = plan.cell(entries.pop("sha256", ""))
-    identity = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-study"
-    task = Task(Job(cell), 0, EngineSource.here())
-    write_record(out, task, cast("Entries", entries), identity, plan.seed)
-    return str(entries["outcome"])
+        if code == -signal.SIGKILL:  # it is continued from its checkpoint
+            code = _run_child(folder, interpreter(plan.backend))
+    record = _record(plan, read_entries(folder) or _failure(code))
+    if record["outcome"] != "ok":
+        say(f"{plan.name}: {record['outcome']}: {record['reason']}")
+    store.append(out, record)
+    return record["outcome"]
+
+
+def _record(plan: Plan, entries: dict[str, Any]) -> Record:
+    """Return the record of a training that has ended with these entries."""
+    values = {"training": {"name": plan.name}} | entries
+    sha256 = values.pop("sha256", "")
+    source = EngineSource.here()
+    return store.make_record(
+        plan.cell(sha256 if isinstance(sha256, str) else ""),
+        cast("Entries", values),
+        run=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-study",
+        commit=source.commit,
+        dirty=source.dirty,
+        seed=plan.seed,
+    )
+
+
+def _is_recorded(record: Record, out: Path) -> bool:
+    """Return whether a file holds the record of a training, apart from when it was written."""
+    parts = ("cell", "outcome", "training", "host_seconds")
+    return out.exists() and any(
+        all(each.get(part) == record.get(part) for part in parts) for each in store.records([out])
+    )
 
 
 def _is_planned(folder: Path, plan: Plan, tests: Tests) -> bool:

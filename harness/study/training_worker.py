@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from rich.console import Console
 
 from harness.instruments import machine
@@ -80,7 +81,7 @@ def write_entries(folder: Path, entries: Mapping[str, Any]) -> None:
 def read_entries(folder: Path) -> dict[str, Any] | None:
     """Read the entries of the record; return None if they are missing or damaged."""
     try:
-        entries = json.loads((folder / ENTRIES_FILE).read_text())
+        entries = orjson.loads((folder / ENTRIES_FILE).read_bytes())
     except (OSError, ValueError):
         return None
     if not isinstance(entries, dict) or not isinstance(entries.get("outcome"), str):

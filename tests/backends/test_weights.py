@@ -233,6 +233,71 @@ def test_files_that_hold_no_weights_end_with_one_sentence(tmp_path, content, lay
     assert "Traceback" not in ran.stderr
 
 
+def changed(name, value):
+    """Weights of which one entry is another value, or has another name."""
+    values = dict(weights.initial(cases.SMALL, 3))
+    before = values.pop(name)
+    return values | ({value: before} if isinstance(value, str | int) else {name: value})
+
+
+STRANGE = {
+    "a number as a name": (changed("stem.weight", 7), "no state dict"),
+    "two hundred levels": (
+        changed("unet.encoder.0.norm1.bias", "unet" + ".below" * 200 + ".norm1.bias"),
+        "201 levels",
+    ),
+    "sparse": (changed("norm.weight", torch.ones(4).to_sparse()), "not a dense one"),
+    "without data": (changed("norm.weight", torch.ones(4, device="meta")), "not a dense one"),
+    "complex": (changed("norm.weight", torch.ones(4, dtype=torch.complex64)), "real numbers"),
+    "whole numbers": (changed("norm.weight", torch.ones(4, dtype=torch.int64)), "real numbers"),
+    "more elements than numbers": (
+        changed("stem.weight", torch.zeros(1).expand(2**40)),
+        "more elements than the file holds numbers",
+    ),
+    "no dimension": (changed("stem.weight", torch.zeros(())), "not the weights of a UResNet"),
+    "no filter": (changed("stem.weight", torch.zeros(0, 1, 3, 3, 3)), "not the weights"),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+@pytest.mark.parametrize("layout", ["canonical", "study", "sscn"])
+def test_strange_entries_are_refused_before_anything_is_computed(tmp_path, case, layout):
+    state, words = STRANGE[case]
+    torch.save(state, tmp_path / "in.pt")
+    with pytest.raises(weight_files.InvalidWeights) as refusal:
+        weight_files.read(tmp_path / "in.pt", layout)
+    assert "\n" not in str(refusal.value)
+    if layout == "canonical":
+        assert words in str(refusal.value)
+
+
+def test_a_changed_number_is_noticed(tmp_path):
+    path = tmp_path / "in.pt"
+    values = weights.initial(cases.SMALL, 3)
+    torch.save(values, path)
+    content = bytearray(path.read_bytes())
+    place = content.index(values["stem.weight"].numpy().tobytes()[:64])
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(weight_files.InvalidWeights, match="checksum"):
+        weight_files.read(path)
+
+
+def test_a_damaged_convolution_of_the_study_is_refused(tmp_path):
+    config = UResNetConfig(filters=3, depth=2, reps=1)
+    state = study_state(weights.initial(config, 3), config, 3)
+    for name, value in {
+        "module.sparseModel.1.weight": torch.zeros(27),
+        "module.sparseModel.2.0.1.1.weight": torch.zeros(26, 3, 3),
+        "module.sparseModel.2.2.1.1.weight": torch.zeros(8, 18),
+        "module.sparseModel.2.4.0.weight": torch.zeros(18),
+    }.items():
+        assert name in state
+        torch.save(state | {name: value}, tmp_path / "in.pt")
+        with pytest.raises(weight_files.InvalidWeights):
+            weight_files.read(tmp_path / "in.pt", "study")
+
+
 def test_weights_that_do_not_fit_are_refused():
     values = weights.initial(cases.SMALL, 3)
     backend = registry.load("sscn", dim=3, device="cpu", precision="fp32")

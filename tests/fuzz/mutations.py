@@ -1,8 +1,11 @@
-"""Mutations of bytes, of JSON and of HDF5 files."""
+"""Mutations of bytes, of JSON, of zip archives and of HDF5 files."""
 
 from __future__ import annotations
 
 import copy
+import io
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +184,26 @@ def _change_form(file: h5py.File, name: str, rng: Rng) -> None:
             made[row] = numbers
     else:
         file[name] = values
+
+
+def mutate_zip(content: bytes, rng: Rng) -> bytes:
+    """Change, drop, rename or repeat a member of a zip archive, whose checksums are right again."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    number = int(rng.integers(len(members)))
+    name, data = members[number]
+    kind = rng.random()
+    if kind < 0.7:
+        members[number] = name, mutate_bytes(data, rng)
+    elif kind < 0.8:
+        del members[number]
+    elif kind < 0.9:
+        members[number] = pick(rng, ("x", "../x", name + "x")), data
+    else:
+        members.append(members[number])
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of two members of one name
+        for name, data in members:
+            archive.writestr(name, data)
+    return made.getvalue()

@@ -2,11 +2,16 @@
 
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from harness.errors import BadInput
 from harness.files import check_target, make_folder, replacing, write_bytes, write_text
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_file_is_written_with_its_folder_unchanged(tmp_path):
@@ -93,3 +98,18 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match=r"cannot write .*file/inner: Not a directory"):
         make_folder(tmp_path / "file" / "inner")
+
+
+def test_what_a_killed_writer_leaves_is_removed_by_the_next_one(tmp_path):
+    killed = (
+        "import os, sys; from pathlib import Path; from harness.files import Replacement; "
+        "Replacement(Path(sys.argv[1])).part.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", killed, tmp_path / "a.txt"], cwd=ROOT, check=False)
+    (left,) = tmp_path.iterdir()
+    with replacing(tmp_path / "b.txt") as alive:
+        assert not left.exists()
+        write_text(tmp_path / "c.txt", "")
+        alive.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.txt", "c.txt"]
+    assert (tmp_path / "b.txt").read_text() == "whole"

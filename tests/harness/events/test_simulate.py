@@ -1,9 +1,11 @@
 import hashlib
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from harness import __main__ as cli
 from harness.errors import BadInput
 from harness.events import CLASSES, Label
 from harness.events import simulate as simulation
@@ -194,12 +196,21 @@ def test_the_michel_preset_has_more_michel_electrons(geant4):
     assert shares["michel"] > 3 * shares["standard"]
 
 
-def test_an_abort_of_geant4_is_an_error_with_its_last_words(geant4, tmp_path, monkeypatch):
+def test_an_abort_of_geant4_is_one_sentence_with_its_last_words(
+    geant4, tmp_path, monkeypatch, capsys
+):
     for folder in argon_data_folder().iterdir():
         (tmp_path / folder.name).mkdir()
     monkeypatch.setattr(simulation, "argon_data_folder", lambda: tmp_path)
     with pytest.raises(SimulationError, match=r"died.*G4"):
         next(simulate(Recipe(64, seed=0), 1))
+    out = str(tmp_path / "out.h5")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["events", "simulate", "--out", out, "--size", "64", "--count", "1"])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "a simulation process died; repeat the command" in line
+    assert not Path(out).exists()
 
 
 def test_a_simulation_can_be_left_before_its_end(geant4):

@@ -12,16 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from harness import child_process
-from harness.errors import BadInput
-from harness.run import locks, temporary
-from harness.run.failures import MachineFailure
+from harness import child_process, temporary
+from harness.errors import BadInput, MachineFailure
+from harness.run import locks
 from harness.run.job import Job
 from harness.run.locks import device_lock, file_lock, runtime_folder
 from harness.run.references import load_reference
-from harness.run.temporary import run_folder
 from harness.run.worker import answers
 from harness.spec.cell import Cell
+from harness.temporary import run_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -175,7 +174,7 @@ def test_the_boundary_holds_its_device_while_it_measures(tmp_path, monkeypatch, 
 def test_folders_of_dead_runs_are_removed_and_those_of_others_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code = (
-        "import time\nfrom harness.run.temporary import run_folder\n"
+        "import time\nfrom harness.temporary import run_folder\n"
         "with run_folder() as folder:\n    print(folder, flush=True); time.sleep(600)"
     )
     with subprocess.Popen(

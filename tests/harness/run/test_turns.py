@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -110,27 +111,41 @@ def test_a_hung_worker_times_out_and_is_killed_even_if_it_ignores_sigterm(name, 
     assert gone(pids[0])
 
 
-def test_samples_of_a_cell_that_fails_later_are_kept():
-    task = make_task("steady", spread=0.0, most=10**6, budget=1e9)
-    pids = []
+@pytest.mark.parametrize(("number", "times"), [(11, 1), (9, 2)])
+def test_samples_of_a_cell_that_fails_later_are_kept(number, times):
+    """A signal from outside has to come twice: the cell is measured once more."""
+    task = make_task("steady")
+    task = Task(Job(task.job.cell, rule=StopRule(least=10**6, most=10**6)), 0, CODE)
+    found, started = ended_by(number, times, task)
+    assert started == times
+    assert found["outcome"] == "crashed"
+    assert signal.Signals(number).name in found["reason"]
+    assert found["host_seconds"] == [0.01] * 12
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_cell_whose_worker_somebody_has_ended_is_measured_once_more(number):
+    found, started = ended_by(number, 1, make_task("steady", least=20))
+    assert started == 2
+    assert found["outcome"] == "ok"
+
+
+def ended_by(number, times, task):
+    """Measure a task whose worker gets a signal at its twelfth sample, so many times."""
+    workers = []
 
     def remember(task):
-        worker = LocalWorker(FAKE)
-        pids.append(worker.pid)
-        return worker
+        workers.append(LocalWorker(FAKE))
+        return workers[-1]
 
     class Killer(Watcher):
         def sampled(self, task, samples):
             super().sampled(task, samples)
-            if len(samples) == 12:
-                os.kill(pids[0], 9)
+            if len(samples) == 12 and len(workers) <= times:
+                os.kill(workers[-1].pid, number)
 
-    # A spread of zero is reached by equal samples, so ask for one that drifts away from it.
-    task = Task(Job(task.job.cell, rule=StopRule(least=10**6, most=10**6)), 0, CODE)
     ((_, found),) = measure_in_turns([task], 0, Killer(), remember)
-    assert found["outcome"] == "crashed"
-    assert "SIGKILL" in found["reason"]
-    assert found["host_seconds"] == [0.01] * 12
+    return found, len(workers)
 
 
 def test_workers_take_turns(tmp_path, monkeypatch):

@@ -273,3 +273,43 @@ def test_a_real_gpu_is_measured_with_all_instruments(phase, references):
     assert found["machine"]["gpu_uuid"]
     assert found["conditions"]["after"]["sm_clock_mhz"] > 0
     assert found["energy_joules"] is None or found["energy_joules"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"references": 7}, "references"),
+        ({"threads": "2"}, "threads"),
+        ({"threads": 1.5}, "threads"),
+        ({"warm_up": float("nan")}, "warm_up"),
+        ({"rule": {"budget": None}}, "rule.budget"),
+        ({"rule": {"often": 1}}, "rule"),
+        ({"processors": [-1]}, "processors"),
+        ({"nonesuch": 1}, "nonesuch"),
+    ],
+)
+def test_a_job_with_a_wrong_field_is_one_sentence(change, field):
+    values = Job(Cell("s", "sscn", 192, 1, "forward", "cold")).to_json()
+    with pytest.raises(BadInput, match=field):
+        Job.from_json(values | change)
+
+
+def test_processors_that_do_not_exist_make_a_cell_unavailable():
+    job = Job(Cell("s", "sscn", 192, 1, "forward", "cold"), processors=(2**16,))
+    found = measure_cell(job)
+    assert found["outcome"] == "unavailable"
+    assert "65536" in found["reason"]
+
+
+def test_a_killed_process_of_the_reference_is_started_once_more(tmp_path, monkeypatch):
+    started = []
+
+    def run(*_, **__):
+        started.append(1)
+        return subprocess.CompletedProcess([], -9, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    job = Job(Cell("s", "sscn", 192, 1, "forward", "cold"), references=str(tmp_path))
+    with pytest.raises(RuntimeError, match="could not be computed"):
+        load_reference(job)
+    assert len(started) == 2

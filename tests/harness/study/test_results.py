@@ -16,8 +16,9 @@ from harness.run.task import Task
 from harness.spec.cell import Cell
 from harness.study import accuracy_sections, cost_sections, published, sweeps, tables
 from harness.study.cells import DENSE, TABLE
+from harness.study.definition import Study
 from harness.study.predictions import Predicted, load_predictions, save_predictions, step_of
-from harness.study.results import Evaluation
+from harness.study.results import Evaluation, read_results
 from harness.study.scales import SPARSE, HeldOut, Training
 
 MB = 1_000_000
@@ -227,7 +228,7 @@ def test_predictions_are_read_event_by_event_and_damaged_files_are_named(tmp_pat
     made = [np.array([0, 1]), np.array([], int), np.array([3])]
     save_predictions(tmp_path / "p.npz", made, "this set", 7)
     assert step_of(tmp_path / "p.npz") == 7
-    back = list(load_predictions(tmp_path / "p.npz", events))
+    back = list(load_predictions(tmp_path / "p.npz", events, 5))
     assert [p.predicted.tolist() for p in back] == [[0, 1], [], [3]]
     whole = (tmp_path / "p.npz").read_bytes()
     for length in (0, 30, len(whole) // 2, len(whole) - 1):
@@ -235,7 +236,35 @@ def test_predictions_are_read_event_by_event_and_damaged_files_are_named(tmp_pat
         cut.write_bytes(whole[:length])
         assert step_of(cut) == -1
         with pytest.raises(ValueError, match="is damaged; repeat the study's command"):
-            list(load_predictions(cut, events))
+            list(load_predictions(cut, events, 5))
     events.sha256 = "another set"
     with pytest.raises(ValueError, match="other events"):
-        list(load_predictions(tmp_path / "p.npz", events))
+        list(load_predictions(tmp_path / "p.npz", events, 5))
+
+
+def test_predictions_of_other_classes_or_lengths_are_refused(tmp_path):
+    class Events(list):
+        sha256 = "this set"
+
+    events = Events(t.event for t in evaluated([([0, 1], [0, 1]), ([2], [3])]).events)
+    path = tmp_path / "p.npz"
+    for made in ([np.array([0, 1]), np.array([5])], [np.array([0]), np.array([1, 3])]):
+        save_predictions(path, made, "this set", 7)
+        with pytest.raises(ValueError, match="other events"):
+            list(load_predictions(path, events, 5))
+    np.savez(path, counts=np.array([2, 2]), classes=np.zeros(3, np.uint8), sha256="", step=7)
+    assert step_of(path) == -1
+
+
+@pytest.mark.parametrize("value", ["", "inf", "nan"])
+def test_steps_without_a_number_are_damaged(tmp_path, value):
+    study = Study(tmp_path, "smoke")
+    training = study.resolved_scale.trainings[0]
+    folder = study.training_folder(training)
+    folder.mkdir(parents=True)
+    columns = "step,events,sites,loss,accuracy,step_seconds,seconds,joules"
+    (folder / "steps.csv").write_text(f"{columns}\n1,{value},5,1,0.5,0.1,0.1,\n")
+    (folder / "held_out.csv").write_text("step,seconds,joules,events,accuracy,spread\n")
+    found = read_results(study)
+    assert found.curves == []
+    assert "steps.csv is damaged" in found.problems[0]

@@ -154,6 +154,23 @@ def test_a_training_with_a_damaged_checkpoint_or_table_starts_again(name, tmp_pa
     assert len(sentences) == 1
 
 
+@pytest.mark.parametrize(
+    "change", [{"latest": {}}, {"loader": {}}, {"plan": {"batch": "x"}}, {"optimiser": {}}, {}]
+)
+def test_a_checkpoint_that_does_not_fit_starts_the_training_again(change, tmp_path):
+    whole = run(PLAN, tmp_path / "whole")
+    part = run(replace(PLAN, steps=4), tmp_path / "part")
+    values = vars(part) | change  # as of an earlier version, which had no checksum
+    if not change:
+        values |= {"sha256": "0" * 64}
+    torch.save(values, tmp_path / "part" / "checkpoint.pt")
+    said = []
+    again = run(PLAN, tmp_path / "part", say=said.append)
+    assert "the training starts again" in said[0]
+    for name, tensor in whole.network.items():
+        assert torch.equal(tensor, again.network[name]), name
+
+
 def test_another_plan_may_not_continue_a_training(tmp_path):
     run(replace(PLAN, steps=1), tmp_path)
     with pytest.raises(BadInput, match="another batch"):

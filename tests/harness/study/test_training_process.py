@@ -50,8 +50,9 @@ def quiet():
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
+def _one_thread_and_an_own_device_lock(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
 
 @pytest.mark.slow
@@ -68,7 +69,7 @@ def test_a_training_leaves_tables_predictions_and_one_valid_record(tmp_path, qui
     assert record["versions"]["torch"]
     assert len(pd.read_csv(folder / "steps.csv")) == 3
     events = CROPS.open()[:4]
-    predicted = list(load_predictions(folder / "sample-192px.npz", events))
+    predicted = list(load_predictions(folder / "sample-192px.npz", events, 5))
     assert [len(p.predicted) for p in predicted] == [len(event) for event in events]
 
     # The same request, also after a move, does nothing. A request for more steps continues the
@@ -126,6 +127,74 @@ def test_a_training_with_damaged_entries_or_a_damaged_plan_runs_again(tmp_path, 
     assert len(started) == 3
     run_training(folder, PLAN, TESTS, out, quiet)
     assert len(started) == 3
+
+
+FINISHED = {
+    "outcome": "ok",
+    "host_seconds": [0.1, 0.1, 0.1],
+    "training": {"name": "tiny", "steps": 3, "events": 6, "seconds": 0.3},
+}
+
+
+def test_a_record_that_a_kill_has_prevented_is_written_by_the_next_command(
+    tmp_path, quiet, monkeypatch
+):
+    folder, out = tmp_path / "tiny", tmp_path / "records.jsonl"
+    write_plan(folder, PLAN, TESTS)
+    write_entries(folder, FINISHED)
+    monkeypatch.setattr(training_process, "_run_child", lambda *_: pytest.fail("it trained"))
+    for _ in range(2):
+        assert run_training(folder, PLAN, TESTS, out, quiet) == "ok"
+        (record,) = store.records([out])
+        assert record["training"]["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"outcome": "good"}, {"host_seconds": ["x"]}, {"host_seconds": [float("nan")]}]
+)
+def test_entries_that_make_no_record_are_made_again(wrong, tmp_path, quiet, monkeypatch):
+    folder, out = tmp_path / "tiny", tmp_path / "records.jsonl"
+    write_plan(folder, PLAN, TESTS)
+    write_entries(folder, FINISHED | wrong)
+
+    def finish(folder, python):
+        write_entries(folder, FINISHED)
+        return 0
+
+    monkeypatch.setattr(training_process, "_run_child", finish)
+    assert run_training(folder, PLAN, TESTS, out, quiet) == "ok"
+    assert len(list(store.records([out]))) == 1
+
+
+def test_a_killed_child_is_started_once_more(tmp_path, quiet, monkeypatch):
+    codes = [-9, 0]
+
+    def end(folder, python):
+        code = codes.pop(0)
+        if not code:
+            write_entries(folder, FINISHED)
+        return code
+
+    monkeypatch.setattr(training_process, "_run_child", end)
+    out = tmp_path / "records.jsonl"
+    assert run_training(tmp_path / "tiny", PLAN, TESTS, out, quiet) == "ok"
+    assert len(list(store.records([out]))) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"batch": 1.5}, {"warm_up": -1}, {"seed": 2**70}, {"options": {"a": 1}}, {"nonesuch": 1}),
+        *({"events": {"source": 5, "size": 192}}, {"model": {"filters": "x"}}),
+    ],
+)
+def test_a_plan_with_a_wrong_field_is_one_sentence(change, tmp_path):
+    write_plan(tmp_path, PLAN, TESTS)
+    values = json.loads((tmp_path / "plan.json").read_text())
+    values["plan"] |= change
+    (tmp_path / "plan.json").write_text(json.dumps(values))
+    with pytest.raises(BadInput, match="is damaged; remove it and repeat"):
+        read_plan(tmp_path)
 
 
 def test_a_training_waits_for_the_device(tmp_path, quiet, monkeypatch):

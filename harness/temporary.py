@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.run.failures import MachineFailure
+from harness.errors import MachineFailure
 
 PREFIX = "sscn-bench-run-"
 OWNER = "owner.lock"
