@@ -235,7 +235,7 @@ def _depth(names: Iterable[str]) -> int:
     Raises
     ------
     InvalidWeights
-        If there are more than `DEEPEST`.
+        If there are more than ``DEEPEST``.
     """
     depth = 1 + max((name.count("below.") for name in names), default=0)
     if depth > DEEPEST:

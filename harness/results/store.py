@@ -107,7 +107,7 @@ def append_record(
     path : Path
         A file of JSON lines.
     cell, entries, run, commit, dirty, seed, round
-        As for `make_record`.
+        As for ``make_record``.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from harness.run.weight_files import DEFAULT
 
 
 def run(
-    suite: Annotated[str, typer.Argument(help="As `suites` lists them.")],
+    suite: Annotated[str, typer.Argument(help="As ``suites`` lists them.")],
     backend: Annotated[
         list[str] | None, typer.Option(help="Only this engine: NAME or NAME:OPTION=VALUE.")
     ] = None,

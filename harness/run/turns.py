@@ -166,7 +166,7 @@ def measure_in_turns(
 
 @dataclass(frozen=True)
 class _Unprepared:
-    """A task whose preparation failed: the entries of its record, and as for `Failed`."""
+    """A task whose preparation failed: the entries of its record, and as for ``Failed``."""
 
     entries: Entries
     stopped: bool = False

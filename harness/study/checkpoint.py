@@ -98,7 +98,7 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
 
 @contextmanager
 def restoring(path: Path) -> Iterator[None]:
-    """Raise `DamagedCheckpoint` if the parts of a checkpoint do not fit the training."""
+    """Raise ``DamagedCheckpoint`` if the parts of a checkpoint do not fit the training."""
     try:
         yield
     except BadInput:

@@ -76,7 +76,7 @@ def load_predictions(path: Path, events: EventSet, classes: int) -> Iterator[Pre
     Parameters
     ----------
     path : Path
-        A file of `save_predictions`.
+        A file of ``save_predictions``.
     events : EventSet
         The events that were predicted.
     classes : int

@@ -14,6 +14,8 @@ import torch
 from backends import weight_files, weights
 from backends.capabilities import Unsupported
 from backends.uresnet import UResNetConfig
+from harness.errors import BadInput
+from harness.run.weight_files import find_weights, read_weights
 from tests.fuzz.format import Format
 from tests.fuzz.mutations import VALUES, Rng, mutate_bytes, mutate_zip, pick
 
@@ -28,7 +30,7 @@ class Weights(Format):
     Parameters
     ----------
     layout, suffix : str
-        As for `backends.weight_files`.
+        As for ``backends.weight_files``.
     """
 
     refusals = (weight_files.InvalidWeights, Unsupported)
@@ -108,6 +110,22 @@ class WeightsBytes(Weights):
         path.write_bytes(mutate_bytes(path.read_bytes(), rng))
 
 
+class RunWeights(Weights):
+    """A file of weights for ``run --weights``."""
+
+    refusals = (BadInput,)
+
+    def __init__(self) -> None:
+        super().__init__(weight_files.CANONICAL, ".npz")
+        self.name = "weights-run-npz"
+
+    def read(self, path: Path) -> str:
+        """Find the file as a run does, and read it as its workers do."""
+        found = find_weights(str(path))
+        assert found is not None
+        return f"{found.label} {sorted(read_weights(path))}"
+
+
 def mutate_state(state: State, rng: Rng) -> State:
     """Remove, rename or change an entry."""
     state = dict(state)
@@ -170,6 +188,7 @@ WEIGHTS = (
     Weights(weight_files.CANONICAL, ".pt"),
     Weights(weight_files.STUDY, ".pt"),
     Weights("sscn", ".pt"),
+    RunWeights(),
     WeightsBytes(".npz"),
     WeightsBytes(".pt"),
 )

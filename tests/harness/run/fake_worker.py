@@ -9,8 +9,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from harness.child_process import private_output
+from harness.errors import MachineFailure
 from harness.run import worker
-from harness.run.failures import Failed, MachineFailure
+from harness.run.failures import Failed
 from harness.run.worker import serve
 
 SECONDS = {"slow": 0.02}

@@ -1,0 +1,1 @@
+"""Trials that end processes of a command at random, and repeat the command."""

@@ -1,0 +1,125 @@
+"""The commands that are disturbed, and what an undisturbed one leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import warnings
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from harness.results import store
+from harness.spec.cell import Cell
+from harness.study.checkpoint import load_checkpoint
+
+
+class Victim(ABC):
+    """One command.
+
+    Attributes
+    ----------
+    name
+        On the command line.
+    roles
+        The processes that are ended: ``parent``, ``worker`` (any other) or ``reference``.
+    """
+
+    name: str
+    roles: tuple[str, ...] = ("parent", "worker")
+
+    def prepare(self, folder: Path) -> None:
+        """Write the input of the command."""
+        return
+
+    @abstractmethod
+    def words(self, folder: Path, *, again: bool) -> list[str]:
+        """Return the command line after the interpreter, the first time or again."""
+
+    @abstractmethod
+    def result(self, folder: Path) -> Any:
+        """Return what does not depend on disturbances."""
+
+    def command(self, folder: Path, *, again: bool) -> list[str]:
+        """Return the command line."""
+        return [sys.executable, *self.words(folder, again=again)]
+
+
+class Run(Victim):
+    """A run of two cells, continued by ``--resume``."""
+
+    name = "run"
+    roles = ("parent", "worker", "reference")
+
+    def prepare(self, folder: Path) -> None:
+        """Write a file of one small event."""
+        from harness.events.native import EventWriter
+        from tests.harness.events.conftest import make_event
+
+        with EventWriter(folder / "events.h5", 192, 3, "kills") as writer:
+            writer.append(make_event(200, 192))
+
+    def words(self, folder: Path, *, again: bool) -> list[str]:
+        """Return the command line."""
+        words = "-m harness run inference --batch 1 --backend sscn --budget 0.05 --threads 1"
+        more = ["--resume"] if again else []
+        files = ["--events", str(folder / "events.h5"), "--out", str(folder / "run.jsonl")]
+        return [*words.split(), *files, *more]
+
+    def result(self, folder: Path) -> Any:
+        """Return the cells, rounds and outcomes."""
+        return records(folder / "run.jsonl")
+
+
+class Simulate(Victim):
+    """A simulation, repeated from its start."""
+
+    name = "simulate"
+
+    def words(self, folder: Path, *, again: bool) -> list[str]:
+        """Return the command line."""
+        words = "-m harness events simulate --size 64 --count 40 --seed 7 --processes 2 --out"
+        return [*words.split(), str(folder / "events.h5")]
+
+    def result(self, folder: Path) -> Any:
+        """Return the hash of the file."""
+        return hashlib.sha256((folder / "events.h5").read_bytes()).hexdigest()
+
+
+class StudyVictim(Victim):
+    """A study of one short training and one cell, continued by the same command."""
+
+    name = "study"
+    roles = ("parent", "worker", "reference")
+
+    def words(self, folder: Path, *, again: bool) -> list[str]:
+        """Return the command line."""
+        return ["-m", "tests.kills.tiny_study", str(folder / "study")]
+
+    def result(self, folder: Path) -> Any:
+        """Return the records, and the hashes of the events and of the trained weights."""
+        study = folder / "study"
+        saved = load_checkpoint(study / "training" / "sparse-16-px" / "checkpoint.pt")
+        assert saved is not None
+        weights = hashlib.sha256()
+        for value in saved.network.values():
+            weights.update(value.numpy().tobytes())
+        events = sorted((study / "events").rglob("*.h5"))
+        hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in events]
+        assert (study / "index.html").exists()
+        return [records(study / "records.jsonl"), saved.step, weights.hexdigest(), hashes]
+
+
+def records(path: Path) -> Any:
+    """Return cells, rounds and outcomes of a file of records, all lines of which are valid."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = list(store.records([path]))
+    return sorted(
+        [Cell.from_json(record["cell"]).name, record.get("round", 0), record["outcome"]]
+        for record in found
+    )
+
+
+VICTIMS: tuple[Victim, ...] = (Run(), Simulate(), StudyVictim())
+"""Add a command here to have it disturbed."""
