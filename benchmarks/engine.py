@@ -26,6 +26,7 @@ from rich.console import Console
 
 from backends.agreement import TOLERANCE
 from backends.registry import probe
+from harness.errors import BadInput
 from harness.events.batches import benchmark_batch
 from harness.events.open import open_events
 from harness.profile.ceilings import fma_peak
@@ -353,9 +354,13 @@ def main(
     )  # fmt: skip
     failed = False
     for name in check or CHECKS:
-        for bound in CHECKS[name](options):
-            typer.echo(f"{name}: {bound}")
-            failed |= bound.met is False
+        try:
+            for bound in CHECKS[name](options):
+                typer.echo(f"{name}: {bound}")
+                failed |= bound.met is False
+        except BadInput as error:  # for example, an engine that crashes; the other checks still run
+            typer.echo(f"{name}: {error}", err=True)
+            failed = True
     typer.echo(f"records and profiles: {folder}")
     raise typer.Exit(failed)
 

@@ -1,9 +1,11 @@
 """The bounds of our engine are met or not by what the records say."""
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from benchmarks import engine
+from harness.errors import BadInput
 
 
 def record(backend="sscn", seconds=(1.0,), outcome="ok", memory=1e6, error=1e-6, **rest):
@@ -69,11 +71,28 @@ def test_bf16_must_be_faster_and_right_enough():
     assert not error.met
 
 
-def test_an_unknown_check_is_refused():
-    import typer
-
+@pytest.fixture
+def program():
     app = typer.Typer()
     app.command()(engine.main)
-    done = CliRunner().invoke(app, ["dance"])
+    return lambda *arguments: CliRunner().invoke(app, arguments)
+
+
+def test_an_unknown_check_is_refused(program):
+    done = program("dance")
     assert done.exit_code == 2
     assert "there is no check 'dance'" in done.output
+
+
+def test_the_other_checks_run_after_one_that_fails(program, monkeypatch, tmp_path):
+    def broken(options):
+        raise BadInput("the engine crashed")
+        yield
+
+    def sound(options):
+        yield engine.Bound("1 ms", True)
+
+    monkeypatch.setattr(engine, "CHECKS", {"broken": broken, "sound": sound})
+    done = program("--out", str(tmp_path))
+    assert done.exit_code == 1
+    assert "broken: the engine crashed\nsound: 1 ms: met" in done.output
