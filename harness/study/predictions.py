@@ -120,7 +120,15 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     except Exception:  # numpy's reader raises whatever its parsers raise
         raise DamagedPredictions(f"{path} is damaged") from None
     counts, classes = found["counts"], found["classes"]
-    kinds = [each.dtype.kind for each in (counts, classes)]
-    if kinds != ["i", "u"] or counts.ndim != 1 or classes.ndim != 1 or counts.sum() != len(classes):
+    # A member of the archive that is no array comes as bytes.
+    kinds = [each.dtype.kind for each in found.values() if isinstance(each, np.ndarray)]
+    if len(kinds) != len(found):
+        raise DamagedPredictions(f"{path} is damaged")
+    if (
+        kinds[:2] != ["i", "u"]
+        or counts.ndim != 1
+        or classes.ndim != 1
+        or counts.sum() != len(classes)
+    ):
         raise DamagedPredictions(f"{path} is damaged")
     return found

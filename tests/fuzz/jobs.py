@@ -37,6 +37,7 @@ class Jobs(Format):
     """A job: fields of other types, sizes and meanings, and changed bytes."""
 
     name = "jobs"
+    trials = 20
 
     def write(self, path: Path) -> None:
         """Write a small valid job, and its events."""

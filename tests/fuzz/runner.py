@@ -18,6 +18,9 @@ from harness.child_process import die_with_parent
 from tests.fuzz.format import SECONDS, Format
 from tests.fuzz.formats import FORMATS
 
+FIRST_SECONDS = 240.0
+"""Longest time for the first answer of a child process, which has the valid file to write."""
+
 MEMORY_BYTES = 6 << 30
 
 
@@ -85,10 +88,10 @@ def _try_in_child(
     child = context.Process(target=_serve, args=(theirs, name, seed, last, folder), daemon=True)
     child.start()
     theirs.close()
+    answered = False
     try:
         while seed < last and (until is None or time.monotonic() < until):
-            # Imports come before the first answer.
-            if not ours.poll(SECONDS if outcome.counts else 120.0):
+            if not ours.poll(SECONDS if answered else FIRST_SECONDS):
                 child.kill()
                 _judge_death(form, seed, folder, outcome, "hang")
                 return seed + 1
@@ -98,6 +101,7 @@ def _try_in_child(
                 child.join()
                 _judge_death(form, seed, folder, outcome, f"exit code {child.exitcode}")
                 return seed + 1
+            answered = True
             outcome.add(seed, kind, detail)
             seed += 1
         return seed

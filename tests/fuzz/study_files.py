@@ -61,6 +61,7 @@ class _StudyFile(Format):
     """
 
     file: str
+    trials = 20
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -153,7 +154,7 @@ class Checkpoint(_StudyFile):
     """A checkpoint with other entries; the training continues, or starts again."""
 
     always_read = True
-    trials = 10
+    trials = 6
     file = f"training/sparse-192-px/{CHECKPOINT_FILE}"
 
     def mutate(self, path: Path, rng: Rng) -> None:

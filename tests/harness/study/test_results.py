@@ -1,5 +1,6 @@
 """Tables and sentences of the page, from synthetic records and predictions."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -268,3 +269,13 @@ def test_steps_without_a_number_are_damaged(tmp_path, value):
     found = read_results(study)
     assert found.curves == []
     assert "steps.csv is damaged" in found.problems[0]
+
+
+def test_predictions_with_a_member_that_is_no_array_are_damaged(tmp_path):
+    save_predictions(tmp_path / "p.npz", [np.array([0, 1])], "this set", 7)
+    with zipfile.ZipFile(tmp_path / "p.npz") as source:
+        members = {name: source.read(name) for name in source.namelist()}
+    with zipfile.ZipFile(tmp_path / "q.npz", "w") as target:
+        for name, content in members.items():
+            target.writestr(name, b"bytes" if name == "counts.npy" else content)
+    assert step_of(tmp_path / "q.npz") == -1
