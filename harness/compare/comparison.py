@@ -15,7 +15,7 @@ from harness.results.environment import Environment, labels
 from harness.results.labelling import judge_accuracy
 from harness.results.summary import CellSummary
 from harness.results.verdict import Judgement, Pair, Verdict, judge, judge_metric
-from harness.spec.cell import RANDOM, Question
+from harness.spec.cell import Question
 from harness.spec.metrics import ACCURACY, TIME, Metric, format_value
 from harness.spec.quantiles import median, quartiles
 
@@ -428,7 +428,7 @@ def _quote(quoted: Sequence[CellSummary]) -> list[str]:
 
 def _accuracy_sentence(rivals: Sequence[CellSummary]) -> str:
     """The accuracy of the fastest engine's labels, and which engines label otherwise."""
-    found = [(m, m.labelling) for m in rivals if m.labelling and m.cell.weights != RANDOM]
+    found = [(m, m.labelling) for m in rivals if m.labelling]
     if not found:
         return ""
     first, own = found[0]

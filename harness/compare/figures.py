@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.compare.comparison import Change
+from harness.compare.rows import accuracy_text
 from harness.report.style import FAINT, INK, SETTINGS, Looks, svg
 from harness.results.summary import CellSummary
 from harness.results.verdict import Verdict
@@ -66,6 +67,60 @@ def against_size(
         for title, found in panels.items()
         if any(quantity(m) for m in found)
     ]
+
+
+def accuracy_against_time(cells: Iterable[CellSummary], looks: Looks) -> list[str]:
+    """Draw one panel for each size, batch and map: accuracy of the labels against time per event.
+
+    Each mark is an engine at one precision, which is named unless it is fp32. The bars are
+    quartiles of the time, and the standard error of the accuracy over events.
+    """
+    import matplotlib.pyplot as plt
+
+    panels: dict[str, list[CellSummary]] = defaultdict(list)
+    for m in cells:
+        if accuracy_text(m) and time_of(m):
+            c = m.cell
+            panels[f"{c.size} px, batch {c.batch}, {c.map} map on {c.device}"].append(m)
+    drawn = []
+    for title, found in panels.items():
+        if len(found) < 2:
+            continue
+        with plt.rc_context(SETTINGS):
+            figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
+            for m in found:
+                assert m.labelling is not None
+                seconds, low, high = time_of(m) or (math.nan,) * 3
+                axes.errorbar(
+                    [seconds],
+                    [100 * m.labelling.nonzero],
+                    xerr=[[seconds - low], [high - seconds]],
+                    yerr=100 * (m.labelling.standard_error or 0.0) or None,
+                    fmt=looks.marker(m.engine),
+                    color=looks.color(m.engine),
+                    elinewidth=0.8,
+                )
+                if m.cell.precision != "fp32":
+                    axes.annotate(
+                        m.cell.precision,
+                        (seconds, 100 * m.labelling.nonzero),
+                        xytext=(6, 5),
+                        textcoords="offset points",
+                        fontsize=8.5,
+                        color=INK,
+                    )
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: format_value(value, "s"))
+            axes.xaxis.set_minor_formatter(lambda *_: "")
+            axes.set_xlim(*_limits(found, time_of))
+            axes.set_xlabel("time an event")
+            axes.set_ylabel("voxels labelled right [%]")
+            shares = [100 * m.labelling.nonzero for m in found if m.labelling]
+            margin = max(0.5, 0.3 * (max(shares) - min(shares)))
+            axes.set_ylim(min(shares) - margin, max(shares) + margin)
+            axes.set_title(title)
+            drawn.append(svg(figure, f"accuracy against time an event: {title}"))
+    return drawn
 
 
 def against_sites(

@@ -22,6 +22,7 @@ from harness.compare.comparison import (
 )
 from harness.compare.event_display import event_of
 from harness.compare.figures import (
+    accuracy_against_time,
     against_level,
     against_sites,
     against_size,
@@ -30,7 +31,7 @@ from harness.compare.figures import (
     memory_of,
     time_of,
 )
-from harness.compare.rows import change_rows, spread, standing_rows
+from harness.compare.rows import accuracy_text, change_rows, spread, standing_rows
 from harness.report.html import SHAPES, environment, save
 from harness.report.provenance import facts, recipe
 from harness.report.rows import Format, write_rows
@@ -108,6 +109,8 @@ def render(
             machines=machine_labels(measured),
             identity=id,
             spread=spread,
+            accuracy=accuracy_text,
+            accurate=any(accuracy_text(m) for m in measured),
             legend=[e for e in looks.engines if any(m.engine == e and m.tried for m in measured)],
             shapes=SHAPES,
             said=said,
@@ -171,6 +174,13 @@ def _figures_by_machine(
 def figures(measured: Sequence[CellSummary], looks: Looks) -> list[tuple[str, str, list[str]]]:
     """The figures by section: heading, what to look for, and the panels."""
     sections = [
+        (
+            "Accuracy against time",
+            "Share of the active voxels that get the right label from the trained network, mean "
+            "over events, against the median time an event. Precisions other than fp32 are named. "
+            "Up and to the left is better.",
+            accuracy_against_time(measured, looks),
+        ),
         (
             "Time against image size",
             "Median time an event; bars reach from the lower to the upper quartile of all samples. "

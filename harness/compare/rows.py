@@ -9,7 +9,6 @@ from typing import Any
 from harness.compare.comparison import Change, Standing
 from harness.results.labelling import ENTRY
 from harness.results.summary import CellSummary
-from harness.spec.cell import RANDOM
 
 
 def standing_rows(ranked: Iterable[Standing]) -> list[dict[str, Any]]:
@@ -82,6 +81,9 @@ def _accuracy_columns(measured: CellSummary) -> dict[str, Any]:
         "accuracy": found.nonzero,
         "accuracy_error": found.standard_error,
         "flips": found.flips,
+        "labelled_events": len(found.shares),
+        "michel_efficiency": found.michel_efficiency,
+        "michel_purity": found.michel_purity,
         **{f"accuracy_{name}": value for name, value in found.class_accuracy.items()},
         **{f"purity_{name}": value for name, value in found.class_purity.items()},
     }
@@ -90,7 +92,7 @@ def _accuracy_columns(measured: CellSummary) -> dict[str, Any]:
 def accuracy_text(measured: CellSummary) -> str:
     """The accuracy of a trained network's labels and how many differ from float64; else empty."""
     found = measured.labelling
-    if found is None or measured.cell.weights == RANDOM:
+    if found is None:
         return ""
     flips = f" ({found.flips} differ)" if found.flips else ""
     return f"{found.text}{flips}"

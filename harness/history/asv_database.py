@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.results.store import BadRecord
-from harness.spec.metrics import REL_RMSE, TIME, WRONG_LABELS, Metric
+from harness.spec.metrics import REL_RMSE, TIME, Metric
 
 PHASES = {
     "Inference": "forward",
@@ -199,13 +199,7 @@ def _benchmark_values(
 def _kind(track: str, phase: str) -> str:
     """The metric's kind as records have it: their error is that of the gradients in a step."""
     error = "gradient_error" if phase == "step" else "error"
-    kinds = {
-        "time": "time",
-        "peak_memory": "memory",
-        error: "error",
-        "wrong_labels": "wrong_labels",
-    }
-    return kinds.get(track, f"asv {track}")
+    return {"time": "time", "peak_memory": "memory", error: "error"}.get(track, f"asv {track}")
 
 
 def asv_metric(track: str, unit: str) -> Metric:
@@ -216,8 +210,6 @@ def asv_metric(track: str, unit: str) -> Metric:
         return Metric(
             track, track.replace("_", " "), "J" if unit == "joules" else unit, "lower", 0.05
         )
-    if track == WRONG_LABELS.key:
-        return WRONG_LABELS
     return Metric(track, track.replace("_", " "), "", "lower", REL_RMSE.tolerance)
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from harness.history.asv_database import AsvValue, read_asv
 from harness.results import store
 from harness.results.summary import CellSummary, summarize
-from harness.spec.cell import RANDOM
 from harness.spec.metrics import TIME, WRONG_LABELS, Metric
 
 if TYPE_CHECKING:
@@ -245,7 +244,7 @@ def _points(
             yield entry(m.memory_metric, "memory", m.memory)
         if m.error is not None:
             yield entry(m.error_metric, "error", m.error)
-        if m.labelling is not None and m.cell.weights != RANDOM:
+        if m.labelling is not None:
             yield entry(WRONG_LABELS, "wrong_labels", 1 - m.labelling.nonzero)
     elif m.side.outcome != "unavailable":
         yield entry(TIME, "time", None)

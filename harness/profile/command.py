@@ -14,8 +14,7 @@ from harness.errors import BadInput
 from harness.profile.profile import Profile, memory_from_json, write_profile
 from harness.results import store
 from harness.run.job import Job
-from harness.run.weight_files import DEFAULT
-from harness.spec.cell import Cell, EventSpec
+from harness.spec.cell import RANDOM, Cell, EventSpec
 from harness.terminal import table_console
 
 
@@ -31,8 +30,8 @@ def profile(
     precision: Annotated[str, typer.Option(help="fp64, fp32, tf32, fp16 or bf16.")] = "fp32",
     events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
     weights: Annotated[
-        str, typer.Option(help="trained, random, or an .npz file of a network's weights.")
-    ] = DEFAULT,
+        str, typer.Option(help="random, or an .npz file of a trained network's weights.")
+    ] = RANDOM,
     threads: Annotated[int, typer.Option(help="Threads; 0: all processors.", min=0)] = 0,
     seconds: Annotated[
         float, typer.Option(help="Time for calls, alternately with and without ranges.", min=0.01)

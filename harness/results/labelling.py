@@ -33,6 +33,9 @@ class Labelling:
         Voxels whose label differs from that of the float64 reference.
     lost, gained : int or None
         Those of them that only the reference, or only the engine, labels right.
+    michel_efficiency, michel_purity : float or None
+        Share of the true Michel electrons that have a candidate, and of the candidates that have a
+        true one; None without any.
     confusion : mapping
         True class -> voxels by predicted class.
     class_accuracy, class_purity : mapping
@@ -46,6 +49,8 @@ class Labelling:
     lost: int | None = None
     gained: int | None = None
     confusion: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    michel_efficiency: float | None = None
+    michel_purity: float | None = None
     class_accuracy: Mapping[str, float | None] = field(default_factory=dict)
     class_purity: Mapping[str, float | None] = field(default_factory=dict)
 
@@ -74,6 +79,8 @@ class Labelling:
             flips=count("flips"),
             lost=count("lost"),
             gained=count("gained"),
+            michel_efficiency=_ratio(count("michel_found"), count("michel_true")),
+            michel_purity=_ratio(count("michel_matched"), count("michel_candidates")),
             confusion=by_class("confusion"),
             class_accuracy=by_class("class_accuracy"),
             class_purity=by_class("class_purity"),
@@ -121,12 +128,13 @@ def judge_accuracy(before: Labelling, after: Labelling, alpha: float = Rule.alph
         SAME if the means differ by no more than the tolerance of ``ACCURACY``, WORSE or BETTER if
         they do and the test passes, otherwise UNCLEAR.
     """
-    difference = after.nonzero - before.nonzero
+    was, now = _on_common_events(before, after)
+    difference = now - was
     moved = (
-        f"from {format_value(before.nonzero, ACCURACY.unit)} to "
-        f"{format_value(after.nonzero, ACCURACY.unit)} of the voxels labelled right"
+        f"from {format_value(was, ACCURACY.unit)} to {format_value(now, ACCURACY.unit)} of the "
+        "voxels labelled right"
     )
-    ratio = after.nonzero / before.nonzero if before.nonzero else float("nan")
+    ratio = now / was if was else float("nan")
     if abs(difference) <= ACCURACY.tolerance:
         allowed = format_value(ACCURACY.tolerance, ACCURACY.unit)
         return Judgement(Verdict.SAME, f"{moved}, within {allowed}", ratio)
@@ -143,12 +151,21 @@ def judge_accuracy(before: Labelling, after: Labelling, alpha: float = Rule.alph
     )
 
 
+def _on_common_events(before: Labelling, after: Labelling) -> tuple[float, float]:
+    """Return both accuracies; on the events that both labelled, if one labelled fewer."""
+    both = min(len(before.shares), len(after.shares))
+    if not both or len(before.shares) == len(after.shares):
+        return before.nonzero, after.nonzero
+    return float(before.shares[:both].mean()), float(after.shares[:both].mean())
+
+
 def _paired_test(before: Labelling, after: Labelling) -> tuple[float, str]:
     """Return the p-value of the difference, and the name of the test; 1 without a test."""
     from scipy.stats import binomtest, wilcoxon
 
-    one, other = before.shares, after.shares
-    if len(one) >= FEWEST_EVENTS and len(one) == len(other):
+    both = min(len(before.shares), len(after.shares))
+    one, other = before.shares[:both], after.shares[:both]
+    if both >= FEWEST_EVENTS:
         differ = other - one
         if not differ.any():
             return 1.0, "no event differs"
@@ -162,6 +179,10 @@ def _paired_test(before: Labelling, after: Labelling) -> tuple[float, str]:
         return 1.0, "no voxel differs"
     p = float(binomtest(lost, lost + gained).pvalue)
     return p, f"exact test over {lost + gained} voxels whose labels changed"
+
+
+def _ratio(part: int | None, whole: int | None) -> float | None:
+    return part / whole if whole and part is not None else None
 
 
 def _absent(value: Any) -> bool:

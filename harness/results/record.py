@@ -204,7 +204,7 @@ class LabelAccuracy(TypedDict, total=False):
             "Mean over events of the share of voxels with the right label: the nonzero accuracy of "
             "the 2018 study.",
             "",
-            "harness.spec.metrics, harness.results.summary, harness.asv.track",
+            "harness.spec.metrics, harness.results.labelling",
             least=0,
             most=1,
         ),
@@ -272,7 +272,7 @@ class LabelAccuracy(TypedDict, total=False):
         Field(
             "Voxels whose label differs from that of the float64 reference.",
             "voxels",
-            "harness.spec.metrics, harness.results.labelling, harness.asv.track",
+            "harness.spec.metrics, harness.results.labelling",
             least=0,
             most=1e15,
         ),
@@ -292,6 +292,40 @@ class LabelAccuracy(TypedDict, total=False):
         Field(
             "Voxels with the right label that the float64 reference labels wrong.",
             "voxels",
+            "harness.results.labelling",
+            least=0,
+            most=1e15,
+        ),
+    ]
+    michel_true: Annotated[
+        int,
+        Field(
+            "True Michel electrons that touch a track.",
+            "",
+            "harness.results.labelling",
+            least=0,
+            most=1e15,
+        ),
+    ]
+    michel_found: Annotated[
+        int,
+        Field("Those with a candidate.", "", "harness.results.labelling", least=0, most=1e15),
+    ]
+    michel_candidates: Annotated[
+        int,
+        Field(
+            "Predicted Michel electrons at the end of a predicted track.",
+            "",
+            "harness.results.labelling",
+            least=0,
+            most=1e15,
+        ),
+    ]
+    michel_matched: Annotated[
+        int,
+        Field(
+            "Candidates with a true Michel electron.",
+            "",
             "harness.results.labelling",
             least=0,
             most=1e15,
@@ -540,7 +574,7 @@ class Measurement(TypedDict, total=False):
     error: Annotated[Errors, Field("Errors against the float64 reference.")]
     accuracy: Annotated[
         LabelAccuracy,
-        Field("Accuracy of the labels of a forward pass of the UResNet, where labels are known."),
+        Field("Accuracy of the labels of a trained network, where labels are known."),
     ]
     conditions: Annotated[Conditions, Field("Circumstances of the measurement.")]
     precision_readback: Annotated[

@@ -46,6 +46,7 @@ CELL_COLUMNS = (
     "cell.events.set",
     "cell.events.sha256",
     "cell.events.seed",
+    "cell.events.count",
     "cell.layer",
     "cell.weights",
 )

@@ -216,7 +216,7 @@ def _cell(columns: Columns, row: int) -> Cell:
     """Rebuild the cell of a row."""
     at = {key.removeprefix("cell."): columns[key][row] for key in CELL_COLUMNS}
     model = {name: at.pop(f"model.{name}") for name in ("filters", "depth", "reps", "classes")}
-    events = {name: at.pop(f"events.{name}") for name in ("set", "sha256", "seed")}
+    events = {name: at.pop(f"events.{name}") for name in ("set", "sha256", "seed", "count")}
     at["options"] = json.loads(at["options"])
     return Cell(**at, model=ModelSpec(**model), events=EventSpec(**events))
 

@@ -168,6 +168,8 @@ class CellMeasurement:
             self.record["energy_joules"] = self._measure_energy(self._energy)
         if self.job.check and self.job.cell.map != "first":
             self._check_last_call()
+        if self.job.cell.events.count:
+            self._label_events()
         self.record |= {
             "host_seconds": [round(value, 9) for value in self._host],
             "device_seconds": [round(value, 9) for value in self._device] or None,
@@ -337,6 +339,20 @@ class CellMeasurement:
                 "wrong",
                 f"the first check passed, the last one, with other {what}, failed: {reason}",
             )
+
+    def _label_events(self) -> None:
+        """Label the events of the cell, for an accuracy over more events than a batch."""
+        from harness.run.label_stream import label_events
+        from harness.run.references import load_reference
+        from harness.run.workload import Workload
+
+        workload, job = self._workload, self.job
+        assert isinstance(workload, Workload)
+        has_reference = job.check and workload.has_reference
+        reference = load_reference(job, "events") if has_reference else None
+        found = label_events(workload, job.events, reference, job.rule.budget)
+        if found is not None:
+            self.record["accuracy"] = found
 
     def _compare(self, variant: Variant) -> str:
         """Compare the results of the last call with a reference; return why they are wrong."""

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from harness.errors import BadInput
 from harness.options import positive
-from harness.run.weight_files import DEFAULT
+from harness.spec.cell import RANDOM
 
 
 def run(
@@ -26,7 +26,9 @@ def run(
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; by default cuda where an engine has it.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp64, fp32, tf32, fp16 or bf16.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp64, fp32, tf32, fp16 or bf16; by default the suite's.")
+    ] = "",
     batch: Annotated[
         list[int] | None, typer.Option(help="Events per call, instead of the suite's.")
     ] = None,
@@ -47,8 +49,8 @@ def run(
     ] = False,
     events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
     weights: Annotated[
-        str, typer.Option(help="trained, random, or an .npz file of a network's weights.")
-    ] = DEFAULT,
+        str, typer.Option(help="random, or an .npz file of a trained network's weights.")
+    ] = RANDOM,
     against: Annotated[
         str | None, typer.Option(help="A commit to measure in turns with this code.")
     ] = None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from harness.accuracy.classification import (
     measure_accuracy,
     nonzero_accuracy,
 )
+from harness.accuracy.michel import MichelSummary, reconstruct, summarize_michels
 from harness.events.classes import CLASS_LOOKS
 from harness.events.event import CLASSES, Label
 from harness.results.record import LabelAccuracy
@@ -22,64 +24,95 @@ if TYPE_CHECKING:
 
     from harness.run.engine_interface import SparseBatch
 
+Labels = NDArray[np.int64]
+
 
 def label_accuracy(
-    batch: SparseBatch, logits: Tensor, reference: Tensor | None
+    batches: Sequence[SparseBatch], logits: Sequence[Tensor], references: Sequence[Tensor] | None
 ) -> LabelAccuracy | None:
-    """Return the accuracy of the labels of a forward pass.
+    """Return the accuracy of the labels of some forward passes.
 
     Parameters
     ----------
-    batch : SparseBatch
-        The events with their labels.
-    logits : Tensor, shape (N, classes)
-        Output of the engine.
-    reference : Tensor, shape (N, classes), optional
-        Output of the float64 reference.
+    batches : sequence of SparseBatch
+        The events with their labels; the first feature is the energy.
+    logits : sequence of Tensor, each of shape (N, classes)
+        Outputs of the engine.
+    references : sequence of Tensor, optional
+        Outputs of the float64 reference.
 
     Returns
     -------
     LabelAccuracy or None
-        None if the events have no labels, or labels of other classes than the network.
+        None if no voxel has a label of one of the network's classes.
     """
-    if batch.labels is None or logits.shape[1] != CLASSES:
+    if logits[0].shape[1] != CLASSES or any(batch.labels is None for batch in batches):
         return None
-    numbers = batch.sites[:, 0].cpu().numpy()
-    truth = batch.labels.cpu().numpy()
-    predicted = logits.float().argmax(1).cpu().numpy()
-    own = [numbers == event for event in range(batch.batch_size)]
-    accuracy = measure_accuracy(
-        [truth[some] for some in own], [predicted[some] for some in own], CLASSES
-    )
+    truths = _by_event(batches, [_array(batch.labels) for batch in batches])
+    predicted = _by_event(batches, _classes(logits))
+    accuracy = measure_accuracy(truths, predicted, CLASSES)
     matrix = accuracy.confusion
     if not matrix.sum():
         return None
-    labelled = (truth >= 0) & (truth < CLASSES)
-    right = labelled & (predicted == truth)
+    labelled = [(truth >= 0) & (truth < CLASSES) for truth in truths]
+    right = [some & (p == t) for some, p, t in zip(labelled, predicted, truths, strict=True)]
+    michels = _michels(batches, truths, predicted)
     names = [CLASS_LOOKS[Label(label)].name for label in range(CLASSES)]
     found: LabelAccuracy = {
         "nonzero": accuracy.mean,
         "voxels": int(matrix.sum()),
         "voxel_share": nonzero_accuracy(matrix),
-        "event_labelled": [int((labelled & some).sum()) for some in own],
-        "event_correct": [int((right & some).sum()) for some in own],
+        "event_labelled": [int(some.sum()) for some in labelled],
+        "event_correct": [int(some.sum()) for some in right],
         "confusion": dict(zip(names, matrix.tolist(), strict=True)),
         "class_accuracy": _by_class(names, class_accuracy(matrix)),
         "class_purity": _by_class(names, class_purity(matrix)),
         "flips": None,
         "lost": None,
         "gained": None,
+        "michel_true": michels.true_clusters,
+        "michel_found": michels.found,
+        "michel_candidates": michels.candidates,
+        "michel_matched": michels.matched,
     }
-    if reference is not None:
-        expected = reference.argmax(1).cpu().numpy()
-        right_there = labelled & (expected == truth)
-        found["flips"] = int((predicted != expected).sum())
-        found["lost"] = int((right_there & ~right).sum())
-        found["gained"] = int((right & ~right_there).sum())
+    if references is not None:
+        expected = _by_event(batches, _classes(references))
+        rows = list(zip(labelled, right, truths, predicted, expected, strict=True))
+        found["flips"] = sum(int((p != e).sum()) for *_, p, e in rows)
+        found["lost"] = sum(int((some & (e == t) & ~r).sum()) for some, r, t, _, e in rows)
+        found["gained"] = sum(int((r & (e != t)).sum()) for _, r, t, _, e in rows)
     return found
 
 
-def _by_class(names: list[str], values: NDArray[np.float64]) -> dict[str, float | None]:
+def _michels(
+    batches: Sequence[SparseBatch], truths: Sequence[Labels], predicted: Sequence[Labels]
+) -> MichelSummary:
+    """Reconstruct the Michel electrons as the 2018 study does."""
+    voxels = _by_event(batches, [_array(batch.sites)[:, 1:] for batch in batches])
+    energies = _by_event(batches, [_array(batch.features)[:, 0] for batch in batches])
+    events = zip(voxels, energies, truths, predicted, strict=True)
+    return summarize_michels(reconstruct(*event) for event in events)
+
+
+def _array(tensor: Any) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.cpu().numpy()
+    return array
+
+
+def _classes(logits: Sequence[Tensor]) -> list[Labels]:
+    return [_array(some.argmax(1)) for some in logits]
+
+
+def _by_event(batches: Sequence[SparseBatch], values: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Split the rows of some batches by event, in order."""
+    found = []
+    for batch, rows in zip(batches, values, strict=True):
+        numbers = _array(batch.sites[:, 0])
+        found += [rows[numbers == event] for event in range(batch.batch_size)]
+    return found
+
+
+def _by_class(names: Sequence[str], values: NDArray[np.float64]) -> dict[str, float | None]:
     """Return numbers by class; None instead of NaN."""
     return {
         name: None if np.isnan(value) else float(value)

@@ -13,7 +13,7 @@ from harness.errors import BadInput
 from harness.events import open_events
 from harness.events.child_reader import open_in_child
 from harness.run.engine_interface import Kind
-from harness.run.weight_files import TRAINED, WeightFile
+from harness.run.weight_files import WeightFile
 from harness.spec.cell import STACKS, Cell, EventSpec, ModelSpec, Question
 
 EVENTS_APART = 16
@@ -72,7 +72,7 @@ def with_events(cells: Sequence[Cell], source: str) -> list[Cell]:
         apart = filled if cell.batch == 1 and filled else [None]
         for index in apart:
             which = name if index is None else f"{name}[{index}]"
-            spec = EventSpec(which, events.sha256)
+            spec = replace(EventSpec(which, events.sha256), count=cell.events.count)
             found.append(replace(cell, events=spec))
     return found
 
@@ -80,7 +80,7 @@ def with_events(cells: Sequence[Cell], source: str) -> list[Cell]:
 def with_weights(cells: Sequence[Cell], found: WeightFile | None) -> list[Cell]:
     """Return the cells with their weights named.
 
-    Single layers, chains of convolutions and networks in two dimensions keep random weights.
+    Single layers and chains of convolutions keep random weights.
 
     Parameters
     ----------
@@ -92,9 +92,15 @@ def with_weights(cells: Sequence[Cell], found: WeightFile | None) -> list[Cell]:
     Raises
     ------
     BadInput
-        If a file that the user named has weights of another network than a cell.
+        If the file has weights of another network than a cell, or if cells whose labels are to be
+        compared with the truth have random weights.
     """
     if found is None:
+        if any(cell.events.count for cell in cells):
+            raise BadInput(
+                "random weights label nothing right; give those of a trained network with "
+                "--weights FILE"
+            )
         return list(cells)
     named = []
     for cell in cells:
@@ -102,8 +108,6 @@ def with_weights(cells: Sequence[Cell], found: WeightFile | None) -> list[Cell]:
             named.append(cell)
         elif (cell.model, cell.dim) == (found.model, found.dim):
             named.append(replace(cell, weights=found.label))
-        elif found.name == TRAINED:
-            named.append(cell)
         else:
             raise BadInput(
                 f"{found.path} has the weights of {_network(found.model, found.dim)}, and the "

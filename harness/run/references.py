@@ -25,8 +25,9 @@ from harness.temporary import temporary_failure
 if TYPE_CHECKING:
     from harness.run.engine_interface import Reference, SparseBatch
 
-Variant = Literal["", "image", "features"]
-"""An input of a cell: its batch, the image of the last check, or its sites with new features."""
+Variant = Literal["", "image", "features", "events"]
+"""An input of a cell: its batch, the image of the last check, its sites with new features, or the
+events whose labels make the accuracy."""
 
 IO_ERROR = 74
 """Exit code of the process if the folder of references cannot be written to."""
@@ -119,6 +120,8 @@ def _compute(job: Job, variant: Variant = "") -> Reference:
     from harness.spec.cell import STACKS
 
     cell = job.cell
+    if variant == "events":
+        return _compute_events(job)
     batch = variant_batch(cell, load_batch(cell, job.events)[0], variant)
     if cell.layer:
         from harness.run.engine_interface import initial_layer_weights, layer_reference
@@ -131,6 +134,23 @@ def _compute(job: Job, variant: Variant = "") -> Reference:
         return chain_reference(small, initial_chain_weights(small, cell.dim), batch)
     values = canonical_weights(job)
     return network_reference(uresnet_config(cell), values, batch, step=cell.phase == "step")
+
+
+def _compute_events(job: Job) -> Reference:
+    """Return the logits of the events whose labels make the accuracy of a cell."""
+    import torch
+
+    from harness.run.engine_interface import Reference, network_reference
+    from harness.run.label_stream import event_batches
+    from harness.run.workload import canonical_weights, uresnet_config
+
+    config, values = uresnet_config(job.cell), canonical_weights(job)
+    found = [
+        network_reference(config, values, batch, step=False)
+        for batch in event_batches(job.cell, job.events)
+    ]
+    logits = torch.cat([each.logits for each in found])
+    return Reference(logits, None, {}, {}, found[0].method)
 
 
 def _write(found: Reference, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trained weights: the file of the package, files that a user names, and how they are read."""
+"""Files of trained weights that a user names."""
 
 from __future__ import annotations
 
@@ -14,18 +14,6 @@ from harness.spec.cell import RANDOM, ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-TRAINED = "trained"
-"""Name of the network that the package contains."""
-
-DEFAULT = RANDOM
-"""Weights of a run, a profile and asv's benchmarks, unless the user names others."""
-
-PACKAGED = Path(__file__).with_name("data") / "uresnet-16x5.npz"
-"""The packaged network: the UResNet of arXiv:1903.05663 with 16 filters and 5 levels.
-
-``results/trained`` holds its recipe, its learning curve and its accuracies.
-"""
-
 
 @dataclass(frozen=True)
 class WeightFile:
@@ -33,8 +21,6 @@ class WeightFile:
 
     Attributes
     ----------
-    name : str
-        ``TRAINED``, or the name of the file.
     path : Path
         The file.
     sha256 : str
@@ -45,7 +31,6 @@ class WeightFile:
         Spatial dimensions of the network.
     """
 
-    name: str
     path: Path
     sha256: str
     model: ModelSpec
@@ -54,7 +39,7 @@ class WeightFile:
     @property
     def label(self) -> str:
         """The name with the first digits of the hash, as cells and records have it."""
-        return f"{self.name}@{self.sha256[:12]}"
+        return f"{self.path.name}@{self.sha256[:12]}"
 
 
 def find_weights(spec: str) -> WeightFile | None:
@@ -63,7 +48,7 @@ def find_weights(spec: str) -> WeightFile | None:
     Parameters
     ----------
     spec : str
-        ``TRAINED``, ``RANDOM``, or the path of an ``.npz`` file of canonical weights.
+        ``RANDOM``, or the path of an ``.npz`` file of canonical weights.
 
     Raises
     ------
@@ -74,18 +59,15 @@ def find_weights(spec: str) -> WeightFile | None:
 
     if spec == RANDOM:
         return None
-    path = PACKAGED if spec == TRAINED else Path(spec)
+    path = Path(spec)
     if not path.is_file():
-        raise BadInput(
-            f"--weights must be {TRAINED}, {RANDOM} or a file of weights; there is no file {path}"
-        )
+        raise BadInput(f"--weights must be {RANDOM} or a file of weights; there is no file {path}")
     try:
         config, dim = network_size(read_weights(path))
     except InvalidWeights as error:
         raise BadInput(f"{path}: {error}") from None
     model = ModelSpec(config.filters, config.depth, config.reps, config.classes)
-    name = TRAINED if spec == TRAINED else path.name
-    return WeightFile(name, path, hashlib.sha256(path.read_bytes()).hexdigest(), model, dim)
+    return WeightFile(path, hashlib.sha256(path.read_bytes()).hexdigest(), model, dim)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

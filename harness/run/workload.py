@@ -46,7 +46,7 @@ from harness.run.engine_interface import (
 from harness.run.job import Job
 from harness.run.label_accuracy import label_accuracy
 from harness.run.weight_files import read_weights
-from harness.spec.cell import STACKS, Cell
+from harness.spec.cell import RANDOM, STACKS, Cell
 
 if TYPE_CHECKING:
     from harness.run.engine_interface import LayerCall, SingleLayerConfig
@@ -171,6 +171,16 @@ class Workload:
         if self.features is not self.batch.features:
             self.features.copy_(self.batch.features)
 
+    def logits(self, batch: SparseBatch) -> Tensor:
+        """Return the output for another batch in evaluation mode, outside the timed calls."""
+        moved = batch.to(self.cell.device)
+        features = moved.features.to(self.features.dtype)
+        self.network.eval()
+        with torch.no_grad(), self._arithmetic():
+            made = self.network.tensor(moved.sites, features, moved.spatial_size, moved.batch_size)
+            logits: Tensor = self.network(made)
+        return logits
+
     @property
     def has_reference(self) -> bool:
         """Whether the network computes the function that the reference is known of."""
@@ -214,10 +224,12 @@ class Workload:
         """Return further entries of the record about the result of the last call."""
         if self.cell.phase in STACKS:
             return {"active_sites": len(self._last[0])}
-        if self.cell.phase != "forward":
+        if self.cell.phase != "forward" or self.cell.weights == RANDOM:
             return {}
         expected = None if reference is None else reference.logits
-        accuracy = label_accuracy(self.batch, self._last[0], expected)
+        accuracy = label_accuracy(
+            [self.batch], [self._last[0]], None if expected is None else [expected]
+        )
         return {} if accuracy is None else {"accuracy": accuracy}
 
     def loss_tolerance(self) -> float:

@@ -62,6 +62,15 @@ class EventSpec:
             least=0,
         ),
     ] = 0
+    count: Annotated[
+        int,
+        Field(
+            "Events of the set, from the first, whose labels make the accuracy; 0, left out of the "
+            "JSON, for the events of the batch.",
+            "events",
+            least=0,
+        ),
+    ] = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.set, str) or not self.set:
@@ -69,6 +78,7 @@ class EventSpec:
         if not isinstance(self.sha256, str):
             raise BadInput("events.sha256 must be a text of hexadecimal digits, or empty")
         _natural("events.seed", self.seed, least=0)
+        _natural("events.count", self.count, least=0)
 
 
 @dataclass(frozen=True)
@@ -182,7 +192,7 @@ class Cell:
         Field(
             "Weights of the UResNet: ``random``, left out of the JSON, for seeded initial weights; "
             "otherwise the name of a file of weights, ``@`` and the first digits of its SHA-256, "
-            "as in ``trained@0123456789ab``."
+            "as in ``mine.npz@0123456789ab``."
         ),
     ] = RANDOM
 
@@ -234,9 +244,13 @@ class Cell:
         """Return the cell as a record holds it."""
         values = asdict(self)
         values["options"] = dict(self.options)
-        if not self.layer:  # the names of cells are older than single layers
+        # Fields that are younger than stored cells are left out where they change nothing, so that
+        # the cells keep their names.
+        if not self.layer:
             del values["layer"]
-        if self.weights == RANDOM:  # so are most names without trained weights
+        if not self.events.count:
+            del values["events"]["count"]
+        if self.weights == RANDOM:
             del values["weights"]
         return values
 

@@ -23,7 +23,11 @@ what the mean of the packed sample would give. Most seeds draw an event of half 
 
 @dataclass(frozen=True)
 class Grid:
-    """All combinations of some values."""
+    """All combinations of some values.
+
+    ``precisions`` are used on a device unless the user names one; without them, fp32. ``count`` is
+    that of ``EventSpec``.
+    """
 
     backends: tuple[str, ...] = ENGINES
     sizes: tuple[int, ...] = SIZES
@@ -34,6 +38,8 @@ class Grid:
     model: ModelSpec = field(default_factory=ModelSpec)
     seed: int = TYPICAL_SEED
     layers: tuple[str, ...] = ("",)
+    precisions: tuple[str, ...] = ()
+    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Suite:
         self,
         *,
         device: str = "cpu",
-        precision: str = "fp32",
+        precision: str = "",
         backends: Sequence[str] = (),
         sizes: Sequence[int] = (),
         batches: Sequence[int] = (),
@@ -75,8 +81,10 @@ class Suite:
 
         Parameters
         ----------
-        device, precision : str
-            Where and in which arithmetic to measure.
+        device : str
+            Where to measure.
+        precision : str
+            The arithmetic; empty for those of the grid.
         backends : sequence of str
             Engines instead of the grid's, ``name`` or ``name:option=value,…``.
         sizes : sequence of int
@@ -97,8 +105,9 @@ class Suite:
             )
         found: dict[Cell, None] = {}
         for grid in self.grids:
-            for backend, size, batch, phase, state, layer in product(
+            for backend, arithmetic, size, batch, phase, state, layer in product(
                 self._engines(grid, backends),
+                (precision,) if precision else grid.precisions or ("fp32",),
                 [size for size in grid.sizes if not sizes or size in sizes],
                 batches or grid.batches,
                 grid.phases,
@@ -111,14 +120,14 @@ class Suite:
                     backend=name,
                     options=options,
                     device=device,
-                    precision=precision,
+                    precision=arithmetic,
                     dim=grid.dim,
                     size=size,
                     batch=batch,
                     phase=phase,
                     map=state,
                     model=grid.model,
-                    events=EventSpec(seed=grid.seed),
+                    events=EventSpec(seed=grid.seed, count=grid.count),
                     layer=layer,
                 )
                 found[cell] = None

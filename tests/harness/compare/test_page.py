@@ -203,3 +203,26 @@ def test_the_page_looks_right_in_a_browser(runs, width, request, tmp_path, open_
     )
     assert clipped == []
     assert Path(path).stat().st_size > 0
+
+
+def test_accuracies_lead_the_figures(tmp_path, make_record):
+    def record(engine, precision, right):
+        accuracy = {"nonzero": right / 100, "event_correct": [right], "event_labelled": [100]}
+        return make_record(backend=engine, precision=precision, accuracy=accuracy | {"flips": 3})
+
+    runs = [("sscn", "fp32", 96), ("spconv", "fp32", 96), ("sscn", "bf16", 93)]
+    frame = parsed(tmp_path, "run.jsonl", [record(*run) for run in runs])
+    cells = summarize(frame)
+    page = render(frame, cells, standings(cells), [])
+    said = words(page)
+    assert said.index("Accuracy against time") < said.index("Time against image size")
+    assert said.count("96.00 % (3 differ)") == 2
+    assert "93.00 % (3 differ)" in said
+    figure = page[page.index("Accuracy against time") : page.index("Time against image size")]
+    assert figure.count("<figure>") == 1
+    assert "bf16" in figure
+
+
+def test_a_page_without_accuracies_has_no_empty_column(one_run):
+    frame, cells, ranked, found = one_run
+    assert "accuracy" not in words(render(frame, cells, ranked, found)).lower()

@@ -1,19 +1,13 @@
 """Engines of a third party that retain more from call to call than they may."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from backends import registry
 from harness.run.job import Job
 from harness.run.sampling import StopRule
 from harness.run.worker import measure_cell
 from harness.spec.cell import Cell
 
-TEMPLATE = Path(__file__).resolve().parents[3] / "docs" / "engine_template.py"
 SMALL = {"filters": 2, "depth": 2, "reps": 1, "classes": 5}
 
 MAPS = {
@@ -34,21 +28,6 @@ def _keep_threads():
 @pytest.fixture(scope="module")
 def references(tmp_path_factory):
     return tmp_path_factory.mktemp("references")
-
-
-@pytest.fixture
-def install(monkeypatch):
-    """Announce an engine made from the template; return the module, to be changed."""
-
-    def announce(name):
-        spec = importlib.util.spec_from_file_location(name, TEMPLATE)
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(registry, "_modules", lambda: {name: name} | registry.BUILT_IN)
-        return module
-
-    return announce
 
 
 def measured(name, phase, state, references, dim=2):
