@@ -88,8 +88,19 @@ def read(path: Path, layout: str = CANONICAL) -> Weights:
     if layout != CANONICAL:
         registry.module_name(layout)
         return _from_engine(values, layout)
+    if "stem.weight" not in values:
+        raise InvalidWeights(f"{path} holds no canonical weights; {_likely_layout(values)}")
     network_size(values)
     return values
+
+
+def _likely_layout(names: Iterable[str]) -> str:
+    """Return which layout the names of some weights suggest, as advice."""
+    if any(name.removeprefix("module.").startswith("sparseModel.") for name in names):
+        return f"their names are those of the 2018 study's network: --from {STUDY}"
+    if any(".native." in name for name in names):
+        return "their names are those of a UResNet on an engine: --from ENGINE, as sscn or spconv"
+    return "name the layout they are in with --from"
 
 
 def _check_archive(content: bytes) -> None:

@@ -1,5 +1,10 @@
 """The exceptions that end a command with one sentence."""
 
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
 
 class BadInput(ValueError):
     """Input that cannot be used as given.
@@ -11,3 +16,24 @@ class BadInput(ValueError):
 
 class MachineFailure(BadInput):
     """The machine, not the input or an engine, prevents the work: a full disk, a killed process."""
+
+
+def missing_packages(packages: str, extra: str) -> BadInput:
+    """Return the error for packages that an optional part of the project needs.
+
+    Parameters
+    ----------
+    packages : str
+        Their names.
+    extra : str
+        The extra of ``pyproject.toml`` that installs them.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if (root / "pyproject.toml").is_file():  # a clone: its constraints keep torch where it is
+        command = f"-c {root / 'constraints.txt'} --editable '{root}[{extra}]'"
+    else:
+        command = f"'sscn-bench[{extra}]'"
+    return BadInput(
+        f"this needs {packages}, not installed here; add it with: {sys.executable} -m pip install "
+        f"{command}"
+    )

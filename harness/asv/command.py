@@ -15,7 +15,7 @@ from pathlib import Path
 import typer
 
 from harness.asv import track
-from harness.errors import BadInput
+from harness.errors import BadInput, missing_packages
 from harness.instruments import gpu, machine
 
 CONFIGURATION = Path("asv.conf.json")
@@ -46,7 +46,7 @@ def asv(context: typer.Context) -> None:
     its results. The progress of the measurement, and waiting for another run's lock, are printed.
     """
     if importlib.util.find_spec("asv") is None:
-        raise BadInput("asv is not installed; pip install 'sscn-bench[asv]'")
+        raise missing_packages("asv", "asv")
     words = list(context.args)
     if not words or {"-h", "--help"} & set(words):
         typer.echo(NOTES)

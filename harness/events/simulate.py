@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.child_process import die_with_parent
-from harness.errors import BadInput, MachineFailure
+from harness.errors import BadInput, MachineFailure, missing_packages
 from harness.events.argon_data import argon_data_folder
 from harness.events.digitise import Deposits, digitise
 from harness.events.event import Event, Label
@@ -138,9 +138,7 @@ def check_packages() -> None:
     """
     missing = [name for name in ("calzone", "xraydb") if find_spec(name) is None]
     if missing:
-        raise BadInput(
-            f"simulation needs {' and '.join(missing)}: pip install 'sscn-bench[simulate]'"
-        )
+        raise missing_packages(" and ".join(missing), "simulate")
 
 
 def simulate(recipe: Recipe, count: int, *, processes: int | None = None) -> Iterator[Event]:

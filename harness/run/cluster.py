@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.errors import BadInput
+from harness.errors import BadInput, missing_packages
 from harness.instruments import machine
 from harness.results.record import Entries
 from harness.run.resume import Machines, this_machine
@@ -59,7 +59,7 @@ def dask_executor(address: str) -> Executor:
     try:
         import distributed
     except ImportError:
-        raise BadInput("dask is not installed; pip install 'sscn-bench[dask]'") from None
+        raise missing_packages("dask.distributed", "dask") from None
     library: Any = distributed  # without types
     kind, _, count = address.partition(":")
     if kind == "local" and not (count.isdecimal() and int(count)):

@@ -214,6 +214,16 @@ def spoil(state, **changes):
         (b"not a file of tensors", "canonical", "cannot be read as weights"),
         ([1, 2], "canonical", "holds no state dict"),
         ({"x": torch.zeros(1)}, "canonical", "name the layout they are in with --from"),
+        (
+            {"sparseModel.1.weight": torch.zeros(1)},
+            "canonical",
+            "network: --from study",
+        ),
+        (
+            {"stem.native.weight": torch.zeros(1)},
+            "canonical",
+            "on an engine: --from ENGINE",
+        ),
         ({"x": torch.zeros(1)}, "study", "not a state dict of the study's SparseConvNet network"),
         ({"x": torch.zeros(1)}, "sscn", "not the state dict of a UResNet on sscn"),
         ({"x": torch.zeros(1)}, "nonsense", "there is no engine called 'nonsense'"),
