@@ -105,7 +105,7 @@ STYLES = {
 
 
 def change_table(found: Sequence[Change], reasons: bool = True) -> Table:
-    """What changed, for a terminal; what stayed the same is only counted, in ``tally``."""
+    """Return a table of the changes for a terminal; ``tally`` counts the verdicts SAME."""
     from rich import box
     from rich.table import Table
 

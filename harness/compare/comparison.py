@@ -1,4 +1,4 @@
-"""What a comparison says: how engines stand on each question, and what changed between runs."""
+"""Comparisons: the standings of engines on each question, and changes between runs."""
 
 from __future__ import annotations
 
@@ -310,7 +310,7 @@ def _consequence(change: Change) -> tuple[int, float]:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a run says in a few sentences, and the one question that they are about.
+    """The finding of a run in a few sentences, and the question that they quote.
 
     Attributes
     ----------
@@ -441,7 +441,7 @@ def _accuracy_sentence(rivals: Sequence[CellSummary]) -> str:
 
 
 def _lost(quoted: Sequence[CellSummary], contests: Sequence[Sequence[CellSummary]]) -> list[str]:
-    """What became of the engines without a time in the quoted question."""
+    """Return sentences about the engines without a time in the quoted question."""
     sentences = []
     for lost in (m for m in quoted if not m.ok):
         elsewhere = [

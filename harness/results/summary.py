@@ -42,7 +42,7 @@ class CellSummary:
     name
         Name (hash) of the cell.
     cell
-        What was measured.
+        The measured cell.
     environment
         Machine and versions.
     side
@@ -111,7 +111,7 @@ class CellSummary:
 
     @property
     def question(self) -> Question:
-        """What engines compete on."""
+        """The question on which engines are compared."""
         return self.cell.question
 
     @property
@@ -134,7 +134,7 @@ class CellSummary:
 
     @property
     def remark(self) -> str:
-        """What a reader should know about memory and events, in words; mostly empty."""
+        """Remarks on memory and events that a reader needs; usually empty."""
         skipped = f"{self.skipped} events without a site were passed over" if self.skipped else ""
         memory = "memory is the peak of the whole process" if self.whole_process else ""
         return "; ".join(filter(None, (skipped, memory)))

@@ -23,7 +23,7 @@ class Job:
     Attributes
     ----------
     cell : Cell
-        What to measure.
+        The cell to measure.
     events : str
         ``sample``, or the path of a file of events.
     rule : StopRule

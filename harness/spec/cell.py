@@ -21,7 +21,7 @@ LAYERS = ("submanifold", "strided", "inverse")
 """Convolutions that can be measured by themselves, at one level of the UResNet."""
 
 LAYER_PHASES = ("forward", "input-gradient", "weight-gradient", "map")
-"""What is measured of a single convolution; ``map`` is the building of its kernel map."""
+"""Phases of a single convolution; ``map`` is the construction of its kernel map."""
 
 PHASES = ("forward", "step", *STACKS, *LAYER_PHASES[1:])
 MAPS = ("first", "cold", "warm")

@@ -1,4 +1,4 @@
-"""What an engine computed before changes nothing: results are those of fresh processes."""
+"""Results do not depend on earlier computations of a process: they are those of new processes."""
 
 import importlib.util
 import os
