@@ -20,16 +20,17 @@ def commit(root: Path = ROOT) -> tuple[str, bool]:
     Outside a repository the commit is empty and the code counts as dirty.
     """
     try:
-        inside = _git(root, "rev-parse", "--show-toplevel", "HEAD").split()
+        inside = git(root, "rev-parse", "--show-toplevel", "HEAD").split()
         if Path(inside[0]).resolve() != root.resolve():
             return "", True  # an installed package inside somebody else's repository
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+        changed = git(root, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return "", True
     return inside[1], bool(changed.strip())
 
 
-def _git(root: Path, *words: str) -> str:
+def git(root: Path, *words: str) -> str:
+    """Return what a command of git prints in a repository."""
     return subprocess.run(
         ["git", "-C", str(root), *words], check=True, capture_output=True, text=True
     ).stdout

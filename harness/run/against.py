@@ -41,24 +41,20 @@ def checked_out(commit: str, repository: Path = machine.ROOT) -> Iterator[Engine
         If there is no such commit, or its package cannot be built.
     """
     try:
-        full = _git(repository, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}").strip()
+        full = machine.git(
+            repository, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         raise BadInput(f"{commit!r} is no commit of {repository}; see: git log") from None
     with run_folder() as folder:
-        _git(repository, "worktree", "prune")  # of the folders of dead runs
+        machine.git(repository, "worktree", "prune")  # of the folders of dead runs
         tree, built = folder / "tree", folder / "built"
-        _git(repository, "worktree", "add", "--detach", "--quiet", str(tree), full)
+        machine.git(repository, "worktree", "add", "--detach", "--quiet", str(tree), full)
         try:
             _build(tree, built, full)
             yield EngineSource(built, full, dirty=False)
         finally:
-            _git(repository, "worktree", "remove", "--force", str(tree))
-
-
-def _git(repository: Path, *words: str) -> str:
-    return subprocess.run(
-        ["git", "-C", str(repository), *words], check=True, capture_output=True, text=True
-    ).stdout
+            machine.git(repository, "worktree", "remove", "--force", str(tree))
 
 
 def _build(tree: Path, built: Path, commit: str) -> None:

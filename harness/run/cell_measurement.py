@@ -291,7 +291,7 @@ class CellMeasurement:
 
         def call() -> None:
             if self._queue:
-                self._workload.present(self._queue[0])
+                self._workload.replace_input(self._queue[0])
                 self._queue.rotate(-1)
             self._synchronized_call()
 
@@ -308,7 +308,7 @@ class CellMeasurement:
         if not self._queue:
             self._prepare_images(1)
         if self._queue:
-            self._workload.present(self._queue.popleft())
+            self._workload.replace_input(self._queue.popleft())
 
     def _check_first_call(self) -> None:
         """Compare the results of the first call with the reference."""
@@ -329,7 +329,7 @@ class CellMeasurement:
         variant = last_variant(cell)
         batch = self._images.check if self._images else variant_batch(cell, self._batch, variant)
         self._workload.reset()
-        self._workload.present(batch)
+        self._workload.replace_input(batch)
         self._call = self._workload.call()
         self._synchronized_call()
         reason = self._compare(variant)

@@ -112,8 +112,8 @@ def _compute(job: Job, variant: Variant = "") -> Reference:
     )
     from harness.run.workload import (
         canonical_weights,
+        layer_config,
         load_batch,
-        operation_config,
         stack_config,
         uresnet_config,
     )
@@ -126,7 +126,7 @@ def _compute(job: Job, variant: Variant = "") -> Reference:
     if cell.layer:
         from harness.run.engine_interface import initial_layer_weights, layer_reference
 
-        alone = operation_config(cell)
+        alone = layer_config(cell)
         values = initial_layer_weights(alone, cell.dim)
         return layer_reference(alone, values, batch, cell.phase)
     if cell.phase in STACKS:

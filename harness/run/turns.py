@@ -80,11 +80,11 @@ class _ActiveTask:
             return action()
         except Failed as failed:
             self.stopped = failed.stopped
-            taken: Measurement = {
+            so_far: Measurement = {
                 "host_seconds": self.samples,
                 "device_seconds": self.device or None,
             }
-            return ended({**self.partial, **taken}, failed.outcome, failed.reason)
+            return ended({**self.partial, **so_far}, failed.outcome, failed.reason)
 
 
 def final_entries(answer: Mapping[str, Any]) -> Entries:

@@ -103,7 +103,7 @@ def load_batch(cell: Cell, source: str) -> tuple[SparseBatch, int]:
     if cell.layer:
         from harness.run.engine_interface import coarsened
 
-        channels = operation_config(cell).fine
+        channels = layer_config(cell).fine
         batch = coarsened(batch, cell.layer_level, cell.model.depth, channels)
     return batch, empty + skipped
 
@@ -161,7 +161,7 @@ class Workload:
             self.reset()  # a pass in training mode moved the running statistics
         return self._step if self.cell.phase == "step" else self._forward
 
-    def present(self, batch: SparseBatch) -> None:
+    def replace_input(self, batch: SparseBatch) -> None:
         """Replace the sites, features and labels by those of another batch of the same size.
 
         The tensors are overwritten in place: nothing that an engine finds by their addresses
@@ -288,12 +288,12 @@ class LayerWorkload:
 
         self.cell = cell
         self.backend, self.version = load_engine(cell)
-        config = operation_config(cell)
+        config = layer_config(cell)
         dtype = master_dtype(cell.precision)
-        self.operation = SingleLayer(self.backend, config).to(cell.device, dtype)
-        load_weights(self.operation, initial_layer_weights(config, cell.dim))
+        self.single_layer = SingleLayer(self.backend, config).to(cell.device, dtype)
+        load_weights(self.single_layer, initial_layer_weights(config, cell.dim))
         self.batch = batch.to(cell.device)
-        self._trial: LayerCall | None = None
+        self._layer_call: LayerCall | None = None
 
     def reset(self) -> None:
         """Do nothing: no call changes the state."""
@@ -302,34 +302,34 @@ class LayerWorkload:
         """Return the timed function: one phase of the convolution, on the engine's own tensor."""
         from harness.run.engine_interface import LayerCall
 
-        if self._trial is None:
+        if self._layer_call is None:
             dtype = master_dtype(self.cell.precision)
-            self._trial = LayerCall(
-                self.operation,
+            self._layer_call = LayerCall(
+                self.single_layer,
                 self.batch,
                 self.batch.features.to(dtype),
                 self.cell.phase,
                 lambda: autocast(self.cell.precision, self.cell.device),
             )
-        return self._trial
+        return self._layer_call
 
-    def present(self, batch: SparseBatch) -> None:
+    def replace_input(self, batch: SparseBatch) -> None:
         """Replace the sites and features by those of another batch of the same size, in place.
 
         The next ``call`` prepares the phase anew where the timed function reads a map.
         """
         overwrite(self.batch, batch)
         if self.cell.phase == "map":
-            assert self._trial is not None
-            if self._trial.features is not self.batch.features:
-                self._trial.features.copy_(self.batch.features)
+            assert self._layer_call is not None
+            if self._layer_call.features is not self.batch.features:
+                self._layer_call.features.copy_(self.batch.features)
         else:
-            self._trial = None
+            self._layer_call = None
 
     def check(self, reference: Reference | None) -> tuple[Agreement, float | None]:
         """Compare the result of the last call with the reference; there is no loss."""
-        assert self._trial is not None and reference is not None
-        found = compare(reference, self.cell.precision, self._trial.result())
+        assert self._layer_call is not None and reference is not None
+        found = compare(reference, self.cell.precision, self._layer_call.result())
         what = {"input-gradient": "input's gradient", "weight-gradient": "weights' gradient"}
         named = found.reason.replace("logits", what.get(self.cell.phase, "features"))
         return replace(found, reason=named), None
@@ -388,7 +388,7 @@ def load_engine(cell: Cell) -> tuple[Backend, str]:
     return backend, import_module(module_name(cell.backend)).probe().version
 
 
-def operation_config(cell: Cell) -> SingleLayerConfig:
+def layer_config(cell: Cell) -> SingleLayerConfig:
     """Return the size of a cell's single convolution."""
     from harness.run.engine_interface import SingleLayerConfig
 

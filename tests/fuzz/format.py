@@ -1,4 +1,4 @@
-"""What the fuzzing suite has to know of a format."""
+"""The interface of a format to the fuzzing suite: valid files, mutations, and reading."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ MEMORY_BYTES = 6 << 30
 
 @dataclass
 class Outcome:
-    """What became of the mutations of one format.
+    """Outcomes of the mutations of one format.
 
     Attributes
     ----------

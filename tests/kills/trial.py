@@ -28,7 +28,7 @@ GONE_SECONDS = 10.0
 
 @dataclass
 class Undisturbed:
-    """What a command leaves if nothing disturbs it."""
+    """The result of a command that nothing disturbs."""
 
     seconds: float
     result: Any

@@ -143,7 +143,7 @@ def test_channels_and_sites_are_those_of_the_network():
     assert len(batch.sites) < len(fine.sites)
     assert batch.spatial_size == 96
     subject = build_workload(Job(cell), batch)
-    assert weights.weight_shape(subject.operation.layer, 3) == (12, 8, 2, 2, 2)
+    assert weights.weight_shape(subject.single_layer.layer, 3) == (12, 8, 2, 2, 2)
 
 
 def measured(cell, folder):

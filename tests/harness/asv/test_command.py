@@ -1,4 +1,4 @@
-"""What ``python -m harness asv`` adds to asv's own arguments and machine file."""
+"""``python -m harness asv``: its additions to the arguments and the machine file of asv."""
 
 import json
 import sys

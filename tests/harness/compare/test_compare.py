@@ -1,4 +1,4 @@
-"""What ``compare`` prints, and when it fails."""
+"""``compare``: its tables, sentences and exit codes."""
 
 import csv
 import io
