@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import signal
 import sys
 import warnings
@@ -82,6 +83,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; for bad input, print one sentence and exit with code 2."""
     given = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = _one_line
+    for stream in (sys.stdout, sys.stderr):  # names of files may not be valid text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the workers first, too
     try:
         _refuse_shadows()
@@ -90,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         if not _is_bad_input(error):
             raise
-        print(plain(str(error)), file=sys.stderr)
+        print(" ".join(plain(str(error)).splitlines()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -148,7 +148,7 @@ def run(words: list[str], folder: Path) -> str:
         raise AssertionError(f"exit code {code}: {text}")
     if code and not text.strip():
         raise AssertionError(f"exit code {code} without a sentence")
-    if code == 2 and not text.startswith("Usage:"):
+    if code == 2 and not text.startswith(("Usage:", "╭─ Error")):
         kept = [line for line in text.splitlines() if not line.startswith("warning: ")]
         raise BadInput("\n".join(kept))
     return str(code)

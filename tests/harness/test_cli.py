@@ -75,6 +75,14 @@ def test_bad_input_is_one_sentence_and_exit_code_2(words, sentence):
     assert sentence in one_sentence(harness(*words))
 
 
+def test_names_that_are_no_text_or_have_two_lines_are_printed(tmp_path):
+    assert "a b is no file" in one_sentence(harness("events", "info", "a\nb"))
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/\x80.h5")
+    done = harness("events", "convert", "sample", out, "--size", "192", "--count", "1")
+    assert done.returncode == 0, done.stderr
+    assert "\\udc80.h5: 1 events" in done.stdout
+
+
 def test_a_deeply_nested_job_is_one_sentence(tmp_path):
     path = tmp_path / "job.json"
     path.write_text("[" * 100_000)
