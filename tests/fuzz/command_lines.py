@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from harness.errors import BadInput
 from harness.events import open_events
 from harness.events.native import EventWriter
 from harness.events.packed import write_packed
+from harness.instruments import machine
 from harness.profile.profile import write_profile
 from harness.results.record import ended
 from harness.study.definition import Study, write_definition
@@ -195,7 +195,7 @@ def probed(name: str) -> registry.Availability:
     return REAL_PROBE(name)
 
 
-REAL_PROBE = registry.probe
+REAL_PROBE, REAL_GIT = registry.probe, machine.git
 
 
 def probe(name: str, timeout: float = 0.0) -> registry.Availability:
@@ -221,13 +221,8 @@ def dry(folder: Path) -> Iterator[None]:
         return study.out / "index.html"
 
     def git(repository: Path, *words: str) -> str:
-        if words[0] != "rev-parse":
-            return ""
-        return subprocess.run(
-            ["git", "-C", root, *words], check=True, capture_output=True, text=True
-        ).stdout
+        return "" if words[0] == "worktree" else REAL_GIT(repository, *words)
 
-    root = Path(__file__).parents[2]
     stand_ins: dict[str, Any] = {
         "backends.registry.probe": probe,
         "backends.registry.probe_all": probe_all,
@@ -236,7 +231,7 @@ def dry(folder: Path) -> Iterator[None]:
         "harness.run.max_batch.find_max_batch": lambda *_: 3,
         "harness.run.cluster.local_cluster": lambda *_: contextlib.nullcontext("here"),
         "distributed.Client": mock.Mock(side_effect=OSError("no scheduler")),
-        "harness.run.against._git": git,
+        "harness.instruments.machine.git": git,
         "harness.run.against._build": lambda *_: None,
         "harness.run.worker.measure_cell": lambda job: ended({}, "ok"),
         "harness.child_process.private_output": io.StringIO,
