@@ -26,6 +26,7 @@ ORDER = (
     "report",
     "engines",
     "run",
+    "predict",
     "profile",
     "compare",
     "history",

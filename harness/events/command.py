@@ -69,10 +69,16 @@ def view(
         Path, typer.Option(help="The page; the picture has the same name with .png")
     ] = Path("event.html"),
     plane: Annotated[str | None, typer.Option(help="Project on xy, yz or zx")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="A file of `harness predict`, to be shown beside the truth")
+    ] = None,
 ) -> None:
     """Write an interactive 3D page of an event, and a PNG beside it."""
+    from harness.events.predictions import read_labels
     from harness.events.view import write_event_page, write_event_picture
 
+    if predictions is not None and plane is not None:
+        raise BadInput("predictions are of whole events; leave out --plane")
     picture = out.with_suffix(".png")
     if picture == out:
         raise BadInput(f"{out} is the name of the picture; give the page's, such as event.html")
@@ -82,8 +88,11 @@ def view(
         if not -len(events) <= event < len(events):
             raise BadInput(f"{events.name} has {len(events)} events; there is no event {event}")
         chosen = events[event]
-    write_event_page(chosen, out)
-    write_event_picture(chosen, picture)
+        predicted = None
+        if predictions is not None:
+            predicted = read_labels(predictions, events, event % len(events))
+    write_event_page(chosen, out, predicted)
+    write_event_picture(chosen, picture, predicted)
     typer.echo(f"{out}\n{picture}")
 
 

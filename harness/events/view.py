@@ -10,6 +10,7 @@ import numpy as np
 from harness.errors import BadInput
 from harness.events.classes import CLASS_LOOKS
 from harness.events.event import Event, Label
+from harness.events.predictions import Labels
 from harness.files import write_bytes, write_text
 
 _STYLE = """
@@ -25,17 +26,20 @@ main > div { height: 100%; width: 100%; }
 """
 
 
-def event_figure(event: Event) -> Any:
+def event_figure(event: Event, predicted: Labels | None = None) -> Any:
     """Draw the voxels in 3D (or 2D) with Plotly.
 
     Parameters
     ----------
     event : Event
+    predicted : ndarray of uint8, shape (N,), optional
+        Predicted labels.
 
     Returns
     -------
     plotly.graph_objects.Figure
-        One trace for each class, and one coloured by energy; two buttons switch between them.
+        One trace for each class, one coloured by energy, and with predicted labels one for each
+        predicted class and one of the wrong voxels; buttons switch between them.
 
     Raises
     ------
@@ -64,18 +68,25 @@ def event_figure(event: Event) -> Any:
             + "</extra>",
         )
 
-    present = [label for label in Label if (event.labels == label).any()]
-    traces = [
-        trace(
-            event.labels == label,
-            f"{CLASS_LOOKS[label].legend}: {int((event.labels == label).sum()):,}",
-            {"color": CLASS_LOOKS[label].color},
-        )
-        for label in present
-    ]
+    def by_label(labels: Any) -> list[Any]:
+        return [
+            trace(
+                labels == label,
+                f"{CLASS_LOOKS[label].legend}: {int((labels == label).sum()):,}",
+                {"color": CLASS_LOOKS[label].color},
+            )
+            for label in Label
+            if (labels == label).any()
+        ]
+
+    views = {"class" if predicted is None else "truth": by_label(event.labels)}
+    if predicted is not None:
+        views["prediction"] = by_label(predicted)
+        right = (predicted == event.labels) | (event.labels >= len(Label))
+        views["wrong"] = by_label(np.where(right, len(Label), predicted))
     logarithm = np.log10(np.maximum(event.energies, 1e-6))
     ticks = [-2, -1, 0, 1]
-    traces.append(
+    views["energy"] = [
         trace(
             slice(None),
             "energy",
@@ -91,17 +102,23 @@ def event_figure(event: Event) -> Any:
                 },
             },
         )
-    )
-    traces[-1].visible = False
-    by_class = [True] * len(present) + [False]
-    buttons = [
-        {"label": label, "method": "update", "args": [{"visible": shown}, {"showlegend": legend}]}
-        for label, shown, legend in (
-            ("class", by_class, True),
-            ("energy", [not shown for shown in by_class], False),
-        )
     ]
-    figure = go.Figure(traces)
+    buttons = [
+        {
+            "label": name,
+            "method": "update",
+            "args": [
+                {"visible": [name == other for other, traces in views.items() for _ in traces]},
+                {"showlegend": name != "energy"},
+            ],
+        }
+        for name in views
+    ]
+    first = next(iter(views))
+    for name, traces in views.items():
+        for each in traces:
+            each.visible = name == first
+    figure = go.Figure([each for traces in views.values() for each in traces])
     figure.update_layout(
         margin={"l": 0, "r": 0, "t": 0, "b": 0},
         font={"family": "system-ui, sans-serif", "size": 13, "color": "#1d2433"},
@@ -141,20 +158,22 @@ def event_figure(event: Event) -> Any:
     return figure
 
 
-def write_event_page(event: Event, path: Path) -> None:
+def write_event_page(event: Event, path: Path, predicted: Labels | None = None) -> None:
     """Write the interactive page, plotly.js included.
 
     Parameters
     ----------
     event : Event
     path : Path
+    predicted : ndarray of uint8, optional
+        Predicted labels, to be shown beside the true ones.
 
     Raises
     ------
     BadInput
         If the event is empty.
     """
-    figure = event_figure(event).to_html(
+    figure = event_figure(event, predicted).to_html(
         full_html=False,
         include_plotlyjs="inline",
         div_id="event",
@@ -174,7 +193,7 @@ def write_event_page(event: Event, path: Path) -> None:
 <style>{_STYLE}</style>
 </head>
 <body>
-<header><h1>{title}</h1><p>{html.escape(describe(event))}</p></header>
+<header><h1>{title}</h1><p>{html.escape(describe(event, predicted))}</p></header>
 <main>{figure}</main>
 </body>
 </html>
@@ -182,16 +201,21 @@ def write_event_page(event: Event, path: Path) -> None:
     )
 
 
-def describe(event: Event) -> str:
-    """Return a line with the size, occupancy and energy of an event."""
+def describe(event: Event, predicted: Labels | None = None) -> str:
+    """Return a line with the size, occupancy and energy of an event, and the right labels."""
     shape = " x ".join([str(event.size)] * event.dim)
+    labelled = event.labels < len(Label)
+    right = ""
+    if predicted is not None and labelled.any():
+        share = float((predicted == event.labels)[labelled].mean())
+        right = f", {100 * share:.1f} % of the voxels labelled right"
     return (
         f"{len(event):,} active voxels of {shape} (occupancy {event.occupancy:.1e}), "
-        f"{event.energies.sum(dtype=np.float64):,.0f} MeV"
+        f"{event.energies.sum(dtype=np.float64):,.0f} MeV{right}"
     )
 
 
-def write_event_picture(event: Event, path: Path) -> None:
+def write_event_picture(event: Event, path: Path, predicted: Labels | None = None) -> None:
     """Write a PNG: the voxels by class, in 3D beside the XY projection by energy.
 
     Parameters
@@ -199,6 +223,8 @@ def write_event_picture(event: Event, path: Path) -> None:
     event : Event
         In 2D, both panels show the same projection.
     path : Path
+    predicted : ndarray of uint8, optional
+        Predicted labels, shown in a panel between the two.
 
     Raises
     ------
@@ -213,30 +239,21 @@ def write_event_picture(event: Event, path: Path) -> None:
 
     if not len(event):
         raise BadInput(f"{event.name} has no voxel; choose another event")
-    figure = Figure(figsize=(13, 6), layout="constrained")
+    panels = {"truth" if predicted is not None else "": event.labels}
+    if predicted is not None:
+        panels["prediction"] = predicted
+    columns = len(panels) + 1
+    figure = Figure(figsize=(6.5 * columns, 6), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{event.name}\n{describe(event)}", fontsize=11, parse_math=False)
-    if event.dim == 3:
-        left = figure.add_subplot(1, 2, 1, projection="3d")
-        left.set(zlim=(0, event.size), zlabel="z")
-    else:
-        left = figure.add_subplot(1, 2, 1, aspect="equal")
-    left.set(xlim=(0, event.size), ylim=(0, event.size), xlabel="x", ylabel="y")
-    for label in Label:
-        chosen = event.labels == label
-        if chosen.any():
-            left.plot(
-                *event.voxels[chosen].T,
-                linestyle="none",
-                marker=".",
-                markersize=1.5,
-                markeredgewidth=0.5,
-                color=CLASS_LOOKS[label].color,
-                label=f"{CLASS_LOOKS[label].legend}: {int(chosen.sum()):,}",
-            )
-    left.legend(loc="upper left", fontsize=8, markerscale=8, frameon=False)
+    title = f"{event.name}\n{describe(event, predicted)}"
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    for column, (name, labels) in enumerate(panels.items(), 1):
+        where = {"projection": "3d"} if event.dim == 3 else {"aspect": "equal"}
+        axes = figure.add_subplot(1, columns, column, **where)
+        _draw_classes(axes, event, labels)
+        axes.set_title(name, fontsize=10)
     flat = project(event, "xy") if event.dim == 3 else event
-    right = figure.add_subplot(1, 2, 2, aspect="equal")
+    right = figure.add_subplot(1, columns, columns, aspect="equal")
     right.set(xlim=(0, event.size), ylim=(0, event.size), xlabel="x [voxels]", ylabel="y [voxels]")
     right.set_title("projection on xy" if event.dim == 3 else "energy", fontsize=10)
     drawn = right.scatter(
@@ -252,3 +269,23 @@ def write_event_picture(event: Event, path: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, dpi=110, format="png")
     write_bytes(path, picture.getvalue())
+
+
+def _draw_classes(axes: Any, event: Event, labels: Any) -> None:
+    """Draw the voxels in the colours of some labels."""
+    if event.dim == 3:
+        axes.set(zlim=(0, event.size), zlabel="z")
+    axes.set(xlim=(0, event.size), ylim=(0, event.size), xlabel="x", ylabel="y")
+    for label in Label:
+        chosen = labels == label
+        if chosen.any():
+            axes.plot(
+                *event.voxels[chosen].T,
+                linestyle="none",
+                marker=".",
+                markersize=1.5,
+                markeredgewidth=0.5,
+                color=CLASS_LOOKS[label].color,
+                label=f"{CLASS_LOOKS[label].legend}: {int(chosen.sum()):,}",
+            )
+    axes.legend(loc="upper left", fontsize=8, markerscale=8, frameon=False)

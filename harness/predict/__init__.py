@@ -1,0 +1,1 @@
+"""Labels of a user's own events, by a trained network on one engine."""

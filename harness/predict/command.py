@@ -1,0 +1,108 @@
+"""``python -m harness predict``: labels for a user's own events."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from harness.accuracy.classification import Accuracy, class_accuracy, class_purity
+from harness.errors import BadInput
+from harness.events.classes import CLASS_LOOKS
+from harness.events.event import Label
+from harness.files import check_target
+
+if TYPE_CHECKING:
+    from harness.events import EventSet
+    from harness.predict.prediction import Predictor
+
+
+def predict(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A file of events, or 'sample'.")],
+    weights: Annotated[str, typer.Option(help="An .npz file of a trained network's weights.")],
+    out: Annotated[Path, typer.Option(help="The HDF5 file of labels to write.")],
+    engine: Annotated[str, typer.Option(help="The engine: NAME or NAME:OPTION=VALUE.")] = "sscn",
+    size: Annotated[int | None, typer.Option(help="Voxels per side, for 'sample'.")] = None,
+    batch: Annotated[int, typer.Option(help="Events per forward pass.", min=1)] = 4,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="fp64, fp32, tf32, fp16 or bf16.")] = "fp32",
+) -> None:
+    """Label the voxels of all events of a file; the same command again continues after a stop."""
+    from backends.registry import interpreter, module_name, probe
+    from harness.events.child_reader import open_in_child
+    from harness.predict.prediction import Predictor
+    from harness.run.plan import unavailable_reason
+    from harness.run.weight_files import find_weights
+    from harness.spec.cell import Cell
+    from harness.spec.suite import parse_engine
+
+    name, options = parse_engine(engine)
+    module_name(name)
+    check_target(out, "--out")
+    found = find_weights(weights)
+    if found is None:
+        raise BadInput("random weights label nothing right; give a file of weights")
+    _refuse_another_python(name, interpreter(name))
+    cell = Cell(
+        *("predict", name, 2**20, batch, "forward", "cold"),
+        device=device,
+        precision=precision,
+        dim=found.dim,
+        options=options,
+    )
+    reason = unavailable_reason(cell, probe(name))
+    if reason:
+        raise BadInput(f"cannot predict: {reason}")
+    console = Console()
+    with open_in_child(source, size=size) as events:
+        predictor = Predictor.load(
+            name, options, found.path, found.label, device=device, precision=precision
+        )
+        accuracy = _with_progress(predictor, events, out, batch, console)
+        count = len(events)
+    console.print(f"{out}: labels of {count:,} events", highlight=False, soft_wrap=True)
+    if accuracy is None:
+        console.print("the events have no labels to compare with", highlight=False)
+    else:
+        _print_accuracy(accuracy, console)
+
+
+def _refuse_another_python(engine: str, python: str) -> None:
+    """Raise ``BadInput`` if the engine is installed in another environment."""
+    if Path(python) != Path(sys.executable):
+        raise BadInput(f"{engine} is installed for {python}; run this command with that Python")
+
+
+def _with_progress(
+    predictor: Predictor, events: EventSet, out: Path, batch: int, console: Console
+) -> Accuracy | None:
+    """Predict with a bar that counts events."""
+    from harness.predict.prediction import predict as predict_events
+
+    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as live:
+        task = live.add_task("", total=len(events))
+        return predict_events(
+            predictor, events, out, batch, lambda done: live.update(task, completed=done)
+        )
+
+
+def _print_accuracy(accuracy: Accuracy, console: Console) -> None:
+    """Print the nonzero accuracy, and the accuracy and purity of each class."""
+    console.print(
+        f"nonzero accuracy {100 * accuracy.mean:.2f} ± {100 * accuracy.standard_error:.2f} % over "
+        f"{len(accuracy.events):,} events",
+        highlight=False,
+    )
+    recalls, purities = class_accuracy(accuracy.confusion), class_purity(accuracy.confusion)
+    for label, recall, purity in zip(Label, recalls, purities, strict=False):
+        shown = [
+            "  –  " if value != value else f"{100 * value:.1f} %" for value in (recall, purity)
+        ]
+        console.print(
+            f"{CLASS_LOOKS[label].name:>8}: accuracy {shown[0]}, purity {shown[1]}", highlight=False
+        )
