@@ -12,6 +12,7 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -100,7 +101,7 @@ class ChildSet(EventSet):
 
     def read(self, start: int, stop: int) -> list[Event]:
         """Read consecutive events."""
-        if self._child.is_alive():
+        with suppress(OSError):  # of a dead child, there is no answer
             self._connection.send((start, stop))
         events: list[Event] = self._answer(f"events {start} to {stop - 1}")
         return events
@@ -153,7 +154,7 @@ def _serve(connection: Connection, path: Path, size: int | None, memory_bytes: i
         while True:
             start, stop = connection.recv()
             _send(connection, _read(events, start, stop))
-    except EOFError:
+    except (EOFError, ConnectionError):
         return
     except BadInput as refusal:
         _send(connection, refusal)

@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from harness.results import store
 from harness.spec.cell import Cell
 from harness.study.checkpoint import load_checkpoint
@@ -110,6 +112,37 @@ class StudyVictim(Victim):
         return [records(study / "records.jsonl"), saved.step, weights.hexdigest(), hashes]
 
 
+class Predict(Victim):
+    """A prediction of sixty events, continued by the same command."""
+
+    name = "predict"
+
+    def prepare(self, folder: Path) -> None:
+        """Write the events and random weights of a small network."""
+        import numpy as np
+
+        from backends import weights
+        from backends.uresnet import UResNetConfig
+        from harness.events.native import EventWriter
+        from tests.harness.events.conftest import make_event
+
+        values = weights.initial(UResNetConfig(4, 2, 1, 5), 3)
+        np.savez(folder / "small.npz", **{name: value.numpy() for name, value in values.items()})
+        with EventWriter(folder / "events.h5", 192, 3, "kills") as writer:
+            for seed in range(60):
+                writer.append(make_event(200, 192, seed))
+
+    def words(self, folder: Path, *, again: bool) -> list[str]:
+        """Return the command line."""
+        files = ["--weights", str(folder / "small.npz"), "--out", str(folder / "labels.h5")]
+        return ["-m", "harness", "predict", str(folder / "events.h5"), "--batch", "1", *files]
+
+    def result(self, folder: Path) -> Any:
+        """Return the hashes of the datasets; the weights are named by a hash with their date."""
+        with h5py.File(folder / "labels.h5") as file:
+            return {name: hashlib.sha256(file[name][:].tobytes()).hexdigest() for name in file}
+
+
 def records(path: Path) -> Any:
     """Return cells, rounds and outcomes of a file of records, all lines of which are valid."""
     with warnings.catch_warnings():
@@ -121,5 +154,5 @@ def records(path: Path) -> Any:
     )
 
 
-VICTIMS: tuple[Victim, ...] = (Run(), Simulate(), StudyVictim())
+VICTIMS: tuple[Victim, ...] = (Run(), Simulate(), StudyVictim(), Predict())
 """Add a command here to have it disturbed."""
