@@ -63,6 +63,10 @@ def _disagreement(record: Mapping[str, Any]) -> str:
     samples = record.get("host_seconds") or []
     if record["outcome"] == "ok" and not samples:
         return ".host_seconds: is empty although the outcome is ok"
+    accuracy = record.get("accuracy") or {}
+    correct, labelled = (accuracy.get(name, []) for name in ("event_correct", "event_labelled"))
+    if len(correct) != len(labelled) or any(c > n for c, n in zip(correct, labelled, strict=False)):
+        return ".accuracy.event_correct: does not fit event_labelled"
     for name in ("outliers", "throttled"):
         if any(place >= len(samples) for place in record.get(name) or []):
             return f".{name}: names a sample that host_seconds does not have"

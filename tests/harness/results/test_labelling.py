@@ -52,9 +52,18 @@ def test_records_without_an_accuracy_have_none(write_records, make_record):
 
 
 def test_events_without_a_label_do_not_count(write_records, make_record):
-    (row,) = read(write_records, make_record, entry([9], [10]) | {"event_labelled": [0]})
+    (row,) = read(
+        write_records, make_record, entry([9], [10]) | {"event_labelled": [0], "event_correct": [0]}
+    )
     assert len(row.labelling.shares) == 0
     assert row.labelling.text == "90.00 %"
+
+
+@pytest.mark.parametrize("correct", [[9, 8], [11], []])
+def test_counts_that_contradict_each_other_are_left_out(write_records, make_record, correct):
+    path = write_records([make_record(accuracy=entry([9], [10]) | {"event_correct": correct})])
+    with pytest.warns(store.BadRecord, match=r":1: accuracy\.event_correct: does not fit"):
+        assert store.read(path).empty
 
 
 def labelling(correct, labelled, *, lost=0, gained=0):
