@@ -53,6 +53,7 @@ COMMANDS = {
     ),
     "profile": ("harness.profile.command", "where a cell's time and memory go, layer by layer"),
     "predict": ("harness.predict.command", "labels for your own events"),
+    "train": ("harness.study.train_command", "train the network on your own events"),
     "study": ("harness.study.command", "the 2018 study, with this machine's numbers beside"),
     "events": ("harness.events.command", "info, view, simulate, fetch, convert"),
     "asv": ("harness.asv.command", "asv with this machine's facts filled in"),

@@ -10,10 +10,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from harness.accuracy.classification import Accuracy, class_accuracy, class_purity
+from harness.accuracy.classification import Accuracy
+from harness.accuracy.text import accuracy_lines
 from harness.errors import BadInput
-from harness.events.classes import CLASS_LOOKS
-from harness.events.event import Label
 from harness.files import check_target
 
 if TYPE_CHECKING:
@@ -68,7 +67,8 @@ def predict(
     if accuracy is None:
         console.print("the events have no labels to compare with", highlight=False)
     else:
-        _print_accuracy(accuracy, console)
+        for line in accuracy_lines(accuracy):
+            console.print(line, highlight=False)
 
 
 def _refuse_another_python(engine: str, python: str) -> None:
@@ -88,21 +88,4 @@ def _with_progress(
         task = live.add_task("", total=len(events))
         return predict_events(
             predictor, events, out, batch, lambda done: live.update(task, completed=done)
-        )
-
-
-def _print_accuracy(accuracy: Accuracy, console: Console) -> None:
-    """Print the nonzero accuracy, and the accuracy and purity of each class."""
-    console.print(
-        f"nonzero accuracy {100 * accuracy.mean:.2f} ± {100 * accuracy.standard_error:.2f} % over "
-        f"{len(accuracy.events):,} events",
-        highlight=False,
-    )
-    recalls, purities = class_accuracy(accuracy.confusion), class_purity(accuracy.confusion)
-    for label, recall, purity in zip(Label, recalls, purities, strict=False):
-        shown = [
-            "  –  " if value != value else f"{100 * value:.1f} %" for value in (recall, purity)
-        ]
-        console.print(
-            f"{CLASS_LOOKS[label].name:>8}: accuracy {shown[0]}, purity {shown[1]}", highlight=False
         )

@@ -126,7 +126,11 @@ class Plan(TrainingSettings):
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
-        return asdict(self) | {"options": dict(self.options)}
+        return asdict(self) | {
+            "options": dict(self.options),
+            "events": self.events.to_json(),
+            "held_out": self.held_out.to_json(),
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -175,7 +179,7 @@ def write_plan(folder: Path, plan: Plan, tests: Tests) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     values = {
         "plan": plan.to_json(),
-        "tests": {name: {"view": vars(view), "events": n} for name, (view, n) in tests.items()},
+        "tests": {name: {"view": view.to_json(), "events": n} for name, (view, n) in tests.items()},
     }
     (folder / PLAN_FILE).write_text(json.dumps(values, indent=1) + "\n")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,8 @@ class View:
         3, or 2 for the projection on the xy plane.
     crop : int
         Voxels per side of the cube that is cut out of every event; 0 for the whole event.
+    also : tuple of str
+        Further files of events, after those of the source.
 
     Raises
     ------
@@ -53,8 +56,10 @@ class View:
     classes: int = 5
     dim: int = 3
     crop: int = 0
+    also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "also", tuple(self.also))  # a list in JSON
         if self.classes not in CLASS_NAMES:
             raise BadInput(f"{self.classes} classes are unknown; choose 5 or 2")
         if self.dim not in (2, 3):
@@ -64,7 +69,12 @@ class View:
 
     def without_folder(self) -> View:
         """Return the view without the folder of its source, which changes with a move."""
-        return replace(self, source=Path(self.source).name)
+        names = tuple(Path(source).name for source in self.also)
+        return replace(self, source=Path(self.source).name, also=names)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the view as JSON values."""
+        return vars(self) | {"also": list(self.also)}
 
     @property
     def image_size(self) -> int:
@@ -74,6 +84,9 @@ class View:
     def open(self) -> EventSet:
         """Open the events; they are read on access."""
         events = _open(self.source, self.size)
+        if self.also:
+            more = [_open(source, self.size) for source in self.also]
+            events = JoinedSets(self.source, [events, *more])
         if self.crop:
             events = CroppedSet(events, self.crop)
         if self.dim == 2:

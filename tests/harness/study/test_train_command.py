@@ -1,0 +1,102 @@
+"""``train`` on a user's files: curve, weights, continuation and refusals."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from harness.__main__ import main
+from harness.events import open_events
+from harness.events.native import EventWriter
+from harness.events.predictions import read_labels
+from harness.results import store
+from harness.run.weight_files import find_weights
+from tests.harness.events.conftest import make_event
+
+
+def write(path, seeds, size=32, labels=None):
+    with EventWriter(path, size, 3, "test") as writer:
+        for seed in seeds:
+            event = make_event(60, size, seed)
+            writer.append(event if labels is None else replace(event, labels=labels[: len(event)]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("events")
+    return (
+        write(folder / "one.h5", range(6)),
+        write(folder / "two.h5", range(6, 12)),
+        write(folder / "other.h5", range(12, 17)),
+    )
+
+
+def call(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in arguments])
+    return ended.value.code
+
+
+def steps(out):
+    rows = csv.DictReader((out / "steps.csv").read_text().splitlines())
+    return [int(row["step"]) for row in rows]
+
+
+def test_a_training_continues_and_gives_weights_for_predictions(tmp_path, files, capfd):
+    one, two, other = files
+    out = tmp_path / "training"
+    words = ["train", "--events", one, "--events", two, "--held-out", other, "--out", out]
+    words += ["--batch", 3]
+    assert not call(*words, "--minutes", 0.02)
+    assert "nonzero accuracy" in capfd.readouterr().out
+    first = steps(out)
+    assert not call(*words, "--minutes", 0.04)
+    assert steps(out)[: len(first)] == first
+    assert len(steps(out)) > len(first)
+    said = capfd.readouterr().out
+    assert "starts again" not in said
+    records = list(store.records([out / "records.jsonl"]))
+    assert [record["outcome"] for record in records] == ["ok", "ok"]
+
+    weights = out / "weights.npz"
+    assert find_weights(str(weights)).model.filters == 16
+    labels = tmp_path / "labels.h5"
+    assert not call("predict", other, "--weights", weights, "--out", labels)
+    # The accuracies of the held-out events at the end are those of the written weights.
+    assert [line for line in said.splitlines() if "accuracy" in line][-6:] == [
+        line for line in capfd.readouterr().out.splitlines() if "accuracy" in line
+    ]
+    assert len(read_labels(labels, open_events(other), 0)) == 60
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"--engine": "nonsense"}, "there is no engine called 'nonsense'"),
+        ({"--events": "none.h5"}, "none.h5"),
+        ({"--held-out": None}, "no events of 32 px; give --held-out FILE"),
+        ({"--minutes": "0"}, "--minutes must be a finite number above 0"),
+        ({"--out": "/dev/null/x"}, "cannot write"),
+        ({"--batch": "30"}, "6 events, which do not fill a batch of 30"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence(tmp_path, files, monkeypatch, capfd, change, words):
+    monkeypatch.chdir(tmp_path)
+    given = {"--events": files[0], "--held-out": files[2], "--out": "training", "--minutes": "0.01"}
+    given = {name: value for name, value in (given | change).items() if value is not None}
+    assert call("train", *(word for pair in given.items() for word in pair))
+    said = capfd.readouterr().err.strip()
+    assert words in said
+    assert "Traceback" not in said
+
+
+def test_files_of_two_sizes_and_files_without_labels_are_refused(tmp_path, files, capfd):
+    large = write(tmp_path / "large.h5", range(3), size=64)
+    out = ["--held-out", files[2], "--out", tmp_path / "training"]
+    assert call("train", "--events", files[0], "--events", large, *out) == 2
+    assert "events of one size" in capfd.readouterr().err
+    bare = write(tmp_path / "bare.h5", range(3), labels=np.full(60, 5, np.uint8))
+    assert call("train", "--events", bare, *out) == 2
+    assert "no labels to train with" in capfd.readouterr().err
