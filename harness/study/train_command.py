@@ -36,6 +36,9 @@ def train(
     minutes: Annotated[
         float, typer.Option(callback=positive, help="Training time; a longer one continues.")
     ] = 20.0,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps at most; in that case no limit of time.", min=1)
+    ] = None,
     batch: Annotated[int, typer.Option(help="Events per step.", min=1)] = 16,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, tf32, fp16 or bf16.")] = "fp32",
@@ -69,8 +72,8 @@ def train(
         events=view,
         held_out=other,
         batch=batch,
-        steps=10**9,
-        seconds=60 * minutes,
+        steps=steps or 10**9,
+        seconds=0.0 if steps else 60 * minutes,
         evaluate_every=150,
         held_out_events=64,
         optimiser="muon",

@@ -112,6 +112,35 @@ class StudyVictim(Victim):
         return [records(study / "records.jsonl"), saved.step, weights.hexdigest(), hashes]
 
 
+class Train(Victim):
+    """A training of some steps on a file of events, continued by the same command."""
+
+    name = "train"
+
+    def prepare(self, folder: Path) -> None:
+        """Write the events."""
+        from harness.events.native import EventWriter
+        from tests.harness.events.conftest import make_event
+
+        with EventWriter(folder / "events.h5", 32, 3, "kills") as writer:
+            for seed in range(8):
+                writer.append(make_event(60, 32, seed))
+
+    def words(self, folder: Path, *, again: bool) -> list[str]:
+        """Return the command line."""
+        events = str(folder / "events.h5")
+        words = ["-m", "harness", "train", "--events", events, "--held-out", events]
+        return [*words, "--batch", "4", "--steps", "12", "--out", str(folder / "training")]
+
+    def result(self, folder: Path) -> Any:
+        """Return the records and the hashes of the weights."""
+        import numpy as np
+
+        with np.load(folder / "training" / "weights.npz") as weights:
+            hashes = {n: hashlib.sha256(weights[n].tobytes()).hexdigest() for n in weights.files}
+        return [records(folder / "training" / "records.jsonl"), hashes]
+
+
 class Predict(Victim):
     """A prediction of sixty events, continued by the same command."""
 
@@ -154,5 +183,5 @@ def records(path: Path) -> Any:
     )
 
 
-VICTIMS: tuple[Victim, ...] = (Run(), Simulate(), StudyVictim(), Predict())
+VICTIMS: tuple[Victim, ...] = (Run(), Simulate(), StudyVictim(), Train(), Predict())
 """Add a command here to have it disturbed."""
