@@ -29,7 +29,7 @@ IGNORED = -100
 Batch = dict[str, Any]
 
 
-def collate(events: Sequence[Event], *, features: str = "energy") -> Batch:
+def collate(events: Sequence[Event], *, features: str = "energy", mixed: bool = False) -> Batch:
     """Join events to one batch.
 
     Parameters
@@ -38,6 +38,8 @@ def collate(events: Sequence[Event], *, features: str = "energy") -> Batch:
         Of one size and dimension.
     features : {"energy", "one"}
         The voxel's energy in MeV, or 1 for every voxel.
+    mixed : bool
+        Whether sizes may differ; the volume of the batch is then that of the largest event.
 
     Raises
     ------
@@ -46,7 +48,8 @@ def collate(events: Sequence[Event], *, features: str = "energy") -> Batch:
     """
     if not events:
         raise BadInput("a batch needs at least one event")
-    if len({(event.size, event.dim) for event in events}) != 1:
+    sizes = {event.size for event in events}
+    if len({event.dim for event in events}) > 1 or (len(sizes) > 1 and not mixed):
         raise BadInput("a batch needs events of one size and dimension; choose one size")
     if features not in ("energy", "one"):
         raise BadInput(f"feature {features!r} is unknown; choose energy or one")
@@ -58,7 +61,7 @@ def collate(events: Sequence[Event], *, features: str = "energy") -> Batch:
         "sites": np.column_stack([numbers, np.concatenate([event.voxels for event in events])]),
         "features": (energies if features == "energy" else np.ones_like(energies))[:, None],
         "labels": np.where(labels < CLASSES, labels, IGNORED),
-        "spatial_size": events[0].size,
+        "spatial_size": max(sizes),
         "batch_size": len(events),
     }
 
@@ -277,7 +280,7 @@ class TrainingLoader:
                 event = replace(event, voxels=transform(event.voxels, event.size, chosen))
             events.append(event)
             if len(events) == self._batch:
-                yield collate(events, features=self._features), position + 1
+                yield collate(events, features=self._features, mixed=True), position + 1
                 events = []
 
     def _event(self, index: int) -> Event:

@@ -27,7 +27,9 @@ MOST_HELD_OUT = 256
 
 
 def train(
-    events: Annotated[list[str], typer.Option(help="A file of events; repeat it for more.")],
+    events: Annotated[
+        list[str], typer.Option(help="A file of events; repeatable, sizes may differ.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint, the curve and the weights.")],
     held_out: Annotated[
         str | None, typer.Option(help="A file of other events; by default the packed sample.")
@@ -54,8 +56,10 @@ def train(
 
     name, options = parse_engine(engine)
     module_name(name)
-    size = _common_size(events)
-    view = View(events[0], size, also=tuple(events[1:]))
+    sizes = _sizes(events)
+    first, *more = sizes
+    size = sizes[first]
+    view = View(first, size, also=tuple(more))
     other = View(held_out or _sample(size), size)
     cell = Cell(
         *("train", name, size, batch, "step", "cold"),
@@ -102,13 +106,13 @@ def train(
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _common_size(sources: list[str]) -> int:
-    """Return the voxels per side of all files, after a look at their first labels.
+def _sizes(sources: list[str]) -> dict[str, int]:
+    """Return the voxels per side of the events of each file, the largest first.
 
     Raises
     ------
     BadInput
-        If a file cannot be read, the sizes differ, or the first events have no labels.
+        If a file cannot be read, or its first events have no labels.
     """
     sizes = {}
     for source in sources:
@@ -117,10 +121,7 @@ def _common_size(sources: list[str]) -> int:
             first = events[: min(len(events), 16)]
             if not any((event.labels < CLASSES).any() for event in first):
                 raise BadInput(f"{source} has no labels to train with; give events with labels")
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{source} {size} px" for source, size in sizes.items())
-        raise BadInput(f"one training has events of one size, and these differ: {listed}")
-    return next(iter(sizes.values()))
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
 def _sample(size: int) -> str:

@@ -43,7 +43,8 @@ class View:
     crop : int
         Voxels per side of the cube that is cut out of every event; 0 for the whole event.
     also : tuple of str
-        Further files of events, after those of the source.
+        Further files of events, after those of the source. Each has events of one size, of at most
+        ``size`` voxels per side.
 
     Raises
     ------
@@ -85,7 +86,7 @@ class View:
         """Open the events; they are read on access."""
         events = _open(self.source, self.size)
         if self.also:
-            more = [_open(source, self.size) for source in self.also]
+            more = [open_events(source) for source in self.also]
             events = JoinedSets(self.source, [events, *more])
         if self.crop:
             events = CroppedSet(events, self.crop)

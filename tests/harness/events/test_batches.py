@@ -71,7 +71,11 @@ def test_labels_outside_the_five_classes_are_no_target():
 
 @pytest.mark.parametrize(
     ("chosen", "words"),
-    [([], "at least one"), ([make_event(3, 8), make_event(3, 16)], "one size")],
+    [
+        ([], "at least one"),
+        ([make_event(3, 8), make_event(3, 16)], "one size"),
+        ([make_event(3, 8), make_event(3, 8, dim=2)], "one size and dimension"),
+    ],
 )
 def test_collate_refuses_what_is_no_batch(chosen, words):
     with pytest.raises(BadInput, match=words):
@@ -247,3 +251,11 @@ def test_impossible_training_batches(some_events, batch, words):
         TrainingLoader(MemorySet(some_events), batch, seed=0) as loader,
     ):
         next(loader)
+
+
+def test_a_mixed_batch_has_the_volume_of_its_largest_event():
+    small, large = make_event(3, 8), make_event(5, 16)
+    batch = collate([small, large], mixed=True)
+    assert batch["spatial_size"] == 16
+    assert batch["sites"][:3, 1:].tolist() == small.voxels.tolist()
+    assert batch["sites"][3:, 1:].tolist() == large.voxels.tolist()

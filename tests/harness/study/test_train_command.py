@@ -39,9 +39,9 @@ def call(*arguments):
     return ended.value.code
 
 
-def steps(out):
+def curve(out, column):
     rows = csv.DictReader((out / "steps.csv").read_text().splitlines())
-    return [int(row["step"]) for row in rows]
+    return [int(row[column]) for row in rows]
 
 
 def test_a_training_continues_and_gives_weights_for_predictions(tmp_path, files, capfd):
@@ -51,10 +51,10 @@ def test_a_training_continues_and_gives_weights_for_predictions(tmp_path, files,
     words += ["--batch", 3]
     assert not call(*words, "--minutes", 0.02)
     assert "nonzero accuracy" in capfd.readouterr().out
-    first = steps(out)
+    first = curve(out, "step")
     assert not call(*words, "--minutes", 0.04)
-    assert steps(out)[: len(first)] == first
-    assert len(steps(out)) > len(first)
+    assert curve(out, "step")[: len(first)] == first
+    assert len(curve(out, "step")) > len(first)
     said = capfd.readouterr().out
     assert "starts again" not in said
     records = list(store.records([out / "records.jsonl"]))
@@ -92,11 +92,17 @@ def test_bad_input_ends_with_one_sentence(tmp_path, files, monkeypatch, capfd, c
     assert "Traceback" not in said
 
 
-def test_files_of_two_sizes_and_files_without_labels_are_refused(tmp_path, files, capfd):
-    large = write(tmp_path / "large.h5", range(3), size=64)
-    out = ["--held-out", files[2], "--out", tmp_path / "training"]
-    assert call("train", "--events", files[0], "--events", large, *out) == 2
-    assert "events of one size" in capfd.readouterr().err
+def test_files_of_several_sizes_train_one_network(tmp_path, files):
+    large = write(tmp_path / "large.h5", range(20, 26), size=64)
+    out = tmp_path / "training"
+    words = ["train", "--events", files[0], "--events", large, "--held-out", large]
+    assert not call(*words, "--out", out, "--batch", 12, "--steps", 2)
+    # Each batch has all events of both files.
+    assert curve(out, "sites") == [12 * 60] * 2
+
+
+def test_files_without_labels_are_refused(tmp_path, files, capfd):
     bare = write(tmp_path / "bare.h5", range(3), labels=np.full(60, 5, np.uint8))
+    out = ["--held-out", files[2], "--out", tmp_path / "training"]
     assert call("train", "--events", bare, *out) == 2
     assert "no labels to train with" in capfd.readouterr().err
