@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from backends import network, registry, weights
 from backends.arithmetic import autocast
-from backends.contract import SparseBatch, master_dtype
+from backends.contract import master_dtype
 from backends.weight_files import network_size
 from harness.accuracy.classification import Accuracy, confusion_matrix, nonzero_accuracy
 from harness.errors import BadInput
@@ -23,6 +23,7 @@ from harness.events import CLASSES, Event, EventSet, collate
 from harness.events.predictions import Labels, Probabilities, write_predictions
 from harness.files import check_target, make_folder, write_bytes, write_text
 from harness.run.weight_files import read_weights
+from harness.run.workload import sparse_batch
 
 SETTINGS = "settings.json"
 
@@ -107,14 +108,7 @@ class Predictor:
         held = [event for event in events if len(event)]
         found: Iterator[Probabilities] = iter(())
         if held:
-            arrays = collate(held)
-            batch = SparseBatch(
-                torch.from_numpy(arrays["sites"]).to(torch.int32).contiguous(),
-                torch.from_numpy(arrays["features"]).float().contiguous(),
-                None,
-                arrays["spatial_size"],
-                arrays["batch_size"],
-            ).to(self.device)
+            batch = sparse_batch(collate(held)).to(self.device)
             features = batch.features.to(master_dtype(self.precision))
             with torch.no_grad(), autocast(self.precision, self.device):
                 made = self.network.tensor(

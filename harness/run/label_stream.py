@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness.events import EventSet, collate, open_events
+from harness.events import collate, open_events
 from harness.results.record import LabelAccuracy
 from harness.run.label_accuracy import label_accuracy
+from harness.run.workload import Workload, sparse_batch
 from harness.spec.cell import Cell
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.run.engine_interface import Reference, SparseBatch
-    from harness.run.workload import Workload
 
 BUDGETS = 6
 """Time for the labels of all events, in sampling budgets of the cell."""
@@ -25,23 +25,10 @@ BUDGETS = 6
 
 def event_batches(cell: Cell, source: str) -> Iterator[SparseBatch]:
     """Yield the first ``cell.events.count`` events that have voxels, in batches, on the CPU."""
-    from harness.run.engine_interface import SparseBatch
-
-    events = open_events(source, size=cell.size)
-    chosen = [event for event in _some(events, cell.events.count) if len(event)]
+    events = open_events(source, size=cell.size)[: cell.events.count]
+    chosen = [event for event in events if len(event)]
     for start in range(0, len(chosen), cell.batch):
-        arrays = collate(chosen[start : start + cell.batch])
-        yield SparseBatch(
-            sites=torch.from_numpy(arrays["sites"]).to(torch.int32).contiguous(),
-            features=torch.from_numpy(arrays["features"]).to(torch.float32).contiguous(),
-            labels=torch.from_numpy(arrays["labels"]).to(torch.int64),
-            spatial_size=arrays["spatial_size"],
-            batch_size=arrays["batch_size"],
-        )
-
-
-def _some(events: EventSet, count: int) -> EventSet:
-    return events[: min(count, len(events))]
+        yield sparse_batch(collate(chosen[start : start + cell.batch]))
 
 
 def label_events(

@@ -93,19 +93,24 @@ def load_batch(cell: Cell, source: str) -> tuple[SparseBatch, int]:
 
         events = ProjectedSet(events, "xy")
     arrays, skipped = benchmark_batch(events, cell.batch, cell.events.seed)
-    batch = SparseBatch(
-        sites=torch.from_numpy(arrays["sites"]).to(torch.int32).contiguous(),
-        features=torch.from_numpy(arrays["features"]).to(torch.float32).contiguous(),
-        labels=torch.from_numpy(arrays["labels"]).to(torch.int64),
-        spatial_size=arrays["spatial_size"],
-        batch_size=arrays["batch_size"],
-    )
+    batch = sparse_batch(arrays)
     if cell.layer:
         from harness.run.engine_interface import coarsened
 
         channels = layer_config(cell).fine
         batch = coarsened(batch, cell.layer_level, cell.model.depth, channels)
     return batch, empty + skipped
+
+
+def sparse_batch(arrays: Mapping[str, Any]) -> SparseBatch:
+    """Return a batch of arrays, as ``harness.events.collate`` makes it, as tensors on the CPU."""
+    return SparseBatch(
+        sites=torch.from_numpy(arrays["sites"]).to(torch.int32).contiguous(),
+        features=torch.from_numpy(arrays["features"]).to(torch.float32).contiguous(),
+        labels=torch.from_numpy(arrays["labels"]).to(torch.int64),
+        spatial_size=arrays["spatial_size"],
+        batch_size=arrays["batch_size"],
+    )
 
 
 def event_index(name: str) -> int | None:

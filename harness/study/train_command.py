@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 
@@ -14,7 +13,7 @@ from harness.accuracy.text import accuracy_lines
 from harness.errors import BadInput
 from harness.events import CLASSES
 from harness.events.child_reader import open_in_child
-from harness.files import check_target, make_folder, write_bytes
+from harness.files import check_target, make_folder
 from harness.options import positive
 from harness.spec.cell import SIZES
 from harness.study.plan import Plan, Tests
@@ -47,6 +46,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the weights and the order of events.", min=0)] = 0,
 ) -> None:
     """Train the UResNet on files of events; the same command again continues after a stop."""
+    from backends import weight_files
     from backends.registry import module_name, probe
     from harness.run.plan import unavailable_reason
     from harness.spec.cell import Cell
@@ -96,7 +96,7 @@ def train(
     outcome = run_training(out, plan, tests, out / "records.jsonl", console)
     if outcome != "ok":
         raise typer.Exit(1)
-    _write_weights(out, name, target)
+    weight_files.write(target, weight_files.read(out / "checkpoint.pt", name))
     with open_in_child(other.source, size=size) as held:
         predicted = list(load_predictions(out / f"{HELD_OUT}.npz", held[:MOST_HELD_OUT], CLASSES))
     accuracy = measure_accuracy(
@@ -129,15 +129,3 @@ def _sample(size: int) -> str:
     if size not in SIZES:
         raise BadInput(f"the packed sample has no events of {size} px; give --held-out FILE")
     return "sample"
-
-
-def _write_weights(folder: Path, engine: str, target: Path) -> None:
-    """Write the averaged weights of the checkpoint as canonical weights."""
-    import io
-
-    from backends import weight_files
-
-    values = weight_files.read(folder / "checkpoint.pt", engine)
-    content = io.BytesIO()
-    np.savez(content, **{name: value.numpy() for name, value in values.items()})  # type: ignore[arg-type]
-    write_bytes(target, content.getvalue(), "--out")
