@@ -8,9 +8,19 @@ files are kept, so that an interrupted simulation can be continued.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from harness.events.native import EventWriter
 from harness.events.sample import LEAST_VOXELS
@@ -21,7 +31,10 @@ FILE_EVENTS = 512
 
 PRESETS = ("michel", "standard", "michel", "delta")
 
-Progress = Callable[[int, int], None]
+MIXTURE_SEED = 100_000
+"""Seed of the first event file of a mixture, to which 1000 per voxel of the side is added."""
+
+Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,7 @@ class EventFolder:
         """Return the files that do not exist."""
         return [file for file in self._files() if not file.path.exists()]
 
-    def simulate_missing(self, progress: Progress, *, processes: int | None = None) -> None:
+    def simulate_missing(self, progress: Report, *, processes: int | None = None) -> None:
         """Simulate the files that do not exist.
 
         Parameters
@@ -92,3 +105,31 @@ class EventFolder:
             recipe = Recipe(self.size, self.seed + number, self.presets[number % len(self.presets)])
             name = f"{number:04d}-{recipe.preset}-{self.size}px-{recipe.seed}-{events}.h5"
             yield EventFile(self.path / name, recipe, events)
+
+
+def simulate_folders(folders: Sequence[EventFolder], console: Console) -> None:
+    """Simulate the missing files of several folders, and show the progress.
+
+    Raises
+    ------
+    BadInput
+        If files are missing, and the packages of the simulation as well.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as live:
+        for folder in folders:
+            task = live.add_task(f"events of {folder.size} px", total=folder.count)
+
+            def show(done: int, total: int, task: TaskID = task) -> None:
+                live.update(task, completed=done)
+
+            folder.simulate_missing(show)
+            console.print(
+                f"{folder.count:,} events of {folder.size} px in {folder.path.name}",
+                highlight=False,
+            )

@@ -43,6 +43,8 @@ class TrainingSettings:
     warm_up : int
         Steps in which the learning rate rises linearly to its maximum; afterwards it falls with
         the inverse square root of the step (arXiv:1706.03762, equation 3). 0 for a constant rate.
+    cool_down : int
+        Steps at the end over which the learning rate also falls linearly to zero.
     average : float
         Decay of ``harness.study.average.WeightAverage``; 0 to evaluate the latest weights.
     """
@@ -55,6 +57,7 @@ class TrainingSettings:
     optimiser: str = "adam"
     learning_rate: Annotated[float, Field("", least=0)] = 1e-3
     warm_up: Annotated[int, Field("", least=0)] = 0
+    cool_down: Annotated[int, Field("", least=0)] = 0
     average: Annotated[float, Field("", least=0, most=1)] = 0.998
 
     def settings(self) -> dict[str, Any]:
@@ -113,10 +116,13 @@ class Plan(TrainingSettings):
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step; the first step is 1."""
-        if not self.warm_up:
-            return self.learning_rate
-        falling: float = (self.warm_up / step) ** 0.5
-        return self.learning_rate * min(step / self.warm_up, falling)
+        rate = self.learning_rate
+        if self.warm_up:
+            falling: float = (self.warm_up / step) ** 0.5
+            rate *= min(step / self.warm_up, falling)
+        if self.cool_down:
+            rate *= min((self.steps + 1 - step) / self.cool_down, 1.0)
+        return rate
 
     def without_folders(self) -> Self:
         """Return the plan without the folders of its events, which change with a move."""

@@ -6,14 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from backends.registry import probe_all
 from harness.errors import BadInput
@@ -22,14 +14,13 @@ from harness.run.plan import Availability
 from harness.study.cells import cost_jobs
 from harness.study.costs import measure_costs
 from harness.study.definition import Study, predictions_name, write_definition
-from harness.study.mixture import EventFolder
+from harness.study.mixture import MIXTURE_SEED, EventFolder, simulate_folders
 from harness.study.page import write_study_page
 from harness.study.scales import Scale, Training, find_scale
 from harness.study.training_process import run_training
 
-MIXTURE_SEED = 100_000
 MICHEL_SEED = 900_000
-"""Seeds of simulated events, different from the seed of the packed sample, which is for tests."""
+"""Seed of the Michel-rich test events, apart from those of the training and the packed sample."""
 
 
 def run_study(study: Study, console: Console) -> Path:
@@ -59,7 +50,7 @@ def run_study(study: Study, console: Console) -> Path:
         check_packages()
     console.print(scale.describe(), highlight=False, soft_wrap=True)
     write_definition(study)
-    _make_events(study, scale, console)
+    simulate_folders(_event_folders(study, scale), console)
     for training in scale.trainings:
         _train(study, training, found, console)
     jobs = cost_jobs(
@@ -98,28 +89,6 @@ def _event_folders(study: Study, scale: Scale) -> list[EventFolder]:
     ]
     michel = EventFolder(study.michel_folder, 192, scale.michel_events, MICHEL_SEED, ("michel",))
     return [*folders, michel]
-
-
-def _make_events(study: Study, scale: Scale, console: Console) -> None:
-    """Simulate the missing events, with progress."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as live:
-        for folder in _event_folders(study, scale):
-            task = live.add_task(f"events of {folder.size} px", total=folder.count)
-
-            def show(done: int, total: int, task: TaskID = task) -> None:
-                live.update(task, completed=done)
-
-            folder.simulate_missing(show)
-            console.print(
-                f"{folder.count:,} events of {folder.size} px in {folder.path.name}",
-                highlight=False,
-            )
 
 
 def _train(

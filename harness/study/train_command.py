@@ -16,18 +16,27 @@ from harness.events.child_reader import open_in_child
 from harness.files import check_target, make_folder
 from harness.options import positive
 from harness.spec.cell import SIZES
-from harness.study.plan import Plan, Tests
+from harness.study.mixture import MIXTURE_SEED, EventFolder, simulate_folders
+from harness.study.plan import Plan
 from harness.study.views import View
 
 WEIGHTS_FILE = "weights.npz"
-HELD_OUT = "held-out"
 MOST_HELD_OUT = 256
-"""Held-out events for the accuracy at the end."""
+"""Held-out events of each size for the accuracy at the end."""
+
+SIMULATED = "simulated"
+SIMULATED_EVENTS = {192: 12_288, 512: 1536, 768: 1536}
+"""Events of ``--events simulated``, by voxels per side: those of the packaged network."""
+
+_SIMULATED_PRESETS = ("standard", "michel", "standard", "delta")
 
 
 def train(
     events: Annotated[
-        list[str], typer.Option(help="A file of events; repeatable, sizes may differ.")
+        list[str],
+        typer.Option(
+            help="A file or folder of events, or simulated; repeatable, sizes may differ."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint, the curve and the weights.")],
     held_out: Annotated[
@@ -38,14 +47,17 @@ def train(
         float, typer.Option(callback=positive, help="Training time; a longer one continues.")
     ] = 20.0,
     steps: Annotated[
-        int | None, typer.Option(help="Steps at most; in that case no limit of time.", min=1)
+        int | None,
+        typer.Option(
+            help="Steps, without a limit of time; the rate falls over the last third.", min=1
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(help="Events per step.", min=1)] = 16,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, tf32, fp16 or bf16.")] = "fp32",
     seed: Annotated[int, typer.Option(help="Of the weights and the order of events.", min=0)] = 0,
 ) -> None:
-    """Train the UResNet on files of events; the same command again continues after a stop."""
+    """Train the UResNet on events; the same command again continues after a stop."""
     from backends import weight_files
     from backends.registry import module_name, probe
     from harness.run.plan import unavailable_reason
@@ -56,11 +68,17 @@ def train(
 
     name, options = parse_engine(engine)
     module_name(name)
+    make_folder(out, "--out")
+    target = check_target(out / WEIGHTS_FILE, "--out")
+    console = Console()
+    if SIMULATED in events:
+        events = [source for source in events if source != SIMULATED]
+        events += _simulated(out / "events", console)
     sizes = _sizes(events)
     first, *more = sizes
     size = sizes[first]
     view = View(first, size, also=tuple(more))
-    other = View(held_out or _sample(size), size)
+    tests = _tests(held_out, sorted(set(sizes.values())))
     cell = Cell(
         *("train", name, size, batch, "step", "cold"),
         device=device,
@@ -74,7 +92,7 @@ def train(
         name=f"{size} px",
         backend=name,
         events=view,
-        held_out=other,
+        held_out=next(iter(tests.values()))[0],
         batch=batch,
         steps=steps or 10**9,
         seconds=0.0 if steps else 60 * minutes,
@@ -83,27 +101,52 @@ def train(
         optimiser="muon",
         learning_rate=6e-3,
         warm_up=100,
+        cool_down=(steps or 0) // 3,
         average=0.9975,
         device=device,
         precision=precision,
         options=options,
         seed=seed,
     )
-    make_folder(out, "--out")
-    target = check_target(out / WEIGHTS_FILE, "--out")
-    console = Console()
-    tests: Tests = {HELD_OUT: (other, MOST_HELD_OUT)}
     outcome = run_training(out, plan, tests, out / "records.jsonl", console)
     if outcome != "ok":
         raise typer.Exit(1)
     weight_files.write(target, weight_files.read(out / "checkpoint.pt", name))
-    with open_in_child(other.source, size=size) as held:
-        predicted = list(load_predictions(out / f"{HELD_OUT}.npz", held[:MOST_HELD_OUT], CLASSES))
-    accuracy = measure_accuracy(
-        [p.truth for p in predicted], [p.predicted for p in predicted], CLASSES
-    )
-    for line in [*accuracy_lines(accuracy), f"weights: {target}"]:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    for test, (other, count) in tests.items():
+        with open_in_child(other.source, size=other.size) as held:
+            predicted = list(load_predictions(out / f"{test}.npz", held[:count], CLASSES))
+        accuracy = measure_accuracy(
+            [p.truth for p in predicted], [p.predicted for p in predicted], CLASSES
+        )
+        for line in [f"{test}: {len(predicted)} events", *accuracy_lines(accuracy)]:
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(f"weights: {target}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _simulated(folder: Path, console: Console) -> list[str]:
+    """Simulate the missing training events of the packaged network; return their folders."""
+    folders = [
+        EventFolder(folder / f"{size}", size, count, MIXTURE_SEED + 1000 * size, _SIMULATED_PRESETS)
+        for size, count in SIMULATED_EVENTS.items()
+    ]
+    simulate_folders(folders, console)
+    return [str(each.path) for each in folders]
+
+
+def _tests(held_out: str | None, sizes: list[int]) -> dict[str, tuple[View, int]]:
+    """Return the events of the accuracy at the end; the first ones are those of the curve.
+
+    Raises
+    ------
+    BadInput
+        If no file of held-out events is given, and the packed sample has none of a size.
+    """
+    if held_out is not None:
+        return {"held-out": (View(held_out, sizes[-1]), MOST_HELD_OUT)}
+    for size in sizes:
+        if size not in SIZES:
+            raise BadInput(f"the packed sample has no events of {size} px; give --held-out FILE")
+    return {f"sample-{size}px": (View("sample", size), MOST_HELD_OUT) for size in sizes}
 
 
 def _sizes(sources: list[str]) -> dict[str, int]:
@@ -116,7 +159,7 @@ def _sizes(sources: list[str]) -> dict[str, int]:
     """
     sizes = {}
     for source in sources:
-        with open_in_child(source) as events:
+        with open_in_child(_first_file(source)) as events:
             sizes[source] = events.size
             first = events[: min(len(events), 16)]
             if not any((event.labels < CLASSES).any() for event in first):
@@ -124,8 +167,11 @@ def _sizes(sources: list[str]) -> dict[str, int]:
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
-def _sample(size: int) -> str:
-    """Return the packed sample as held-out events, if it has the size."""
-    if size not in SIZES:
-        raise BadInput(f"the packed sample has no events of {size} px; give --held-out FILE")
-    return "sample"
+def _first_file(source: str) -> str:
+    """Return the first event file of a folder, or the source itself if it is no folder."""
+    if not Path(source).is_dir():
+        return source
+    files = sorted(Path(source).glob("*.h5"))
+    if not files:
+        raise BadInput(f"{source} holds no event files (*.h5); give a file or another folder")
+    return str(files[0])

@@ -282,14 +282,14 @@ def _saved(path: Path, tables: TrainingTables, say: Callable[[str], None]) -> Ch
 
 
 def _check_plan(saved: Checkpoint, plan: Plan, folder: Path) -> None:
-    """Raise if a checkpoint is damaged or of another plan, apart from the limits and folders."""
+    """Raise if a checkpoint is damaged or of another plan, apart from its length and folders."""
     try:
         both = plan, Plan.from_json(saved.plan)
     except BadInput:
         raise DamagedCheckpoint(f"the checkpoint in {folder} is damaged") from None
     ours, theirs = (one.without_folders().to_json() for one in both)
     for values in (ours, theirs):
-        for limit in ("steps", "seconds"):
+        for limit in ("steps", "seconds", "cool_down"):
             values.pop(limit)
     if ours != theirs:
         changed = next(key for key in ours if ours[key] != theirs.get(key))

@@ -43,8 +43,8 @@ class View:
     crop : int
         Voxels per side of the cube that is cut out of every event; 0 for the whole event.
     also : tuple of str
-        Further files of events, after those of the source. Each has events of one size, of at most
-        ``size`` voxels per side.
+        Further files or folders of events, after those of the source. Each has events of one size,
+        of at most ``size`` voxels per side.
 
     Raises
     ------
@@ -86,7 +86,7 @@ class View:
         """Open the events; they are read on access."""
         events = _open(self.source, self.size)
         if self.also:
-            more = [open_events(source) for source in self.also]
+            more = [_open(source, None) for source in self.also]
             events = JoinedSets(self.source, [events, *more])
         if self.crop:
             events = CroppedSet(events, self.crop)
@@ -95,7 +95,7 @@ class View:
         return TrackShowerSet(events) if self.classes == 2 else events
 
 
-def _open(source: str, size: int) -> EventSet:
+def _open(source: str, size: int | None) -> EventSet:
     folder = Path(source)
     if not folder.is_dir():
         return open_events(source, size=size)

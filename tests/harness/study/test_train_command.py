@@ -12,6 +12,7 @@ from harness.events.native import EventWriter
 from harness.events.predictions import read_labels
 from harness.results import store
 from harness.run.weight_files import find_weights
+from harness.study import train_command
 from tests.harness.events.conftest import make_event
 
 
@@ -99,6 +100,20 @@ def test_files_of_several_sizes_train_one_network(tmp_path, files):
     assert not call(*words, "--out", out, "--batch", 12, "--steps", 2)
     # Each batch has all events of both files.
     assert curve(out, "sites") == [12 * 60] * 2
+
+
+def test_the_simulated_events_of_the_package_train_one_network(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("calzone")
+    pytest.importorskip("xraydb")
+    monkeypatch.setattr(train_command, "SIMULATED_EVENTS", {192: 4, 768: 3})
+    monkeypatch.setattr(train_command, "MOST_HELD_OUT", 2)
+    out = tmp_path / "training"
+    words = ["train", "--events", "simulated", "--out", out, "--batch", 5, "--steps", 1]
+    assert not call(*words)
+    said = capfd.readouterr().out
+    assert "sample-192px: 2 events" in said
+    assert "sample-768px: 2 events" in said
+    assert (out / "weights.npz").exists()
 
 
 def test_files_without_labels_are_refused(tmp_path, files, capfd):

@@ -254,6 +254,11 @@ def test_the_rate_rises_to_its_highest_and_falls_with_the_root_of_the_step():
     assert replace(plan, warm_up=0).rate(7) == 4e-3
 
 
+def test_the_rate_falls_to_zero_over_the_cool_down():
+    plan = replace(PLAN, steps=100, warm_up=0, learning_rate=1.0, cool_down=20)
+    assert [plan.rate(step) for step in (1, 80, 81, 91, 100)] == [1.0, 1.0, 1.0, 0.5, 0.05]
+
+
 def test_the_optimiser_uses_the_rate_of_the_warm_up(tmp_path):
     plan = replace(PLAN, steps=1, learning_rate=1e-2)
     start = dict(build_model(plan).network.named_parameters())
