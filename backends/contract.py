@@ -16,6 +16,7 @@ __all__ = [
     "Capabilities",
     "InvalidBatch",
     "Kind",
+    "NormConfig",
     "SparseBatch",
     "Unsupported",
     "master_dtype",
@@ -29,6 +30,26 @@ def master_dtype(precision: str) -> torch.dtype:
     The 16-bit policies keep float32 parameters and convert inside the engine's layers.
     """
     return torch.float64 if precision == "fp64" else torch.float32
+
+
+@dataclass(frozen=True)
+class NormConfig:
+    """Batch normalisation followed by a leaky ReLU; by default those of the 2018 study.
+
+    Attributes
+    ----------
+    channels : int
+        Channels of the features.
+    slope : float
+        Factor of negative values: 0 for ReLU, 1 for no activation.
+    eps, momentum : float
+        As in ``torch.nn.BatchNorm1d``.
+    """
+
+    channels: int
+    slope: float = 0.0
+    eps: float = 1e-4
+    momentum: float = 0.01
 
 
 class InvalidBatch(ValueError):
@@ -196,8 +217,8 @@ class Backend(Protocol):
         """Return a convolution without bias; ``level`` is that of its finer sites, from 0 on."""
         ...
 
-    def norm_relu(self, channels: int) -> nn.Module:
-        """Return batch normalisation (eps 1e-4, momentum 0.01) followed by ReLU."""
+    def norm(self, config: NormConfig) -> nn.Module:
+        """Return batch normalisation followed by a leaky ReLU."""
         ...
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from backends.arithmetic import TorchArithmetic
-from backends.contract import Capabilities, Kind, Unsupported
-from backends.norm import batch_norm, norm_parameters
+from backends.contract import Capabilities, Kind, NormConfig, Unsupported
+from backends.norm import activation, batch_norm, norm_parameters
 from backends.profiling_hooks import ProfilingObserver, observing_maps
 
 
@@ -117,16 +117,17 @@ class Convolution(nn.Module):
         return DenseTensor(grids[level].mask(volume), grids, level)
 
 
-class NormReLU(nn.Module):
-    """Batch normalisation over the active sites, then ReLU."""
+class Norm(nn.Module):
+    """Batch normalisation over the active sites, then a leaky ReLU."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, config: NormConfig) -> None:
         super().__init__()
-        self.norm = batch_norm(channels)
+        self.norm = batch_norm(config)
+        self.activation = activation(config)
 
     def forward(self, x: DenseTensor) -> DenseTensor:
         """Normalise the rows of the active sites."""
-        rows = functional.relu(self.norm(x.grid.gather(x.volume)))
+        rows = self.activation(self.norm(x.grid.gather(x.volume)))
         return replace(x, volume=x.grid.scatter(rows))
 
 
@@ -175,9 +176,9 @@ class Backend(TorchArithmetic):
             raise Unsupported("strided and inverse convolutions have kernel 2 and stride 2")
         return Convolution(kind, in_channels, out_channels, kernel_size, self.dim)
 
-    def norm_relu(self, channels: int) -> nn.Module:
-        """Return normalisation over the active sites and ReLU."""
-        return NormReLU(channels)
+    def norm(self, config: NormConfig) -> nn.Module:
+        """Return normalisation over the active sites and leaky ReLU."""
+        return Norm(config)
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
         """Return a linear layer on the active sites."""
@@ -197,7 +198,7 @@ class Backend(TorchArithmetic):
             return {"weight": layer.weight}
         if isinstance(layer, Linear):
             return dict(layer.linear.named_parameters())
-        assert isinstance(layer, NormReLU)
+        assert isinstance(layer, Norm)
         return norm_parameters(layer.norm)
 
     def to_native(self, kind: Kind, weight: Tensor) -> Tensor:

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from backends.arithmetic import TorchArithmetic
-from backends.contract import Capabilities, Kind, Unsupported
+from backends.contract import Capabilities, Kind, NormConfig, Unsupported
 from backends.norm import norm_parameters
 from backends.profiling_hooks import ProfilingObserver, replaced
-from backends.uresnet import NORM_EPS, NORM_MOMENTUM
 
 # The engine multiplies with OpenBLAS, which reads its thread count when it is loaded.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", str(torch.get_num_threads()))
@@ -101,10 +100,11 @@ class Backend(TorchArithmetic):
             )
             return result
 
-    def norm_relu(self, channels: int) -> nn.Module:
-        """Return the engine's normalisation and ReLU."""
-        norm = me.MinkowskiBatchNorm(channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
-        return nn.Sequential(norm, me.MinkowskiReLU())
+    def norm(self, config: NormConfig) -> nn.Module:
+        """Return the engine's normalisation and leaky ReLU."""
+        norm = me.MinkowskiBatchNorm(config.channels, eps=config.eps, momentum=config.momentum)
+        activation = me.MinkowskiLeakyReLU(config.slope) if config.slope else me.MinkowskiReLU()
+        return nn.Sequential(norm, activation)
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
         """Return the engine's linear layer."""

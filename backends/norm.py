@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from backends.uresnet import NORM_EPS, NORM_MOMENTUM
+from backends.contract import NormConfig
 
 
-def batch_norm(channels: int) -> nn.BatchNorm1d:
-    """Return batch normalisation with the study's constants."""
-    return nn.BatchNorm1d(channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+def batch_norm(config: NormConfig) -> nn.BatchNorm1d:
+    """Return the batch normalisation without its activation."""
+    return nn.BatchNorm1d(config.channels, eps=config.eps, momentum=config.momentum)
+
+
+def activation(config: NormConfig) -> nn.Module:
+    """Return the activation; a ReLU keeps less memory for the gradient than a leaky one."""
+    return nn.LeakyReLU(config.slope) if config.slope else nn.ReLU()
 
 
 def norm_parameters(norm: nn.BatchNorm1d) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backends.norm import batch_norm, norm_parameters
+from backends.contract import NormConfig
+from backends.norm import activation, batch_norm, norm_parameters
 
 
 class Pointwise(nn.Module):
@@ -41,9 +42,10 @@ class PointwiseByTorch:
         """Return ``x`` with other features in the engine's own order."""
         raise NotImplementedError
 
-    def norm_relu(self, channels: int) -> nn.Module:
-        """Return torch's normalisation and ReLU on the rows."""
-        return Pointwise(nn.Sequential(batch_norm(channels), nn.ReLU()), self.rows, self.replace)
+    def norm(self, config: NormConfig) -> nn.Module:
+        """Return torch's normalisation and leaky ReLU on the rows."""
+        layers = nn.Sequential(batch_norm(config), activation(config))
+        return Pointwise(layers, self.rows, self.replace)
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
         """Return torch's linear layer on the rows."""

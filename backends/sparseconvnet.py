@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.arithmetic import TorchArithmetic
-from backends.contract import Capabilities, Kind, Unsupported
-from backends.uresnet import NORM_EPS, NORM_MOMENTUM
+from backends.contract import Capabilities, Kind, NormConfig, Unsupported
 
 UNIQUE_SITES = 0  # mode of InputLayer: there are no duplicates, and the order is kept
 
@@ -92,9 +91,14 @@ class Backend(TorchArithmetic):
         result: nn.Module = layer(self.dim, in_channels, out_channels, 2, 2, False)
         return result
 
-    def norm_relu(self, channels: int) -> nn.Module:
-        """Return the engine's fused normalisation and ReLU; its momentum is one minus torch's."""
-        layer: nn.Module = scn.BatchNormReLU(channels, eps=NORM_EPS, momentum=1 - NORM_MOMENTUM)
+    def norm(self, config: NormConfig) -> nn.Module:
+        """Return the engine's normalisation and leaky ReLU; its momentum is one minus torch's."""
+        layer: nn.Module = scn.BatchNormalization(
+            config.channels,
+            eps=config.eps,
+            momentum=1 - config.momentum,
+            leakiness=config.slope,
+        )
         return layer
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The UResNet of the 2018 study, built from the layers of any engine."""
+"""The UResNets of the 2018 study and of SPINE, built from the layers of any engine."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from backends.contract import Backend, Kind
-
-NORM_EPS = 1e-4
-NORM_MOMENTUM = 0.01
+from backends.contract import Backend, Kind, NormConfig
 
 
 @dataclass(frozen=True)
 class UResNetConfig:
-    """The size of a UResNet.
+    """A UResNet; the study's is the default.
 
     Attributes
     ----------
@@ -30,6 +27,10 @@ class UResNetConfig:
         Outputs per site.
     in_channels : int
         Input features per site.
+    slope : float
+        Factor of negative values in the activations, 0 for ReLU.
+    eps, momentum : float
+        Of the batch normalisation, as in ``torch.nn.BatchNorm1d``.
     """
 
     filters: int = 16
@@ -37,6 +38,9 @@ class UResNetConfig:
     reps: int = 2
     classes: int = 5
     in_channels: int = 1
+    slope: float = NormConfig.slope
+    eps: float = NormConfig.eps
+    momentum: float = NormConfig.momentum
 
     def channels(self, level: int) -> int:
         """Return the width of a level."""
@@ -62,10 +66,11 @@ class EngineLayer(nn.Module):
 
 
 class _Builder:
-    """Makes layers of one backend."""
+    """Makes the layers of one network on one backend."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, config: UResNetConfig) -> None:
         self.backend = backend
+        self.config = config
 
     def convolution(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
@@ -73,8 +78,10 @@ class _Builder:
         native = self.backend.convolution(kind, in_channels, out_channels, kernel_size, level)
         return EngineLayer(native, kind, in_channels, out_channels, kernel_size)
 
-    def norm_relu(self, channels: int) -> EngineLayer:
-        return EngineLayer(self.backend.norm_relu(channels), Kind.NORM, channels, channels, 1)
+    def norm(self, channels: int) -> EngineLayer:
+        config = self.config
+        native = self.backend.norm(NormConfig(channels, config.slope, config.eps, config.momentum))
+        return EngineLayer(native, Kind.NORM, channels, channels, 1)
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> EngineLayer:
         native = self.backend.linear(in_channels, out_channels, bias)
@@ -82,7 +89,7 @@ class _Builder:
 
 
 class Block(nn.Module):
-    """Pre-activated residual block: x + conv(relu(norm(conv(relu(norm(x))))))."""
+    """Pre-activated residual block: x + conv(act(norm(conv(act(norm(x))))))."""
 
     def __init__(self, build: _Builder, in_channels: int, out_channels: int, level: int) -> None:
         super().__init__()
@@ -90,9 +97,9 @@ class Block(nn.Module):
         self.shortcut = (
             None if in_channels == out_channels else build.linear(in_channels, out_channels, False)
         )
-        self.norm1 = build.norm_relu(in_channels)
+        self.norm1 = build.norm(in_channels)
         self.conv1 = build.convolution(Kind.SUBMANIFOLD, in_channels, out_channels, 3, level)
-        self.norm2 = build.norm_relu(out_channels)
+        self.norm2 = build.norm(out_channels)
         self.conv2 = build.convolution(Kind.SUBMANIFOLD, out_channels, out_channels, 3, level)
 
     def forward(self, x: Any) -> Any:
@@ -114,10 +121,10 @@ class Level(nn.Module):
         self.below: Level | None = None
         if level + 1 < config.depth:
             coarse = config.channels(level + 1)
-            self.down_norm = build.norm_relu(width)
+            self.down_norm = build.norm(width)
             self.down = build.convolution(Kind.STRIDED, width, coarse, 2, level)
             self.below = Level(build, config, level + 1)
-            self.up_norm = build.norm_relu(coarse)
+            self.up_norm = build.norm(coarse)
             self.up = build.convolution(Kind.INVERSE, coarse, width, 2, level)
             widths = [2 * width] + [width] * (config.reps - 1)
             self.decoder = nn.Sequential(*[Block(build, w, width, level) for w in widths])
@@ -144,13 +151,13 @@ class UResNet(nn.Module):
 
     def __init__(self, backend: Backend, config: UResNetConfig) -> None:
         super().__init__()
-        build = _Builder(backend)
+        build = _Builder(backend, config)
         self.backend = backend
         self.config = config
         m = config.filters
         self.stem = build.convolution(Kind.SUBMANIFOLD, config.in_channels, m, 3, 0)
         self.unet = Level(build, config, 0)
-        self.norm = build.norm_relu(m)
+        self.norm = build.norm(m)
         self.linear = build.linear(m, config.classes, True)
 
     def tensor(self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from backends.contract import Backend, Kind
+from backends.contract import Backend, Kind, NormConfig
 from backends.uresnet import EngineLayer, UResNet, UResNetConfig
 
 Weights = dict[str, Tensor]
@@ -54,8 +54,8 @@ class _MeanSquare:
     def convolution(self, kind: Kind, cin: int, cout: int, kernel_size: int, level: int) -> Any:
         return _Constant(1.0)
 
-    def norm_relu(self, channels: int) -> Any:
-        return _NormInput()
+    def norm(self, config: NormConfig) -> Any:
+        return _NormInput(config.slope)
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> Any:
         return nn.Identity()
@@ -81,9 +81,18 @@ class _NormInput(nn.Module):
 
     mean_square = 1.0
 
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
     def forward(self, x: float) -> float:
         self.mean_square = x
-        return 0.5  # a ReLU keeps half of the mean square of a normalised feature
+        return _activated_mean_square(self.slope)
+
+
+def _activated_mean_square(slope: float) -> float:
+    """Return the mean square of a normalised feature after the activation; a ReLU keeps half."""
+    return (1 + slope**2) / 2
 
 
 def blank(config: UResNetConfig) -> UResNet:
@@ -138,7 +147,7 @@ def initial(config: UResNetConfig, dim: int, seed: int = 0) -> Weights:
         elif layer.kind is Kind.LINEAR:
             weights[f"{name}.weight"] = normal(shape, 1 / math.sqrt(layer.in_channels))
         else:
-            square = _MEAN_SQUARE_ENERGY if name == "stem" else 0.5
+            square = _MEAN_SQUARE_ENERGY if name == "stem" else _activated_mean_square(config.slope)
             taps = min(_OCCUPIED[layer.kind], layer.kernel_size**dim)
             weights[f"{name}.weight"] = normal(
                 shape, 1 / math.sqrt(square * taps * layer.in_channels)

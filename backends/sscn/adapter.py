@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import backends
 from backends.arithmetic import TorchArithmetic
-from backends.contract import Capabilities, Kind, Unsupported
+from backends.contract import Capabilities, Kind, NormConfig, Unsupported
 from backends.norm import norm_parameters
 from backends.profiling_hooks import ProfilingObserver
 from backends.sscn import selection
@@ -21,7 +21,7 @@ from backends.sscn.deferred import DeferredGraph
 from backends.sscn.deferred_layer import Rows
 from backends.sscn.layers import (
     Convolution,
-    DeferredNormReLU,
+    DeferredNorm,
     Linear,
     SiteTensor,
     joined,
@@ -117,9 +117,9 @@ class Backend(TorchArithmetic):
             raise Unsupported(f"a {kind} convolution needs an odd kernel, not {kernel_size}")
         return Convolution(kind, in_channels, out_channels, kernel_size, self.dim)
 
-    def norm_relu(self, channels: int) -> nn.Module:
-        """Return batch normalisation and ReLU."""
-        return DeferredNormReLU(channels)
+    def norm(self, config: NormConfig) -> nn.Module:
+        """Return batch normalisation and leaky ReLU."""
+        return DeferredNorm(config)
 
     def linear(self, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
         """Return a linear layer."""
@@ -148,7 +148,7 @@ class Backend(TorchArithmetic):
 
     def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
         """Return the parameters of a layer by their canonical names."""
-        if isinstance(layer, DeferredNormReLU):
+        if isinstance(layer, DeferredNorm):
             return norm_parameters(layer.norm)
         return dict(layer.named_parameters())
 

@@ -125,6 +125,7 @@ class GradientGraph:
             weight=weight,
             norm=tuple(of_norm),
             folding=folding,
+            slope=0.0 if norm is None else norm.slope,
             sums=sums,
             residual=None if layer.residual is None else self._slot(layer.residual),
             out=self._slot(layer),

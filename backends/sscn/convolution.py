@@ -27,9 +27,10 @@ def convolve(
     residual: Tensor | None = None,
     *,
     statistics: bool = False,
+    slope: float = 0.0,
     kernel_set: str,
 ) -> tuple[Tensor, Tensor]:
-    """Convolve relu(scale * [x, skip] + shift) over a kernel map and add a residual.
+    """Convolve leaky(scale * [x, skip] + shift) over a kernel map and add a residual.
 
     Parameters
     ----------
@@ -40,11 +41,13 @@ def convolve(
     kernel_map : KernelMap
         The kernel maps, made by the same kernel set.
     scale, shift : Tensor or None
-        (C_in,), or None for an input without norm and ReLU.
+        (C_in,), or None for an input without norm and activation.
     residual : Tensor or None
         (N_out, C_out).
     statistics : bool
         Whether to compute the sums of the result for the norm that follows.
+    slope : float
+        Factor of negative values after the norm.
     kernel_set : str
         Name of the kernel set, as ``selection.choose`` returns it.
 
@@ -64,7 +67,8 @@ def convolve(
     forward, backward, mirrored = kernel_map
     out, sums = torch.ops.sscn.convolve(
         x, skip, weight, scale, shift, residual,
-        forward.tensors, backward.tensors, forward.rows, mirrored, statistics, kernel_set,
+        forward.tensors, backward.tensors, forward.rows, mirrored, statistics, slope,
+        kernel_set,
     )  # fmt: skip
     return out, sums
 
@@ -81,11 +85,12 @@ def _forward(
     rows: int,
     mirrored: bool,
     statistics: bool,
+    slope: float,
     kernel_set: str,
 ) -> tuple[Tensor, Tensor]:
     gather_map = GatherMap(tuple(forward_map), rows, weight.shape[0])
     kernels = selection.load(kernel_set)
-    return kernels.convolve(x, skip, weight, gather_map, scale, shift, residual, statistics)
+    return kernels.convolve(x, skip, weight, gather_map, scale, shift, residual, statistics, slope)
 
 
 def _gradients(
@@ -102,6 +107,7 @@ def _gradients(
     mirrored: bool,
     to_input: bool,
     to_weight: bool,
+    slope: float,
     kernel_set: str,
 ) -> tuple[Tensor, ...]:
     """Compute gradients; those not requested have shape (0,): an operator cannot return None."""
@@ -112,19 +118,18 @@ def _gradients(
         mirrored,
     )
     found = selection.load(kernel_set).gradients(
-        grad, out, grad_sums, x, skip, weight, kernel_map, scale, shift,
+        grad, out, grad_sums, x, skip, weight, kernel_map, scale, shift, slope,
         to_input=to_input, to_weight=to_weight,
     )  # fmt: skip
     return tuple(grad.new_empty(0) if value is None else value for value in found)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, skip, weight, scale, shift, _, forward_map, backward_map, _, mirrored, statistics, name = (
-        inputs
-    )
+    x, skip, weight, scale, shift, _, forward_map, backward_map, _, *constants = inputs
+    mirrored, statistics, slope, name = constants
     ctx.set_materialize_grads(False)
     ctx.maps = len(forward_map)
-    ctx.mirrored, ctx.kernel_set = mirrored, name
+    ctx.mirrored, ctx.slope, ctx.kernel_set = mirrored, slope, name
     out = output[0] if statistics else None
     ctx.save_for_backward(out, x, skip, weight, scale, shift, *forward_map, *backward_map)
 
@@ -133,13 +138,14 @@ torch.library.define(
     "sscn::convolve",
     "(Tensor x, Tensor? skip, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, "
     "Tensor[] forward_map, Tensor[] backward_map, SymInt rows, bool mirrored, bool statistics, "
-    "str kernel_set) -> (Tensor, Tensor)",
+    "float slope, str kernel_set) -> (Tensor, Tensor)",
 )
 torch.library.define(
     "sscn::convolve_backward",
     "(Tensor grad, Tensor? out, Tensor? grad_sums, Tensor x, Tensor? skip, Tensor weight, "
     "Tensor? scale, Tensor? shift, Tensor[] forward_map, Tensor[] backward_map, bool mirrored, "
-    "bool to_input, bool to_weight, str kernel_set) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "bool to_input, bool to_weight, float slope, str kernel_set) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.impl("sscn::convolve", ("cpu", "cuda"), _forward)
 torch.library.impl("sscn::convolve_backward", ("cpu", "cuda"), _gradients)
@@ -147,7 +153,7 @@ torch.library.impl("sscn::convolve_backward", ("cpu", "cuda"), _gradients)
 
 def _backward(ctx: Any, grad: Tensor | None, grad_sums: Tensor | None) -> tuple[Any, ...]:
     out, x, skip, weight, scale, shift, *maps = ctx.saved_tensors
-    not_tensors = [None] * ctx.maps, [None] * (len(maps) - ctx.maps), *(None,) * 4
+    not_tensors = [None] * ctx.maps, [None] * (len(maps) - ctx.maps), *(None,) * 5
     if out is None:
         grad_sums = None
     if grad is None:
@@ -161,7 +167,7 @@ def _backward(ctx: Any, grad: Tensor | None, grad_sums: Tensor | None) -> tuple[
     to_x, to_skip, to_norm, to_weight, total = torch.ops.sscn.convolve_backward(
         grad.contiguous(), out if grad_sums is not None else None, grad_sums,
         x, skip, weight, scale, shift, maps[: ctx.maps], maps[ctx.maps :], ctx.mirrored,
-        to_input, needs_weight, ctx.kernel_set,
+        to_input, needs_weight, ctx.slope, ctx.kernel_set,
     )  # fmt: skip
     to_scale = to_shift = None
     if needs_scale or needs_shift:
@@ -196,6 +202,7 @@ def _shapes(
     rows: int,
     mirrored: bool,
     statistics: bool,
+    slope: float,
     kernel_set: str,
 ) -> tuple[Tensor, Tensor]:
     channels = weight.shape[2]
@@ -217,6 +224,7 @@ def _gradient_shapes(
     mirrored: bool,
     to_input: bool,
     to_weight: bool,
+    slope: float,
     kernel_set: str,
 ) -> tuple[Tensor, ...]:
     normed = to_input and scale is not None

@@ -79,9 +79,11 @@ class BatchNorm:
         Running mean and variance, (C,) each.
     eps, momentum : float
         As in ``torch.nn.BatchNorm1d``.
+    slope : float
+        Factor of negative values after the norm.
     """
 
-    __slots__ = ("bias", "eps", "folding", "momentum", "rows", "running", "weight")
+    __slots__ = ("bias", "eps", "folding", "momentum", "rows", "running", "slope", "weight")
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class BatchNorm:
         running: tuple[Tensor, Tensor],
         eps: float,
         momentum: float,
+        slope: float,
     ) -> None:
         self.rows = rows
         self.weight = weight
@@ -98,6 +101,7 @@ class BatchNorm:
         self.running = running
         self.eps = eps
         self.momentum = momentum
+        self.slope = slope
         self.folding: Folding | None = None
 
     def set_folding(self, folding: Folding) -> None:
@@ -107,8 +111,16 @@ class BatchNorm:
             torch.autograd.graph.increment_version(changed)
 
 
-InputNorm: TypeAlias = BatchNorm | tuple[Tensor, Tensor] | None
-"""Normalisation that a layer applies to its input, with a ReLU: of the batch, or (scale, shift)."""
+class ScaleShift(NamedTuple):
+    """Normalisation with given values per channel, and the factor of negative values after it."""
+
+    scale: Tensor
+    shift: Tensor
+    slope: float
+
+
+InputNorm: TypeAlias = BatchNorm | ScaleShift | None
+"""Normalisation and activation of the input of a layer: of the batch, or with given values."""
 
 
 def computed(value: Tensor | None) -> Tensor:
@@ -135,8 +147,8 @@ class DeferredLayer:
         (K, C_in, C_out).
     kernel_map : KernelMap
         Built by the kernel set that will run the layer.
-    norm : BatchNorm, (scale, shift) or None
-        Applied to the input, with a ReLU.
+    norm : BatchNorm, ScaleShift or None
+        Applied to the input, with its activation.
     residual : Rows or None
         Added to the output.
     statistics : bool
@@ -228,7 +240,7 @@ class DeferredLayer:
             return (self.weight,)
         if isinstance(norm, BatchNorm):
             return self.weight, norm.weight, norm.bias
-        return self.weight, *norm
+        return self.weight, norm.scale, norm.shift
 
     def reset(self) -> None:
         """Discard what a failed run has left behind."""
@@ -301,6 +313,8 @@ class GradientStep(NamedTuple):
         Slots of the norm's weight and bias, or of scale and shift; empty without a norm.
     folding : Folding or None
         The folded norm of the batch, if the norm is one.
+    slope : float
+        Factor of negative values after the norm.
     sums : tuple of int
         Slots of the sums of each source, if the norm is one of the batch.
     residual : int or None
@@ -321,6 +335,7 @@ class GradientStep(NamedTuple):
     weight: int
     norm: tuple[int, ...]
     folding: Folding | None
+    slope: float
     sums: tuple[int, ...]
     residual: int | None
     out: int

@@ -11,8 +11,9 @@ Conventions of all kernel sets:
 * Rows and taps are ordered as ``kernel_map`` describes. Weights are (K, C_in, C_out).
 * The input of a convolution has one source ``x`` or two, ``x`` and ``skip``, whose channels are
   concatenated while they are gathered; the concatenation is never stored. C_in counts both.
-* ``scale`` and ``shift``, (C_in,) or both None, make the input relu(scale * x + shift), computed
-  while gathering and never stored. They are float32 (float64 for float64 rows).
+* ``scale`` and ``shift``, (C_in,) or both None, make the input leaky(scale * x + shift), computed
+  while gathering and never stored. They are float32 (float64 for float64 rows). leaky multiplies
+  negative values by ``slope``: 0 is ReLU, and 1 is no activation.
 * Rows, weights and residuals have the same storage type. Sums are float64, and products are
   accumulated in float32 at least.
 * The same input gives the same bits.
@@ -184,6 +185,7 @@ class KernelSet(ABC):
         shift: Tensor | None,
         residual: Tensor | None,
         statistics: bool,
+        slope: float = 0.0,
         /,
     ) -> tuple[Tensor, Tensor]:
         """Convolve, add the residual, and sum the result for the norm that follows.
@@ -209,6 +211,7 @@ class KernelSet(ABC):
         kernel_map: KernelMap,
         scale: Tensor | None,
         shift: Tensor | None,
+        slope: float = 0.0,
         *,
         to_input: bool = True,
         to_weight: bool = True,
@@ -223,7 +226,7 @@ class KernelSet(ABC):
             The output, required with ``grad_sums``.
         grad_sums : Tensor or None
             Gradient of the sums of the output, if the loss depends on them.
-        x, skip, weight, kernel_map, scale, shift
+        x, skip, weight, kernel_map, scale, shift, slope
             The arguments of the convolution.
         to_input, to_weight : bool
             The gradients that are requested; those of scale and shift belong to the input.

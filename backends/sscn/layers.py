@@ -1,8 +1,8 @@
 """Tensors and layers of the engine: calls are recorded, so that kernels can fuse them.
 
-A convolution runs with the operations around it in one kernel: normalisation, ReLU and
-concatenation are applied while its input is gathered, and a residual is added to its result before
-that is stored.
+A convolution runs with the operations around it in one kernel: normalisation, activation
+and concatenation are applied while its input is gathered, and a residual is added to its result
+before that is stored.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import leaky_relu
 
 from backends.contract import Kind
 from backends.sscn.autograd_function import materialize
@@ -19,17 +20,17 @@ from backends.sscn.compiling import traceable
 from backends.sscn.convolution import convolve
 from backends.sscn.coordinates import CoordinateManager
 from backends.sscn.deferred import DeferredGraph
-from backends.sscn.deferred_layer import BatchNorm, InputNorm, Rows
+from backends.sscn.deferred_layer import BatchNorm, InputNorm, Rows, ScaleShift
 from backends.sscn.kernel_map import KernelMap, identity
 from backends.sscn.kernel_set import KernelSet
-from backends.sscn.norm import NormReLU, differentiable
+from backends.sscn.norm import Norm, differentiable
 
 
 class SiteTensor:
     """Features on the sites of one level, computed or deferred.
 
     The features are one of two things. Either ``rows``: one or two sources, whose channels are
-    concatenated and, with a ``norm``, passed through relu(scale * x + shift). Or ``pending``: a
+    concatenated and, with a ``norm``, passed through leaky(scale * x + shift). Or ``pending``: a
     convolution that is not recorded yet, because a residual may still be added to it. With a
     ``bias``, the bias is to be added to a single source.
     """
@@ -171,8 +172,8 @@ class Linear(_KernelMapLayer):
         return out
 
 
-class DeferredNormReLU(NormReLU):
-    """Batch normalisation and ReLU that the next convolution applies to its input."""
+class DeferredNorm(Norm):
+    """Batch normalisation and leaky ReLU that the next convolution applies to its input."""
 
     def forward(self, x: SiteTensor) -> SiteTensor:
         """Attach the norm to the tensor."""
@@ -196,24 +197,25 @@ def _run_operator(
 ) -> Rows:
     """Run a layer now, with the operator into which ``torch.compile`` does not trace."""
     features = [materialize(rows, graph) for rows in sources]
-    scale, shift = _scale_and_shift(sources, norm, graph) or (None, None)
+    applied = _scale_and_shift(norm, sources, graph)
+    scale, shift, slope = applied or (None, None, 0.0)
     out, sums = convolve(
         features[0], features[1] if len(features) > 1 else None, weight, kernel_map, scale, shift,
         None if residual is None else materialize(residual, graph),
-        statistics=statistics, kernel_set=graph.kernels.name,
+        statistics=statistics, slope=slope, kernel_set=graph.kernels.name,
     )  # fmt: skip
     return Rows(out, sums if statistics else None)
 
 
 def _scale_and_shift(
-    sources: tuple[Rows, ...], norm: InputNorm, graph: DeferredGraph
-) -> tuple[Tensor, Tensor] | None:
+    norm: InputNorm, sources: tuple[Rows, ...], graph: DeferredGraph
+) -> ScaleShift | None:
     """Return scale and shift of a norm, with autograd nodes."""
     if not isinstance(norm, BatchNorm):
         return norm
     for rows in sources:
         materialize(rows, graph)
-    return differentiable(norm, sources, graph.kernels)
+    return ScaleShift(*differentiable(norm, sources, graph.kernels), norm.slope)
 
 
 def _ensure_sums(rows: Rows, graph: DeferredGraph) -> None:
@@ -232,10 +234,10 @@ def without_norm(x: SiteTensor) -> SiteTensor:
     if x.norm is None:  # a bias may remain; the caller adds it
         return x
     graph = x.coordinates.graph
-    norm = _scale_and_shift(x.rows, x.norm, graph)
+    norm = _scale_and_shift(x.norm, x.rows, graph)
     assert norm is not None
-    scale, shift = norm
-    features = (joined(x.rows, graph) * scale + shift).relu().to(x.rows[0].dtype)
+    features = leaky_relu(joined(x.rows, graph) * norm.scale + norm.shift, norm.slope)
+    features = features.to(x.rows[0].dtype)
     return SiteTensor(x.coordinates, x.level, (Rows(features),))
 
 

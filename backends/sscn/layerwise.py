@@ -28,12 +28,14 @@ class LayerwiseKernelSet(KernelSet):
         skip: Tensor | None,
         scale: Tensor | None,
         shift: Tensor | None,
+        slope: float = 0.0,
         /,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Propagate the gradient of the output to the input over the backward map.
 
-        Let g be the gradient of ``scale * x + shift``: the convolved gradient, zero where the ReLU
-        cuts off. Without a norm, g is the convolved gradient.
+        Let g be the gradient of ``scale * x + shift``: the convolved gradient, multiplied by
+        ``slope`` where the normalised input is not positive. Without a norm, g is the convolved
+        gradient.
 
         Returns
         -------
@@ -54,6 +56,7 @@ class LayerwiseKernelSet(KernelSet):
         gather_map: GatherMap,
         scale: Tensor | None,
         shift: Tensor | None,
+        slope: float = 0.0,
         /,
     ) -> Tensor:
         """Return the gradient of the weights, (K, C_in, C_out), over the forward map."""
@@ -76,6 +79,7 @@ class LayerwiseKernelSet(KernelSet):
         kernel_map: KernelMap,
         scale: Tensor | None,
         shift: Tensor | None,
+        slope: float = 0.0,
         *,
         to_input: bool = True,
         to_weight: bool = True,
@@ -88,10 +92,10 @@ class LayerwiseKernelSet(KernelSet):
             grad = total = self.statistics_gradient(grad, out, grad_sums)
         if to_input:
             to_x, to_skip, to_norm = self.input_gradient(
-                grad, weight, backward, mirrored, x, skip, scale, shift
+                grad, weight, backward, mirrored, x, skip, scale, shift, slope
             )
         if to_weight:
-            weights = self.weight_gradient(x, skip, grad, forward, scale, shift)
+            weights = self.weight_gradient(x, skip, grad, forward, scale, shift, slope)
         return ConvolutionGradients(to_x, to_skip, to_norm, weights, total)
 
     def forward_runner(self) -> LayerwiseForward:
@@ -118,15 +122,18 @@ class LayerwiseForward:
         sources = [features(origin) for origin in layer.sources]
         norm = layer.norm
         scale = shift = None
+        slope = 0.0
         if isinstance(norm, BatchNorm):
             scale, shift, _ = self._kernels.fold_norm(norm, layer.sources)
+            slope = norm.slope
         elif norm is not None:
-            scale, shift = norm
+            scale, shift, slope = norm
         with torch.no_grad():
             out, sums = self._kernels.convolve(
                 sources[0], sources[1] if len(sources) > 1 else None, layer.weight,
                 layer.kernel_map.forward, scale, shift,
                 None if layer.residual is None else features(layer.residual), layer.statistics,
+                slope,
             )  # fmt: skip
         layer.out, layer.sums = out, sums if layer.statistics else None
         for origin in layer.inputs():
@@ -189,7 +196,7 @@ class LayerwiseBackward:
         to_x, to_skip, to_norm, to_weight, total = self._kernels.gradients(
             grad, saved[step.out], grad_sums, saved[x],
             None if skip is None else saved[skip], saved[step.weight], step.kernel_map,
-            scale, shift, to_input=step.needs_input_gradient(self._needed),
+            scale, shift, step.slope, to_input=step.needs_input_gradient(self._needed),
             to_weight=self._needed[step.weight],
         )  # fmt: skip
         self.add_gradient(x, to_x)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from backends.contract import NormConfig
 from backends.norm import batch_norm
-from backends.sscn.deferred_layer import BatchNorm, Folding, Rows, computed
+from backends.sscn.deferred_layer import BatchNorm, Folding, Rows, ScaleShift, computed
 from backends.sscn.kernel_set import KernelSet
 
 
@@ -52,20 +53,20 @@ class _Folded(NamedTuple):
     """Folded running statistics, and the addresses and versions of their source tensors."""
 
     state: tuple[int, ...]
-    scale: Tensor
-    shift: Tensor
+    norm: ScaleShift
 
 
-class NormReLU(nn.Module):
-    """Batch normalisation and ReLU in the form relu(scale * x + shift).
+class Norm(nn.Module):
+    """Batch normalisation and leaky ReLU in the form leaky(scale * x + shift).
 
     In training, mean and variance come from the sums of x and of its squares over all rows. In
     evaluation, the running statistics are folded into scale and shift.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, config: NormConfig) -> None:
         super().__init__()
-        self.norm = batch_norm(channels)
+        self.norm = batch_norm(config)
+        self.slope = config.slope
         self._folded: _Folded | None = None
 
     def from_batch(self, sources: tuple[Rows, ...]) -> BatchNorm:
@@ -82,9 +83,10 @@ class NormReLU(nn.Module):
         weight, bias, mean, variance = self._parts()
         momentum = self.norm.momentum
         assert momentum is not None
-        return BatchNorm(rows, weight, bias, (mean, variance), self.norm.eps, momentum)
+        running = mean, variance
+        return BatchNorm(rows, weight, bias, running, self.norm.eps, momentum, self.slope)
 
-    def from_running(self) -> tuple[Tensor, Tensor]:
+    def from_running(self) -> ScaleShift:
         """Return scale and shift of the running statistics; they are cached until these change."""
         weight, bias, mean, variance = self._parts()
         requires_grad = torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)
@@ -96,8 +98,8 @@ class NormReLU(nn.Module):
         )  # fmt: skip
         folded = self._folded
         if folded is None or folded.state != state:
-            folded = self._folded = _Folded(state, *self._fold())
-        return folded.scale, folded.shift
+            folded = self._folded = _Folded(state, self._fold())
+        return folded.norm
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         norm = self.norm
@@ -109,7 +111,7 @@ class NormReLU(nn.Module):
             computed(buffers["running_var"]),
         )
 
-    def _fold(self) -> tuple[Tensor, Tensor]:
+    def _fold(self) -> ScaleShift:
         weight, bias, mean, variance = self._parts()
         scale = weight * (variance + self.norm.eps).rsqrt()
-        return scale, bias - mean * scale
+        return ScaleShift(scale, bias - mean * scale, self.slope)

@@ -10,6 +10,7 @@ import itertools
 
 import torch
 from torch import Tensor
+from torch.nn.functional import leaky_relu
 
 from backends.contract import InvalidBatch
 from backends.sscn.kernel_map import GatherMap, KernelMap, axis_bits, demorton, morton
@@ -111,9 +112,10 @@ def convolve(
     shift: Tensor | None,
     residual: Tensor | None,
     statistics: bool,
+    slope: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Convolve, add the residual, and sum the result; see ``KernelSet``."""
-    inputs = _wide(_activated(_joined(x, skip), scale, shift))
+    inputs = _wide(_activated(_joined(x, skip), scale, shift, slope))
     out = inputs.new_zeros((gather_map.rows, weight.shape[2]))
     for tap, rows_in, rows_out in _pairs(gather_map, x.device):
         out.index_add_(0, rows_out, inputs[rows_in] @ _wide(weight[tap]))
@@ -136,13 +138,15 @@ def input_gradient(
     skip: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
+    slope: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Propagate the gradient of ``out`` to the input; see ``LayerwiseKernelSet``."""
     back = (weight.flip(0) if mirrored else weight).transpose(1, 2)
     gradient, sums = convolve(grad, None, back, gather_map, None, None, None, False)
     if scale is not None:
         inputs = _joined(x, skip)
-        gradient = gradient * (_activated(inputs, scale, shift) > 0)
+        positive = _normed(inputs, scale, shift) > 0
+        gradient = torch.where(positive, gradient, slope * gradient)
         exact = gradient.double()
         sums = torch.stack([(exact * inputs).sum(0), exact.sum(0)])
         gradient = (gradient * scale).to(x.dtype)
@@ -158,9 +162,10 @@ def weight_gradient(
     gather_map: GatherMap,
     scale: Tensor | None,
     shift: Tensor | None,
+    slope: float = 0.0,
 ) -> Tensor:
     """Return the gradient of the weights, (K, C_in, C_out); see ``LayerwiseKernelSet``."""
-    inputs, grad = _wide(_activated(_joined(x, skip), scale, shift)), _wide(grad)
+    inputs, grad = _wide(_activated(_joined(x, skip), scale, shift, slope)), _wide(grad)
     out = inputs.new_zeros((gather_map.taps, inputs.shape[1], grad.shape[1]))
     for tap, rows_in, rows_out in _pairs(gather_map, x.device):
         out[tap] = inputs[rows_in].T @ grad[rows_out]
@@ -222,11 +227,13 @@ def _joined(x: Tensor, skip: Tensor | None) -> Tensor:
     return x if skip is None else torch.cat([x, skip], 1)
 
 
-def _activated(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    if scale is None:
-        return x
+def _normed(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
     assert shift is not None
-    return (x * scale + shift).relu()
+    return x * scale + shift
+
+
+def _activated(x: Tensor, scale: Tensor | None, shift: Tensor | None, slope: float) -> Tensor:
+    return x if scale is None else leaky_relu(_normed(x, scale, shift), slope)
 
 
 def _wide(x: Tensor) -> Tensor:

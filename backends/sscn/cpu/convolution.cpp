@@ -265,7 +265,7 @@ void convolve_blocks(const Element* x, int x_values, const Element* skip, int sk
 
 // ---- inputs and weights in the format of tiles ------------------------------------------------
 
-// Write rows relu(scale * [x, skip] + shift) from `begin` up to `end` in a format.
+// Write rows leaky(scale * [x, skip] + shift) from `begin` up to `end` in a format.
 template <class Format>
 void activate(const Source& source, int64_t begin, int64_t end, typename Format::Element* to) {
   const int channels = source.channels(), stride = Format::elements(channels);
@@ -278,12 +278,12 @@ void activate(const Source& source, int64_t begin, int64_t end, typename Format:
       int c = 0;
       for (; c + kLanes <= width; c += kLanes) {
         Vector v = load(row + c);
-        if (scale) v = positive(load(scale + c) * v + load(shift + c));
+        if (scale) v = leaky(load(scale + c) * v + load(shift + c), source.slope);
         Format::put(target + c, v);
       }
       for (; c < width; ++c) {
         const float v = scale ? scale[c] * row[c] + shift[c] : row[c];
-        Format::put(target + c, scale && !(v > 0) ? 0 : v);
+        Format::put(target + c, scale ? leaky(v, source.slope) : v);
       }
     }
   };
@@ -293,7 +293,7 @@ void activate(const Source& source, int64_t begin, int64_t end, typename Format:
     for (int64_t i = begin; i < end; ++i) to[(i - begin) * stride + channels] = 0;
 }
 
-// Return the rows relu(scale * [x, skip] + shift) in a format. They are written to scratch only if
+// Return the rows leaky(scale * [x, skip] + shift) in a format. They are written to scratch only if
 // they differ from x.
 template <class Format>
 const typename Format::Element* gathered(const Source& source, int threads) {
@@ -464,7 +464,7 @@ const void* convolve_in(const Source& source, const float* weight, int out_chann
           if (raw) store(to + column, v);
           if (ahead) {
             const Vector scaled = load(next.scale + column) * v + load(next.shift + column);
-            Format::put(ahead + column, positive(scaled));
+            Format::put(ahead + column, leaky(scaled, next.slope));
           }
         } else {
           float values[kLanes] = {};
@@ -475,7 +475,7 @@ const void* convolve_in(const Source& source, const float* weight, int out_chann
             if (raw) to[c] = values[k];
             if (!ahead) continue;
             const float a = next.scale[c] * values[k] + next.shift[c];
-            Format::put(ahead + c, a > 0 ? a : 0);
+            Format::put(ahead + c, leaky(a, next.slope));
           }
           if (ahead && stride > out_channels) ahead[out_channels] = 0;
           v = load(values);
@@ -523,7 +523,7 @@ void input_gradient_in(const float* grad, int64_t grad_rows, int grad_channels, 
   const float* w =
       packed<Format>(transposed(weight, back.taps, channels, grad_channels, mirrored, threads),
                      back.taps, grad_channels, wide, threads);
-  const Source flow{grad, nullptr, grad_rows, grad_channels, 0, nullptr, nullptr};
+  const Source flow{grad, nullptr, grad_rows, grad_channels, 0, nullptr, nullptr, 0};
   double* partial = nullptr;
   if (sums)
     partial = workspace().sums.get<double>(static_cast<size_t>(back.blocks()) * 2 * channels);
@@ -550,7 +550,8 @@ void input_gradient_in(const float* grad, int64_t grad_rows, int grad_channels, 
               }
               const Vector x = load((within_x ? source.x : source.skip) + at);
               const Vector scale = load(source.scale + column);
-              const Vector g = scale * x + load(source.shift + column) > 0 ? v : Vector{};
+              const Vector normed = scale * x + load(source.shift + column);
+              const Vector g = normed > 0 ? v : source.slope * v;
               store(to, scale * g + more);
               block_sums.add(j * kLanes, g * x, g);
               continue;
@@ -567,7 +568,8 @@ void input_gradient_in(const float* grad, int64_t grad_rows, int grad_channels, 
               to = values[k] + more;
               if (!source.scale) continue;
               const float x = (c < split ? source.x : source.skip)[at];
-              const float g = source.scale[c] * x + source.shift[c] > 0 ? values[k] : 0;
+              const bool positive = source.scale[c] * x + source.shift[c] > 0;
+              const float g = positive ? values[k] : source.slope * values[k];
               to = source.scale[c] * g + more;
               products[k] = g * x;
               passed[k] = g;

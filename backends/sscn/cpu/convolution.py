@@ -27,11 +27,12 @@ def convolve(
     shift: Tensor | None,
     residual: Tensor | None,
     statistics: bool,
+    slope: float,
     products: Products,
 ) -> tuple[Tensor, Tensor]:
     """Convolve, add the residual, and sum the result; see ``KernelSet``."""
     stream = InstructionStream()
-    source = _source(stream, x, skip, weight, gather_map.taps, scale, shift)
+    source = _source(stream, x, skip, weight, gather_map.taps, scale, shift, slope)
     out_channels = weight.shape[2]
     out = x.new_empty((gather_map.rows, out_channels))
     sums = torch.empty((2, out_channels) if statistics else 0, dtype=torch.float64)
@@ -56,6 +57,7 @@ def gradients(
     kernel_map: KernelMap,
     scale: Tensor | None,
     shift: Tensor | None,
+    slope: float,
     to_input: bool,
     to_weight: bool,
     products: Products,
@@ -67,7 +69,7 @@ def gradients(
     stream = InstructionStream()
     address = stream.address
     _, backward, mirrored = kernel_map
-    source = _source(stream, x, skip, weight, backward.taps, scale, shift)
+    source = _source(stream, x, skip, weight, backward.taps, scale, shift, slope)
     if len(x) != backward.rows:
         raise ValueError(f"the map leads back to {backward.rows} rows, not {len(x)}")
     map_words = *pairs(backward), mirrored
@@ -105,7 +107,8 @@ def _source(
     taps: int,
     scale: Tensor | None,
     shift: Tensor | None,
-) -> tuple[int, ...]:
+    slope: float,
+) -> tuple[float, ...]:
     """Check an input against the weights and the taps of a map; return its words."""
     address = stream.address
     weight_taps, channels, _ = weight.shape
@@ -123,4 +126,7 @@ def _source(
         scale_address, shift_address = address(scale), address(shift)
         if scale.numel() != channels or shift.numel() != channels:
             raise ValueError(f"scale and shift must have {channels} channels")
-    return address(x), skip_address, rows, x_channels, skip_channels, scale_address, shift_address
+    return (
+        address(x), skip_address, rows, x_channels, skip_channels, scale_address, shift_address,
+        slope,
+    )  # fmt: skip

@@ -44,7 +44,8 @@ class Field(NamedTuple):
     name : str
         Its name in C++.
     type : str
-        Its type in C++: a pointer, ``int64_t``, ``int``, ``bool``, ``double`` or ``Products``.
+        Its type in C++: a pointer, ``int64_t``, ``int``, ``bool``, ``float`` (written as a
+        double), ``double`` or ``Products``.
     meaning : str
         Shape and meaning.
     """
@@ -85,6 +86,7 @@ _SOURCE = Group(
         Field("skip_channels", "int", "channels of skip, 0 if it is absent"),
         Field("scale", "const float*", "(x_channels + skip_channels): of the norm, or absent"),
         Field("shift", "const float*", "(x_channels + skip_channels): of the norm, or absent"),
+        Field("slope", "float", "factor of negative values after the norm"),
     ),
 )
 
@@ -253,13 +255,13 @@ def header() -> str:
                 for kind in Products
             ),
             "",
-            "// Return a word as a pointer, a double or a number.",
+            "// Return a word as a pointer, a float, a double or an integer.",
             "template <class T>",
             "T as(int64_t word) {",
             "  if constexpr (std::is_pointer_v<T>)",
             "    return reinterpret_cast<T>(static_cast<uintptr_t>(word));",
-            "  else if constexpr (std::is_same_v<T, double>)",
-            "    return std::bit_cast<double>(word);",
+            "  else if constexpr (std::is_floating_point_v<T>)",
+            "    return static_cast<T>(std::bit_cast<double>(word));",
             "  else",
             "    return static_cast<T>(word);",
             "}",

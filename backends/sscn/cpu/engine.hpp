@@ -21,8 +21,8 @@ struct Pairs {
 // The type to which rows and weights are rounded before they are multiplied.
 enum class Products : int { kFloat32, kBfloat16 };
 
-// The input of a convolution: relu(scale * [x, skip] + shift). `skip` may be null, and so may
-// `scale` together with `shift`.
+// The input of a convolution: leaky(scale * [x, skip] + shift), where leaky multiplies negative
+// values by `slope`. `skip` may be null, and so may `scale` together with `shift`.
 struct Source {
   const float* x;
   const float* skip;
@@ -31,6 +31,7 @@ struct Source {
   int skip_channels;
   const float* scale;
   const float* shift;
+  float slope;
   // The rows of this input if an earlier convolution has computed and rounded them, else null.
   const void* activated = nullptr;
   // Rows of a later convolution's input that this one must not overwrite, or null.
@@ -40,10 +41,11 @@ struct Source {
 };
 
 // The input that a later convolution computes from the rows that this one writes,
-// relu(scale * out + shift); `scale` is null if there is no such convolution.
+// leaky(scale * out + shift); `scale` is null if there is no such convolution.
 struct NextInput {
   const float* scale = nullptr;
   const float* shift = nullptr;
+  float slope = 0;
   bool sole_consumer = false;  // nothing else reads the rows, so they need not be stored
 };
 

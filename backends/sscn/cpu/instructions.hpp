@@ -11,7 +11,7 @@
 
 namespace sscn {
 
-constexpr int64_t kWords = 25;  // per instruction
+constexpr int64_t kWords = 26;  // per instruction
 
 enum class Opcode : int64_t {
   kFold = 0,
@@ -28,13 +28,13 @@ enum class Opcode : int64_t {
 static_assert(static_cast<int>(Products::kFloat32) == 0);
 static_assert(static_cast<int>(Products::kBfloat16) == 1);
 
-// Return a word as a pointer, a double or a number.
+// Return a word as a pointer, a float, a double or an integer.
 template <class T>
 T as(int64_t word) {
   if constexpr (std::is_pointer_v<T>)
     return reinterpret_cast<T>(static_cast<uintptr_t>(word));
-  else if constexpr (std::is_same_v<T, double>)
-    return std::bit_cast<double>(word);
+  else if constexpr (std::is_floating_point_v<T>)
+    return static_cast<T>(std::bit_cast<double>(word));
   else
     return static_cast<T>(word);
 }
@@ -48,6 +48,7 @@ inline Source read_source(const int64_t* word) {
   found.skip_channels = as<int>(word[4]);
   found.scale = as<const float*>(word[5]);
   found.shift = as<const float*>(word[6]);
+  found.slope = as<float>(word[7]);
   return found;
 }
 
@@ -106,14 +107,14 @@ struct Convolve {
 
   explicit Convolve(const int64_t* word)
       : source(read_source(word + 1)),
-        weight(as<const float*>(word[8])),
-        channels(as<int>(word[9])),
-        forward(read_pairs(word + 10)),
-        products(as<Products>(word[16])),
-        residual(as<const float*>(word[17])),
-        out(as<float*>(word[18])),
-        sums(as<double*>(word[19])),
-        sole_consumer(as<bool>(word[20])) {}
+        weight(as<const float*>(word[9])),
+        channels(as<int>(word[10])),
+        forward(read_pairs(word + 11)),
+        products(as<Products>(word[17])),
+        residual(as<const float*>(word[18])),
+        out(as<float*>(word[19])),
+        sums(as<double*>(word[20])),
+        sole_consumer(as<bool>(word[21])) {}
 };
 
 struct StatisticsGradient {
@@ -157,11 +158,11 @@ struct InputGradient {
         mirrored(as<bool>(word[11])),
         products(as<Products>(word[12])),
         source(read_source(word + 13)),
-        added_x(as<const float*>(word[20])),
-        added_skip(as<const float*>(word[21])),
-        to_x(as<float*>(word[22])),
-        to_skip(as<float*>(word[23])),
-        to_norm(as<double*>(word[24])) {}
+        added_x(as<const float*>(word[21])),
+        added_skip(as<const float*>(word[22])),
+        to_x(as<float*>(word[23])),
+        to_skip(as<float*>(word[24])),
+        to_norm(as<double*>(word[25])) {}
 };
 
 struct WeightGradient {
@@ -175,12 +176,12 @@ struct WeightGradient {
 
   explicit WeightGradient(const int64_t* word)
       : source(read_source(word + 1)),
-        grad(as<const float*>(word[8])),
-        rows(as<int64_t>(word[9])),
-        channels(as<int>(word[10])),
-        backward(read_pairs(word + 11)),
-        mirrored(as<bool>(word[17])),
-        to_weight(as<float*>(word[18])) {}
+        grad(as<const float*>(word[9])),
+        rows(as<int64_t>(word[10])),
+        channels(as<int>(word[11])),
+        backward(read_pairs(word + 12)),
+        mirrored(as<bool>(word[18])),
+        to_weight(as<float*>(word[19])) {}
 };
 
 struct FoldGradient {

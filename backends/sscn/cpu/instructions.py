@@ -41,8 +41,8 @@ __all__ = [
 
 
 def _packer(fields: tuple[Field, ...]) -> struct.Struct:
-    """Return the layout of an instruction: doubles by their bits, everything else as integers."""
-    kinds = "".join("d" if field.type == "double" else "q" for field in fields)
+    """Return the layout of an instruction: floats as doubles, everything else as integers."""
+    kinds = "".join("d" if field.type in ("float", "double") else "q" for field in fields)
     return struct.Struct(f"=q{kinds}{8 * (WORDS - 1 - len(fields))}x")
 
 

@@ -58,11 +58,12 @@ class CpuKernels(KernelSet):
         shift: Tensor | None,
         residual: Tensor | None,
         statistics: bool,
+        slope: float = 0.0,
         /,
     ) -> tuple[Tensor, Tensor]:
         """Convolve, add the residual, and sum the result."""
         return convolution.convolve(
-            x, skip, weight, gather_map, scale, shift, residual, statistics, self._products
+            x, skip, weight, gather_map, scale, shift, residual, statistics, slope, self._products
         )
 
     def gradients(
@@ -76,14 +77,15 @@ class CpuKernels(KernelSet):
         kernel_map: KernelMap,
         scale: Tensor | None,
         shift: Tensor | None,
+        slope: float = 0.0,
         *,
         to_input: bool = True,
         to_weight: bool = True,
     ) -> ConvolutionGradients:
         """Compute the requested gradients of a convolution."""
         return convolution.gradients(
-            grad, out, grad_sums, x, skip, weight, kernel_map, scale, shift, to_input, to_weight,
-            self._products,
+            grad, out, grad_sums, x, skip, weight, kernel_map, scale, shift, slope, to_input,
+            to_weight, self._products,
         )  # fmt: skip
 
     def forward_runner(self) -> ForwardProgram:

@@ -11,8 +11,8 @@
 
 namespace sscn {
 
-// Fuses the norm and ReLU before a convolution into the convolution that produces its input: the
-// rows relu(scale * out + shift) are computed while `out` is in registers.
+// Fuses the norm and activation before a convolution into the convolution that produces its input:
+// the rows leaky(scale * out + shift) are computed while `out` is in registers.
 class NextInputFusion {
  public:
   // Run a convolution; `left` instructions follow it, starting at `following`.
@@ -45,7 +45,7 @@ class NextInputFusion {
       if (as<Opcode>(words[0]) != Opcode::kConvolve) break;
       const Convolve then(words);
       if (then.products == now.products && consumes(then, now.out))
-        return {then.source.scale, then.source.shift, now.sole_consumer};
+        return {then.source.scale, then.source.shift, then.source.slope, now.sole_consumer};
     }
     return {};
   }

@@ -104,11 +104,12 @@ class ForwardProgram:
         """Write the instructions of a layer: its norm, if it is not folded yet, and itself."""
         address, sources, norm = self._stream.address, layer.sources, layer.norm
         scale = shift = skip = skip_channels = 0
+        slope = 0.0
         if isinstance(norm, BatchNorm):
             folding = norm.folding or self._fold(norm, sources)
-            scale, shift = address(folding.scale), address(folding.shift)
+            scale, shift, slope = address(folding.scale), address(folding.shift), norm.slope
         elif norm is not None:
-            scale, shift = map(address, norm)
+            scale, shift, slope = address(norm.scale), address(norm.shift), norm.slope
         rows_in, x_channels = sources[0].shape
         if len(sources) > 1:
             skip, skip_channels = address(features(sources[1])), sources[1].shape[1]
@@ -120,8 +121,8 @@ class ForwardProgram:
         sums = _empty_sums(channels) if layer.statistics else None
         keep = self._stream.keep
         self._stream.write(
-            CONVOLVE, x, skip, rows_in, x_channels, skip_channels, scale, shift, weight, channels,
-            *pairs(layer.kernel_map.forward), self._products, residual, keep(out),
+            CONVOLVE, x, skip, rows_in, x_channels, skip_channels, scale, shift, slope, weight,
+            channels, *pairs(layer.kernel_map.forward), self._products, residual, keep(out),
             0 if sums is None else keep(sums), layer.pending_consumers == 1 and not retained,
         )  # fmt: skip
         layer.out, layer.sums = out, sums
@@ -249,7 +250,7 @@ class BackwardProgram:
         self._free_sums.release(to_sums)
         return total
 
-    def _source(self, step: GradientStep) -> tuple[int, ...]:
+    def _source(self, step: GradientStep) -> tuple[float, ...]:
         """Return the words of the input of a layer."""
         address, saved, sources = self._stream.address, self._saved, step.sources
         scale = shift = skip = skip_channels = 0
@@ -260,10 +261,10 @@ class BackwardProgram:
         if len(sources) > 1:
             skip, skip_channels = address(saved[sources[1]]), step.widths[1]
         x = address(saved[sources[0]])
-        return x, skip, step.rows, step.widths[0], skip_channels, scale, shift
+        return x, skip, step.rows, step.widths[0], skip_channels, scale, shift, step.slope
 
     def _weight_gradient(
-        self, step: GradientStep, source: Sequence[int], grad: Sequence[int]
+        self, step: GradientStep, source: Sequence[float], grad: Sequence[int]
     ) -> None:
         _, backward, mirrored = step.kernel_map
         to_weight = torch.empty(self._saved[step.weight].shape)
@@ -274,7 +275,7 @@ class BackwardProgram:
         self._parameters.append((step.weight, to_weight))
 
     def _input_gradient(
-        self, step: GradientStep, source: Sequence[int], grad: Sequence[int]
+        self, step: GradientStep, source: Sequence[float], grad: Sequence[int]
     ) -> None:
         keep = self._stream.keep
         _, backward, mirrored = step.kernel_map

@@ -30,7 +30,9 @@ inline Vector load(const float* from, int columns) {
 
 inline void store(float* to, Vector v) { std::memcpy(to, &v, sizeof v); }
 
-inline Vector positive(Vector v) { return v > 0 ? v : Vector{}; }
+// Leaky ReLU: negative values are multiplied by the slope, which is 0 for ReLU and 1 for none.
+inline Vector leaky(Vector v, float slope) { return v > 0 ? v : slope * v; }
+inline float leaky(float v, float slope) { return v > 0 ? v : slope * v; }
 
 inline int padded(int channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
 

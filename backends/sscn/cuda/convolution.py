@@ -2,9 +2,9 @@
 
 One program computes a tile of output rows. It loops over the taps that any row of its tile has,
 gathers the input rows of a tap directly into an operand of the matrix product, with batch
-normalisation and ReLU applied, and accumulates in float32 registers. The result is stored once,
-after the residual is added and the sums of the tile are computed. The sums of tiles are added in a
-fixed order.
+normalisation and activation applied, and accumulates in float32 registers. The result is stored
+once, after the residual is added and the sums of the tile are computed. The sums of tiles are added
+in a fixed order.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ STAGES = 3
 @triton.jit
 def gather(
     source, scale, shift, site, channel,
-    CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
-    """Load some channels of the given rows, after norm and ReLU; absent rows are zero."""
+    """Load some channels of the given rows, normalised and activated; absent rows are zero."""
     valid = (site >= 0)[:, None]
     if CHANNELS % BLOCK_K != 0:
         valid = valid & (channel < CHANNELS)[None, :]
@@ -41,7 +41,11 @@ def gather(
         in_range = channel < CHANNELS
         gain = tl.load(scale + channel, mask=in_range, other=0.0)
         offset = tl.load(shift + channel, mask=in_range, other=0.0)
-        active = tl.maximum(value.to(tl.float32) * gain[None, :] + offset[None, :], 0.0)
+        active = value.to(tl.float32) * gain[None, :] + offset[None, :]
+        if SLOPE == 0:
+            active = tl.maximum(active, 0.0)
+        else:
+            active = tl.where(active > 0.0, active, active * SLOPE)
         value = tl.where(valid, active, 0.0).to(source.dtype.element_ty)
     return value
 
@@ -60,8 +64,8 @@ def _accumulate(
     total, source, scale, shift, weight, table, taps, count, position, inside, column, rows,
     FIRST: tl.constexpr, CHANNELS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
     TAPS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, NORM: tl.constexpr,
-    TRANSPOSED: tl.constexpr, MIRRORED: tl.constexpr, IDENTITY: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    SLOPE: tl.constexpr, TRANSPOSED: tl.constexpr, MIRRORED: tl.constexpr,
+    IDENTITY: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Add the products of one source, which is the input from channel FIRST on."""
     chunks: tl.constexpr = (CHANNELS + BLOCK_K - 1) // BLOCK_K
@@ -73,7 +77,9 @@ def _accumulate(
         else:
             tap = tl.load(taps + step // chunks)
             site = tl.load(table + tap.to(tl.int64) * rows + position, mask=inside, other=-1)
-        a = gather(source, scale + FIRST, shift + FIRST, site, channel, CHANNELS, BLOCK_K, NORM)
+        a = gather(
+            source, scale + FIRST, shift + FIRST, site, channel, CHANNELS, BLOCK_K, NORM, SLOPE
+        )
         if MIRRORED:
             tap = TAPS - 1 - tap
         row = FIRST + channel
@@ -95,8 +101,8 @@ def convolve_tile(
     x, skip, scale, shift, weight, table, order, taps, counts, residual, out, sums, rows,
     FIRST: tl.constexpr, SECOND: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr,
-    RESIDUAL: tl.constexpr, STATISTICS: tl.constexpr, IDENTITY: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    SLOPE: tl.constexpr, RESIDUAL: tl.constexpr, STATISTICS: tl.constexpr,
+    IDENTITY: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Convolve into BLOCK_M output rows and BLOCK_N output channels."""
     tile = tl.program_id(0).to(tl.int64)
@@ -113,13 +119,13 @@ def convolve_tile(
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     total = _accumulate(
         total, x, scale, shift, weight, table, taps, count, position, inside, column, rows,
-        0, FIRST, FIRST + SECOND, OUT, TAPS, BLOCK_K, BLOCK_N, NORM,
+        0, FIRST, FIRST + SECOND, OUT, TAPS, BLOCK_K, BLOCK_N, NORM, SLOPE,
         False, False, IDENTITY, PRECISION, UPCAST,
     )  # fmt: skip
     if SECOND > 0:
         total = _accumulate(
             total, skip, scale, shift, weight, table, taps, count, position, inside, column, rows,
-            FIRST, SECOND, FIRST + SECOND, OUT, TAPS, BLOCK_K, BLOCK_N, NORM,
+            FIRST, SECOND, FIRST + SECOND, OUT, TAPS, BLOCK_K, BLOCK_N, NORM, SLOPE,
             False, False, IDENTITY, PRECISION, UPCAST,
         )  # fmt: skip
     valid = inside[:, None] & (column < OUT)[None, :]
@@ -148,8 +154,8 @@ def input_gradient_tile(
     grad, x, skip, scale, shift, weight, table, order, taps, counts, to_x, to_skip, sums, rows,
     FIRST: tl.constexpr, SECOND: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr,
-    MIRRORED: tl.constexpr, IDENTITY: tl.constexpr, PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
+    SLOPE: tl.constexpr, MIRRORED: tl.constexpr, IDENTITY: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Convolve a gradient of OUT channels back to BLOCK_M input rows and BLOCK_N channels."""
     channels: tl.constexpr = FIRST + SECOND
@@ -167,7 +173,7 @@ def input_gradient_tile(
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     total = _accumulate(
         total, grad, scale, shift, weight, table, taps, count, position, inside, column, rows,
-        0, OUT, OUT, channels, TAPS, BLOCK_K, BLOCK_N, False,
+        0, OUT, OUT, channels, TAPS, BLOCK_K, BLOCK_N, False, 0.0,
         True, MIRRORED, IDENTITY, PRECISION, UPCAST,
     )  # fmt: skip
     in_x = inside[:, None] & (column < FIRST)[None, :]
@@ -181,8 +187,12 @@ def input_gradient_tile(
         in_range = column < channels
         gain = tl.load(scale + column, mask=in_range, other=0.0)
         offset = tl.load(shift + column, mask=in_range, other=0.0)
-        passed = (value * gain[None, :] + offset[None, :] > 0.0) & inside[:, None]
-        total = tl.where(passed, total, 0.0)
+        positive = value * gain[None, :] + offset[None, :] > 0.0
+        if SLOPE == 0:
+            total = tl.where(positive & inside[:, None], total, 0.0)
+        else:
+            total = tl.where(positive, total, total * SLOPE)
+            total = tl.where(inside[:, None], total, 0.0)
         sums += tile * (2 * channels)
         tl.store(sums + column, tl.sum(total * value, 0).to(tl.float64), mask=in_range)
         tl.store(sums + channels + column, tl.sum(total, 0).to(tl.float64), mask=in_range)
@@ -202,6 +212,7 @@ def convolve(
     shift: Tensor | None,
     residual: Tensor | None,
     statistics: bool,
+    slope: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Convolve, add the residual, and sum the result for the norm that follows."""
     taps, inputs, channels = weight.shape
@@ -225,8 +236,8 @@ def convolve(
             *map_tensors(gather_map, x), _or(residual, x), out, sums, rows,
             FIRST=first, SECOND=second, OUT=channels, TAPS=taps,
             BLOCK_M=shape.rows, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
-            NORM=scale is not None, RESIDUAL=residual is not None, STATISTICS=statistics,
-            IDENTITY=not gather_map.tensors, **arithmetic(x, precision),
+            NORM=scale is not None, SLOPE=slope, RESIDUAL=residual is not None,
+            STATISTICS=statistics, IDENTITY=not gather_map.tensors, **arithmetic(x, precision),
             num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip
     return out, sums.sum(0) if statistics else sums
@@ -242,6 +253,7 @@ def input_gradient(
     skip: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
+    slope: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Propagate the gradient of the output to the inputs, over the backward map."""
     taps, channels, outputs = weight.shape
@@ -264,7 +276,7 @@ def input_gradient(
             weight.contiguous(), *map_tensors(gather_map, x), to_x, to_skip, sums, rows,
             FIRST=first, SECOND=second, OUT=outputs, TAPS=taps,
             BLOCK_M=shape.rows, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
-            NORM=norm, MIRRORED=mirrored, IDENTITY=not gather_map.tensors,
+            NORM=norm, SLOPE=slope, MIRRORED=mirrored, IDENTITY=not gather_map.tensors,
             **arithmetic(x, precision), num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip
     return to_x, to_skip, sums.sum(0) if norm else sums

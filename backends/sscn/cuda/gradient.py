@@ -52,7 +52,8 @@ def weight_gradient_share(
     source, scale, shift, grad, table, order, pairs, counts, partial, rows, runs, share,
     FIRST: tl.constexpr, CHANNELS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_R: tl.constexpr, RUN: tl.constexpr,
-    NORM: tl.constexpr, IDENTITY: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    NORM: tl.constexpr, SLOPE: tl.constexpr, IDENTITY: tl.constexpr, PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Sum the outer products of one tap over a share of the runs, for a block of channels."""
     tap = tl.program_id(1).to(tl.int64)
@@ -78,7 +79,9 @@ def weight_gradient_share(
                 position = start + local
                 row = tl.load(order + position, mask=in_range, other=0)
                 site = tl.load(table + tap * rows + position, mask=in_range, other=-1)
-            a = gather(source, scale + FIRST, shift + FIRST, site, channel, CHANNELS, BLOCK_I, NORM)
+            a = gather(
+                source, scale + FIRST, shift + FIRST, site, channel, CHANNELS, BLOCK_I, NORM, SLOPE
+            )
             valid = in_range[:, None] & (column < OUT)[None, :]
             b = tl.load(grad + row[:, None] * OUT + column[None, :], mask=valid, other=0.0)
             total = multiply(tl.trans(a), b, total, PRECISION, UPCAST)
@@ -111,6 +114,7 @@ def weight_gradient(
     gather_map: GatherMap,
     scale: Tensor | None,
     shift: Tensor | None,
+    slope: float = 0.0,
 ) -> Tensor:
     """Return the gradient of the weights over the forward map, the same bits for the same input."""
     sources = [x] if skip is None else [x, skip]
@@ -144,7 +148,7 @@ def weight_gradient(
             partial, rows, runs, share,
             FIRST=first, CHANNELS=width, IN=channels, OUT=outputs,
             BLOCK_I=shape.inputs, BLOCK_O=shape.outputs, BLOCK_R=PAIRS, RUN=RUN,
-            NORM=scale is not None, IDENTITY=not gather_map.tensors,
+            NORM=scale is not None, SLOPE=slope, IDENTITY=not gather_map.tensors,
             **arithmetic(x, precision), num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip
         first += width

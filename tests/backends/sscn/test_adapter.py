@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from backends import registry, weights
-from backends.contract import Kind, Unsupported, site_keys
+from backends.contract import Kind, NormConfig, Unsupported, site_keys
 from backends.loss import event_cross_entropy
 from backends.uresnet import UResNet, UResNetConfig
 from tests.backends.sscn.sets import SETS
@@ -73,7 +73,7 @@ def test_a_convolution_whose_result_is_used_several_times():
     sites, features = batch()
     x = backend.tensor(sites, features, SIZE, 2)
     convolution = filled(backend.convolution(Kind.SUBMANIFOLD, 1, 4, 3, 0))
-    norm = backend.norm_relu(4).eval()
+    norm = backend.norm(NormConfig(4)).eval()
     once = convolution(x)
     alone = backend.features(convolution(x))
     torch.testing.assert_close(backend.features(backend.add(once, once)), 2 * alone)
@@ -87,7 +87,7 @@ def test_a_sum_of_normalised_tensors_sums_what_the_norms_give():
     backend = engine()
     sites, features = batch()
     x = backend.tensor(sites, features, SIZE, 2)
-    norm = backend.norm_relu(1).eval()
+    norm = backend.norm(NormConfig(1)).eval()
     expected = 2 * (features / (1 + norm.norm.eps) ** 0.5).relu()
     torch.testing.assert_close(backend.features(backend.add(norm(x), norm(x))), expected)
 
@@ -121,7 +121,7 @@ def test_rows_below_the_finest_level_ascend_by_site():
 def test_evaluation_uses_weights_and_statistics_that_have_changed():
     backend = engine()
     sites, features = batch()
-    norm = backend.norm_relu(1).eval()
+    norm = backend.norm(NormConfig(1)).eval()
     with torch.no_grad():
         x = backend.tensor(sites, features, SIZE, 2)
         before = backend.features(norm(x))
@@ -134,7 +134,7 @@ def test_evaluation_uses_weights_and_statistics_that_have_changed():
 def test_running_statistics_are_those_of_torch():
     backend = engine()
     sites, features = batch()
-    norm = backend.norm_relu(1)
+    norm = backend.norm(NormConfig(1))
     expected = torch.nn.BatchNorm1d(1, eps=norm.norm.eps, momentum=norm.norm.momentum)
     found = backend.features(norm(backend.tensor(sites, features, SIZE, 2)))
     torch.testing.assert_close(found, expected(features).relu(), rtol=1e-5, atol=1e-5)
@@ -146,7 +146,7 @@ def test_one_site_cannot_be_normalised_in_training():
     backend = engine()
     one = backend.tensor(torch.zeros(1, 4, dtype=torch.int32), torch.ones(1, 1), SIZE, 1)
     with pytest.raises(ValueError, match="at least 2 sites"):
-        backend.norm_relu(1)(one)
+        backend.norm(NormConfig(1))(one)
 
 
 def test_unsupported_layers_and_options_are_refused():

@@ -126,7 +126,7 @@ def map_of(rows, taps):
     )
 
 
-def train_layer(widths, taps, dtype, rows=20000):
+def train_layer(widths, taps, dtype, rows=20000, slope=0.0):
     """Launch all kernels of a training step of one layer."""
     first, second, outputs = widths
     gather_map = map_of(rows, taps) if taps > 1 else identity(rows).forward
@@ -135,9 +135,9 @@ def train_layer(widths, taps, dtype, rows=20000):
     weight = torch.empty((taps, first + second, outputs), dtype=dtype)
     fold = torch.empty(first + second)
     residual = torch.empty((rows, outputs), dtype=dtype)
-    out, sums = cuda.convolve(x, skip, weight, gather_map, fold, fold, residual, True)
-    cuda.input_gradient(out, weight, gather_map, taps % 2 == 1, x, skip, fold, fold)
-    cuda.weight_gradient(x, skip, out, gather_map, fold, fold)
+    out, sums = cuda.convolve(x, skip, weight, gather_map, fold, fold, residual, True, slope)
+    cuda.input_gradient(out, weight, gather_map, taps % 2 == 1, x, skip, fold, fold, slope)
+    cuda.weight_gradient(x, skip, out, gather_map, fold, fold, slope)
     cuda.statistics_gradient(out, out, sums)
 
 
@@ -151,17 +151,17 @@ LAYER = (
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "tf32"),
+    ("capability", "dtype", "tf32", "slope"),
     [
-        (80, torch.float32, False),
-        (90, torch.float32, True),
-        (80, torch.float16, False),
-        (90, torch.bfloat16, False),
+        (80, torch.float32, False, 0.0),
+        (90, torch.float32, True, 0.33),
+        (80, torch.float16, False, 0.33),
+        (90, torch.bfloat16, False, 0.0),
     ],
 )
-def test_a_training_step_of_a_layer(launches, capability, dtype, tf32):
+def test_a_training_step_of_a_layer(launches, capability, dtype, tf32, slope):
     torch.backends.cuda.matmul.allow_tf32 = tf32
-    train_layer((16, 16, 16), 27, dtype)
+    train_layer((16, 16, 16), 27, dtype, slope=slope)
     check_launches(launches, capability, *LAYER)
 
 

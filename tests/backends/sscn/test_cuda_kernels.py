@@ -22,12 +22,12 @@ if not INTERPRETED and not torch.cuda.is_available():
     )
 
 from backends import network, weights  # noqa: E402
-from backends.contract import InvalidBatch, Unsupported, master_dtype  # noqa: E402
+from backends.contract import InvalidBatch, NormConfig, Unsupported, master_dtype  # noqa: E402
 from backends.sscn import adapter  # noqa: E402
 from backends.sscn.cuda import blocks, maps  # noqa: E402
 from backends.sscn.deferred_layer import Rows  # noqa: E402
 from backends.sscn.kernel_map import GatherMap, KernelMap, identity, morton  # noqa: E402
-from backends.sscn.norm import NormReLU, differentiable  # noqa: E402
+from backends.sscn.norm import Norm, differentiable  # noqa: E402
 from backends.sscn.selection import load  # noqa: E402
 from backends.uresnet import UResNetConfig  # noqa: E402
 
@@ -211,7 +211,8 @@ def test_bad_sites_are_refused(site, message):
 class Layer:
     """One convolution with random values, on the kernels under test and on the reference."""
 
-    def __init__(self, kind, precision, widths, dim=2, size=10, count=45, seed=0):
+    def __init__(self, kind, precision, widths, dim=2, size=10, count=45, seed=0, slope=0.0):
+        self.slope = slope
         sites = some_sites(seed, dim, size, count)
         keys, _ = cuda.sort_sites(sites, size)
         self.tested, self.exact = _connections(kind, keys, dim, size)
@@ -241,7 +242,8 @@ class Layer:
         values = (_as(kernels, each) for each in (self.x, self.skip, self.weight))
         to_add = _as(kernels, self.residual) if residual else None
         table = self.map(kernels).forward
-        return kernels.convolve(*values, table, *self.norm(kernels, norm), to_add, statistics)
+        scale, shift = self.norm(kernels, norm)
+        return kernels.convolve(*values, table, scale, shift, to_add, statistics, self.slope)
 
     def to_input(self, kernels, norm=True):
         kernel_map = self.map(kernels)
@@ -253,12 +255,13 @@ class Layer:
             _as(kernels, self.x),
             _as(kernels, self.skip),
             *self.norm(kernels, norm),
+            self.slope,
         )
 
     def to_weight(self, kernels, norm=True):
         values = (_as(kernels, each) for each in (self.x, self.skip, self.grad))
         return kernels.weight_gradient(
-            *values, self.map(kernels).forward, *self.norm(kernels, norm)
+            *values, self.map(kernels).forward, *self.norm(kernels, norm), self.slope
         )
 
     def map(self, kernels):
@@ -337,6 +340,11 @@ def test_tiles_of_64_rows_agree_with_float64(kind, precision, switch_tf32):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_agrees_with_float64(kind):
     check_layer(Layer(kind, "fp32", (16, 0, 16)), BOUNDS["fp32"])
+
+
+@pytest.mark.parametrize(("kind", "slope"), [("strided", 0.33), ("linear", 1.0)])
+def test_leaky_activations_agree_with_float64(kind, slope):
+    check_layer(Layer(kind, "fp32", (16, 16, 16), slope=slope), BOUNDS["fp32"])
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
@@ -483,9 +491,10 @@ def test_the_same_input_gives_the_same_bits():
             assert torch.equal(once, again)
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.33])
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
-def test_a_whole_network_agrees_with_float64(precision):
-    config = UResNetConfig(filters=4, depth=2, reps=1)
+def test_a_whole_network_agrees_with_float64(precision, slope):
+    config = UResNetConfig(filters=4, depth=2, reps=1, slope=slope)
     sites = some_sites(1, 2, 8, 40)
     features = torch.rand((len(sites), 1), generator=torch.Generator().manual_seed(2))
     found = []
@@ -514,18 +523,18 @@ def test_a_norm_folded_at_once_is_torchs_norm():
     gain, offset = torch.randn((2, channels), generator=generator)
     found = []
     for kernel_set, dtype in (("reference", torch.float64), ("cuda", torch.float32)):
-        layer = NormReLU(channels).to(dtype).to(DEVICE)
+        layer = Norm(NormConfig(channels)).to(dtype).to(DEVICE)
         with torch.no_grad():
             layer.norm.weight.copy_(gain)
             layer.norm.bias.copy_(offset)
-        before = [each.clone() for each in layer.from_running()]
+        before = layer.from_running().scale.clone()
         sums = torch.stack([x.sum(0), x.square().sum(0)]).to(DEVICE).requires_grad_()
         sources = (Rows(x.to(DEVICE, dtype), sums),)
         folded = differentiable(layer.from_batch(sources), sources, load(kernel_set))
         (torch.stack(folded).double() * towards.to(DEVICE)).sum().backward()
         with torch.no_grad():
-            after = layer.from_running()
-        assert not torch.equal(before[0], after[0]), "evaluation still has the old statistics"
+            *after, _ = layer.from_running()
+        assert not torch.equal(before, after[0]), "evaluation still has the old statistics"
         parameters = (layer.norm.weight.grad, layer.norm.bias.grad)
         running = (layer.norm.running_mean, layer.norm.running_var)
         found.append(
@@ -546,7 +555,7 @@ def test_the_operator_passes_opcheck(kind):
     differentiable = (layer.x, layer.skip, layer.weight, layer.scale, layer.shift, layer.residual)
     for each in differentiable:
         each.requires_grad_()
-    rest = (forward.tensors, backward.tensors, forward.rows, mirrored, True, "cuda")
+    rest = (forward.tensors, backward.tensors, forward.rows, mirrored, True, 0.33, "cuda")
     torch.library.opcheck(torch.ops.sscn.convolve.default, (*differentiable, *rest))
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backends.contract import Kind
+from backends.contract import Kind, NormConfig
 from backends.sscn import selection
 from backends.sscn.deferred_layer import DeferredLayer
 from backends.sscn.layerwise import LayerwiseForward
@@ -56,7 +56,7 @@ def network(seed: int, name: str, precision: str, training: bool = True) -> dict
 
     def convolution(x, kind, inputs, outputs, level=0):
         if choose.random() < 0.7:
-            x = made(backend.norm_relu(inputs))(x)
+            x = made(backend.norm(NormConfig(inputs)))(x)
         kernel = 2 if kind in (Kind.STRIDED, Kind.INVERSE) else 3
         return made(backend.convolution(kind, inputs, outputs, kernel, level))(x)
 
@@ -78,7 +78,7 @@ def network(seed: int, name: str, precision: str, training: bool = True) -> dict
         elif what == "shortcut":
             y = convolution(x, Kind.SUBMANIFOLD, channels, width)
             if choose.random() < 0.3:
-                x = made(backend.norm_relu(channels))(x)
+                x = made(backend.norm(NormConfig(channels)))(x)
             shortcut = made(backend.linear(channels, width, False))
             tensors.append((backend.add(y, shortcut(x)), width))
         elif what == "add":
@@ -150,7 +150,7 @@ def test_a_fused_input_survives_a_layer_with_a_norm_between_producer_and_consume
     a, b, c, d = (
         filled(backend.convolution(Kind.SUBMANIFOLD, 16, 16, 3, 0), seed) for seed in range(4)
     )
-    norms = [filled(backend.norm_relu(16), 4 + seed).eval() for seed in range(3)]
+    norms = [filled(backend.norm(NormConfig(16)), 4 + seed).eval() for seed in range(3)]
     features = torch.randn(len(sites), 16, generator=torch.Generator().manual_seed(0))
 
     def run(read) -> Tensor:
@@ -218,7 +218,7 @@ def test_no_tensor_is_saved_after_the_backward_pass(name):
     sites = some_sites()
     channels = 7
     layers = [filled(backend.convolution(Kind.SUBMANIFOLD, 7, 7, 3, 0), s) for s in range(4)]
-    norms = [backend.norm_relu(7) for _ in layers]
+    norms = [backend.norm(NormConfig(7)) for _ in layers]
     saved: list[weakref.ref[Saved]] = []
 
     class Saved:
@@ -278,7 +278,7 @@ def test_a_norm_that_two_layers_apply_updates_its_statistics_once(name):
     backend = engine(name)
     sites = some_sites()
     features = torch.rand(len(sites), 2, generator=torch.Generator().manual_seed(0))
-    norm = backend.norm_relu(2)
+    norm = backend.norm(NormConfig(2))
     once = torch.nn.BatchNorm1d(2, eps=norm.norm.eps, momentum=norm.norm.momentum)
     once(features)
     x = norm(backend.tensor(sites, features, SIZE, 2))
@@ -296,7 +296,7 @@ def test_after_a_failed_run_the_layers_before_it_run_again():
     bad = filled(backend.linear(4, 2, False), 1)
     x = backend.tensor(sites, torch.ones(len(sites), 1), SIZE, 2)
     expected = backend.features(bad(good(x))).detach()
-    norm = backend.norm_relu(4).double()
+    norm = backend.norm(NormConfig(4)).double()
     y = good(x)
     with pytest.raises(ValueError, match="float32"):
         backend.features(bad(norm(y)))

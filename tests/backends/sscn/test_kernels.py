@@ -113,10 +113,10 @@ def test_submanifold_convolution_is_its_definition(kernel_set, case, kernel_size
 
 
 @pytest.mark.parametrize("widths", [(1, 0, 5), (16, 0, 16), (7, 8, 33), (48, 31, 80), (33, 0, 16)])
-@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("slope", [None, 0.0, 0.5])
 @needs_cpu
-def test_products_of_bf16_lose_nothing_of_numbers_that_it_holds(kernel_set, widths, normed):
-    # Small integers: every product and every sum is exact, in any order.
+def test_products_of_bf16_lose_nothing_of_numbers_that_it_holds(kernel_set, widths, slope):
+    # Small integers and their halves: every product and every sum is exact, in any order.
     if kernel_set != "cpu":
         pytest.skip("the C++ kernels alone round products")
     sites = some_sites(size=7)
@@ -124,7 +124,7 @@ def test_products_of_bf16_lose_nothing_of_numbers_that_it_holds(kernel_set, widt
     keys, _ = cpu.sort_sites(sites, 7)
     kernel_map = cpu.submanifold_map(keys, 3, 3, 7)
     x_width, skip_width, out_width = widths
-    channels = x_width + skip_width
+    channels, normed = x_width + skip_width, slope is not None
 
     def integers(*shape: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -139,13 +139,14 @@ def test_products_of_bf16_lose_nothing_of_numbers_that_it_holds(kernel_set, widt
         integers(channels, seed=4) if normed else None,
         integers(len(sites), out_width, seed=5),
         True,
+        slope or 0.0,
     )
     rounding = selection.load("cpu.bf16")
     exact, rounded = cpu.convolve(*arguments), rounding.convolve(*arguments)
     assert torch.equal(rounded[0], exact[0])
     assert torch.equal(rounded[1], exact[1])
-    x, skip, weight, _, scale, shift, grad, _ = arguments
-    back = grad, None, None, x, skip, weight, kernel_map, scale, shift
+    x, skip, weight, _, scale, shift, grad, _, _ = arguments
+    back = grad, None, None, x, skip, weight, kernel_map, scale, shift, slope or 0.0
     for one, two in zip(rounding.gradients(*back), cpu.gradients(*back), strict=True):
         assert one is two is None or torch.equal(one, two)
 
@@ -258,14 +259,16 @@ def layer(kernel_set: str, sites: Tensor, size: int, split: tuple[int, int], out
     }
 
 
-def outcome(kernel_set: str, kernel_map: KernelMap, arguments: dict[str, Tensor | None]):
+def outcome(
+    kernel_set: str, kernel_map: KernelMap, arguments: dict[str, Tensor | None], slope: float = 0.0
+):
     """The output, the sums, and the gradients of a loss that depends on both."""
     leaves = {
         name: None if value is None else value.clone().requires_grad_()
         for name, value in arguments.items()
     }
     out, sums = convolution.convolve(
-        **leaves, kernel_map=kernel_map, statistics=True, kernel_set=kernel_set
+        **leaves, kernel_map=kernel_map, statistics=True, slope=slope, kernel_set=kernel_set
     )
     pull = values(*out.shape, seed=7).to(out.dtype)
     loss = (out * pull).sum() + (sums * values(*sums.shape, seed=8)).sum() * 0.01
@@ -274,21 +277,29 @@ def outcome(kernel_set: str, kernel_map: KernelMap, arguments: dict[str, Tensor 
     return {"out": out.detach(), "sums": sums.detach(), **gradients}
 
 
-@given(site_sets(), st.sampled_from([(4, 0), (16, 16), (7, 18)]), st.sampled_from([3, 16, 40]))
+@given(
+    site_sets(),
+    st.sampled_from([(4, 0), (16, 16), (7, 18)]),
+    st.sampled_from([3, 16, 40]),
+    st.sampled_from([0.0, 0.33, 1.0]),
+)
 @examples
-def test_fused_layers_and_their_gradients_match_float64(kernel_set, case, split, out_channels):
+def test_fused_layers_and_their_gradients_match_float64(
+    kernel_set, case, split, out_channels, slope
+):
     kernel_map, arguments = layer(kernel_set, *case, split, out_channels)
     exact_map, _ = layer("reference", *case, split, out_channels)
     exact = {k: None if v is None else v.double() for k, v in arguments.items()}
-    expected = outcome("reference", exact_map, exact)
-    for name, value in outcome(kernel_set, kernel_map, arguments).items():
+    expected = outcome("reference", exact_map, exact, slope)
+    for name, value in outcome(kernel_set, kernel_map, arguments, slope).items():
         scale = expected[name].abs().max().clamp(min=1)
         torch.testing.assert_close(
             value.double() / scale, expected[name] / scale, rtol=0, atol=5e-6, msg=name
         )
 
 
-def test_gradients_of_the_reference_are_derivatives():
+@pytest.mark.parametrize("slope", [0.0, 0.33])
+def test_gradients_of_the_reference_are_derivatives(slope):
     generator = torch.Generator().manual_seed(0)
     sites = (torch.rand(2, 4, 4, generator=generator) < 0.5).nonzero().int()
     kernel_map, arguments = layer("reference", sites, 4, (2, 1), 2)
@@ -299,6 +310,7 @@ def test_gradients_of_the_reference_are_derivatives():
             **dict(zip(leaves, inputs, strict=True)),
             kernel_map=kernel_map,
             statistics=True,
+            slope=slope,
             kernel_set="reference",
         )
 
@@ -407,6 +419,7 @@ def test_operators_pass_opcheck(kernel_set, split):
             kernel_map.forward.rows,
             kernel_map.mirrored,
             True,
+            0.33,
             kernel_set,
         ),
     )
