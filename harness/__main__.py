@@ -15,8 +15,9 @@ import typer
 from typer.core import TyperGroup
 
 from harness.errors import BadInput
+from harness.examples import EXAMPLES
 from harness.instruments.machine import ROOT
-from harness.terminal import plain
+from harness.terminal import plain, program
 
 
 class _Commands(TyperGroup):
@@ -75,10 +76,19 @@ def _mount(arguments: list[str]) -> None:
             continue
         found: Any = importlib.import_module(module)
         if hasattr(found, "app"):
-            app.add_typer(found.app, name=name, help=text)
+            for command in found.app.registered_commands:
+                if not command.hidden:
+                    verb = command.name or command.callback.__name__
+                    command.epilog = _example(f"{name} {verb}")
+            app.add_typer(found.app, name=name, help=text, epilog=_example(name))
         else:  # a module of one command, which is a function of its name
             settings = getattr(found, "CONTEXT", None)
-            app.command(name, help=text, context_settings=settings)(getattr(found, name))
+            mount = app.command(name, help=text, epilog=_example(name), context_settings=settings)
+            mount(getattr(found, name))
+
+
+def _example(command: str) -> str:
+    return f"Example: {program()} {command} {EXAMPLES[command]}".rstrip()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -92,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _refuse_shadows()
         _mount(given)
-        app(given, prog_name="python -m harness")
+        app(given, prog_name=program())
     except ValueError as error:
         if not _is_bad_input(error):
             raise

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+COMMAND = "sscn-bench"
+"""The command of an installation, the same as ``python -m harness``."""
 
 PIPE_WIDTH = 160
 """Width in columns where the output is not a terminal."""
@@ -20,6 +25,17 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def plain(text: str) -> str:
     """Return a text without escape sequences and control characters except tabs and newlines."""
     return _CONTROLS.sub("", _ESCAPES.sub("", text))
+
+
+def program() -> str:
+    """Return the name by which the harness was called: its command, or the module of Python."""
+    called = Path(sys.argv[0]).name
+    return called if called == COMMAND else "python -m harness"
+
+
+def command_line() -> str:
+    """Return the command line of this process as it can be typed again."""
+    return " ".join([program(), *map(shlex.quote, sys.argv[1:])])
 
 
 def table_console() -> Console:

@@ -1,8 +1,8 @@
 """Demo: a first comparison of the engines in minutes, on a laptop."""
 
-from harness.spec.suite import ENGINES, Grid, Suite
+from harness.spec.suite import DENSE, ENGINES, Grid, Suite
 
-SPARSE = tuple(name for name in ENGINES if not name.startswith("dense"))
+SPARSE = tuple(name for name in ENGINES if name not in DENSE)
 
 SUITE = Suite(
     name="demo",

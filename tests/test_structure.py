@@ -16,6 +16,7 @@ ORDER = (
     "files",
     "terminal",
     "options",
+    "examples",
     "child_process",
     "temporary",
     "spec",

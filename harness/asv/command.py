@@ -16,7 +16,9 @@ import typer
 
 from harness.asv import track
 from harness.errors import BadInput, missing_packages
+from harness.examples import EXAMPLES
 from harness.instruments import gpu, machine
+from harness.terminal import program
 
 CONFIGURATION = Path("asv.conf.json")
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -45,11 +47,17 @@ def asv(context: typer.Context) -> None:
     environment is labelled with the commit that is checked out, since asv would otherwise discard
     its results. The progress of the measurement, and waiting for another run's lock, are printed.
     """
-    if importlib.util.find_spec("asv") is None:
-        raise missing_packages("asv", "asv")
     words = list(context.args)
-    if not words or {"-h", "--help"} & set(words):
+    helping = not words or bool({"-h", "--help"} & set(words))
+    if helping:
         typer.echo(NOTES)
+        typer.echo(f"Example: {program()} asv {EXAMPLES['asv']}\n")
+    if importlib.util.find_spec("asv") is None:
+        missing = missing_packages("asv", "asv")
+        if not helping:
+            raise missing
+        typer.echo(missing)
+        return
     if not CONFIGURATION.exists():
         raise BadInput(f"there is no {CONFIGURATION} here; go to the root of the repository first")
     track.budget_of(os.environ)

@@ -26,12 +26,12 @@ from harness.compare.comparison import (
 )
 from harness.compare.rows import accuracy_text, change_rows, spread, standing_rows
 from harness.errors import BadInput
-from harness.report.rows import Format, times, write_rows
+from harness.report.rows import Format, speed, write_rows
 from harness.results.store import AGAINST, load, read, resolve
 from harness.results.summary import CellSummary, summarize
 from harness.results.verdict import Verdict, percent
 from harness.spec.metrics import format_value
-from harness.terminal import table_console
+from harness.terminal import program, table_console
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +59,7 @@ def standing_table(ranked: Sequence[Standing], notes: bool = True) -> Table:
     for name in (
         *("time", "spread", "memory", "error"),
         *(("accuracy",) if accurate else ()),
-        *("over dense", "over best other"),
+        *("than dense", "than best other"),
     ):
         table.add_column(name, justify="right")
     if notes:
@@ -81,8 +81,8 @@ def standing_table(ranked: Sequence[Standing], notes: bool = True) -> Table:
             format_value(m.memory, "bytes"),
             "–" if m.error is None else f"{m.error:.1e}",
             *((accuracy_text(m) or "–",) if accurate else ()),
-            times(s.over_dense),
-            times(s.over_best),
+            speed(s.over_dense),
+            speed(s.over_best),
             *([escape(m.note)] if notes else []),
             style=style,
         )
@@ -212,7 +212,9 @@ def compare(
     cells = summarize(frame)
     ranked = standings(cells)
     if not ranked:
-        raise BadInput(f"{b or a or 'latest'} holds no valid record; measure one with: harness run")
+        raise BadInput(
+            f"{b or a or 'latest'} holds no valid record; measure one with: {program()} run"
+        )
     found: list[Change] = []
     if frame_before is None:
         if gates - {Verdict.WRONG}:

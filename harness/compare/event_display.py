@@ -11,6 +11,7 @@ from harness.events.batches import benchmark_batch
 from harness.events.classes import CLASS_LOOKS
 from harness.events.event import CLASSES, Label
 from harness.events.open import SAMPLE, open_events
+from harness.events.scene import cube
 from harness.results.summary import CellSummary
 
 
@@ -30,7 +31,7 @@ def event_of(measured: CellSummary) -> tuple[str, str] | None:
     number = batch["sites"][:, 0]
     largest = number == np.bincount(number).argmax()
     voxels, labels = batch["sites"][largest, 1:].astype("uint16"), batch["labels"][largest]
-    element = to_element(by_class(voxels, labels), "event")
+    element = to_element(by_class(voxels, labels), cell.size, "event")
     words = (
         f"A liquid-argon event of the sample: {len(voxels):,} active sites of "
         f"{cell.size}³ voxels, which is {100 * len(voxels) / cell.size**3:.2g} %"
@@ -73,33 +74,18 @@ def by_class(voxels: NDArray[Any], labels: NDArray[Any]) -> Any:
     return figure
 
 
-def to_element(figure: Any, identifier: str) -> str:
+def to_element(figure: Any, size: int, identifier: str) -> str:
     """Lay a figure of points in space out and return it as HTML without Plotly's library.
 
     Parameters
     ----------
     figure : plotly.graph_objects.Figure
+    size : int
+        Voxels per side of the cube.
     identifier : str
         Of the HTML element, once a page.
     """
-    axis = {
-        "gridcolor": "#b4bcc5",
-        "linecolor": "#8a939d",
-        "showline": True,
-        "showbackground": False,
-        "zeroline": False,
-        "nticks": 4,
-        "title": {"text": ""},
-    }
-    figure.update_layout(
-        scene={"xaxis": axis, "yaxis": axis, "zaxis": axis, "aspectmode": "data"},
-        margin={"l": 0, "r": 0, "t": 0, "b": 0},
-        paper_bgcolor="rgba(0,0,0,0)",
-        font={"color": "#808080", "family": "system-ui, sans-serif"},
-        legend={"orientation": "h", "itemsizing": "constant", "y": 0, "yanchor": "top"},
-        scene_camera={"eye": {"x": 1.35, "y": 1.35, "z": 0.7}},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#909090", "activecolor": "#505050"},
-    )
+    figure.update_layout(cube(size))
     html: str = figure.to_html(
         full_html=False,
         include_plotlyjs=False,

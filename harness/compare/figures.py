@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 4.4, 3.1
 CHANGES_SHOWN = 40
+LABEL_WIDTH = 0.11
+"""Width of a tick's label as a fraction of the axis of changes."""
 
 # Quantity of a cell: value, low and high of its bar; None if the cell has no value.
 Bar = tuple[float, float, float]
@@ -195,7 +197,7 @@ def change_figure(found: Sequence[Change]) -> str:
         return ""
     colors = {Verdict.SLOWER: "#D55E00", Verdict.FASTER: "#009E73", Verdict.UNCLEAR: "#E69F00"}
     with plt.rc_context(SETTINGS):
-        figure, axes = plt.subplots(figsize=(7.6, 0.9 + 0.3 * len(shown)))
+        figure, axes = plt.subplots(figsize=(4.6, 0.8 + 0.42 * len(shown)))
         limit = 1 + TIME.tolerance
         axes.axvspan(1 / limit, limit, color=FAINT, alpha=0.5, lw=0)
         axes.axvline(1, color=INK, lw=0.8)
@@ -204,11 +206,16 @@ def change_figure(found: Sequence[Change]) -> str:
             color = colors.get(j.verdict, "#7A7A7A")
             axes.plot([j.low, j.high], [row, row], color=color, lw=2.4, solid_capstyle="round")
             axes.plot([j.ratio], [row], "o", color=color, ms=6)
-        axes.set_yticks(
-            range(len(shown)),
-            [f"{c.judgement.verdict}  {c.measured.engine}, {_short(c.measured)}" for c in shown],
-        )
-        axes.set_ylim(len(shown) - 0.4, -0.6)
+            axes.text(
+                0,
+                row - 0.24,
+                f"{j.verdict}  {c.measured.engine}, {_short(c.measured)}",
+                fontsize=8.5,
+                va="bottom",
+                transform=axes.get_yaxis_transform(),
+            )
+        axes.set_yticks([])
+        axes.set_ylim(len(shown) - 0.5, -0.9)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(
             lambda value, _: f"{100 * (value - 1):+.0f} %" if value != 1 else "same"
@@ -219,16 +226,20 @@ def change_figure(found: Sequence[Change]) -> str:
         axes.set_xlim(max(low, 0.2) * 0.98, min(high, 5.0) * 1.02)
         axes.set_xticks(_change_ticks(*axes.get_xlim()))
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("time after, compared with before (95 % interval)")
+        axes.set_xlabel(f"change of time; grey: within {TIME.tolerance:.0%}".replace("%", " %"))
         return svg(figure, "Change of time of each cell with its 95 per cent interval")
 
 
 def _change_ticks(low: float, high: float) -> list[float]:
-    """Return round ratios within the limits as ticks; more of them if the axis is short."""
-    fine = high / low < 1.25
-    steps = [0.9, 0.94, 0.97, 1.0, 1.03, 1.06, 1.1] if fine else [0.25, 0.5, 0.7, 0.8, 0.9, 1.0]
-    steps += [1.15] if fine else [1.1, 1.2, 1.4, 1.7, 2.0, 3.0, 5.0]
-    return sorted(step for step in steps if low <= step <= high)
+    """Return round ratios within the limits whose labels do not overlap; 1 is the first choice."""
+    near = [1.0, 1.1, 0.9, 2.0, 0.5]
+    even = [0.25, 0.7, 0.8, 0.94, 0.97, 1.03, 1.06, 1.2, 1.4, 1.7, 3.0, 5.0]
+    chosen: list[float] = []
+    for step in (*near, *even):
+        apart = (abs(math.log(step / other)) for other in chosen)
+        if low <= step <= high and all(gap > LABEL_WIDTH * math.log(high / low) for gap in apart):
+            chosen.append(step)
+    return sorted(chosen)
 
 
 def _setting(m: CellSummary) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from harness.errors import BadInput
 from harness.events.event_set import EventSet
 from harness.files import replacing
+from harness.terminal import program
 
 FORMAT = "sscn-bench predictions"
 VERSION = 1
@@ -94,12 +95,14 @@ def read_labels(path: Path, events: EventSet, index: int) -> Labels:
     import h5py
 
     if not path.is_file():
-        raise BadInput(f"there is no file {path}; make it with: harness predict")
+        raise BadInput(f"there is no file {path}; make it with: {program()} predict")
     try:
         with h5py.File(path) as file:
             kind, sha256 = file.attrs.get("format"), str(file.attrs.get("events_sha256", ""))
             if kind != FORMAT:
-                raise BadInput(f"{path} is no file of predictions; make it with: harness predict")
+                raise BadInput(
+                    f"{path} is no file of predictions; make it with: {program()} predict"
+                )
             offsets = np.asarray(file["offsets"][:], np.int64)
             labels = file["labels"]
             if sha256 != events.sha256 or len(offsets) != len(events) + 1:
@@ -108,7 +111,7 @@ def read_labels(path: Path, events: EventSet, index: int) -> Labels:
     except (OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(f"{path} is damaged; make it again with: harness predict") from None
+        raise BadInput(f"{path} is damaged; make it again with: {program()} predict") from None
     if len(found) != len(events[index]):
-        raise BadInput(f"{path} is damaged; make it again with: harness predict")
+        raise BadInput(f"{path} is damaged; make it again with: {program()} predict")
     return found

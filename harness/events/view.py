@@ -11,17 +11,23 @@ from harness.errors import BadInput
 from harness.events.classes import CLASS_LOOKS
 from harness.events.event import Event, Label
 from harness.events.predictions import Labels
+from harness.events.scene import LINES, THEMED, cube
 from harness.files import write_bytes, write_text
 
 _STYLE = """
-:root { color-scheme: light; }
+:root { color-scheme: light dark; --ink: #1d2433; --soft: #5a6478; --line: #dfe3ea; --paper: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ec; --soft: #9aa4af; --line: #30363d; --paper: #14171b; }
+  #event .gl-container, #event .points, #event .legend .layers { filter: brightness(1.4); }
+}
 * { box-sizing: border-box; }
-body { margin: 0; font: 15px/1.45 system-ui, sans-serif; color: #1d2433; background: #fff;
+body { margin: 0; font: 15px/1.45 system-ui, sans-serif; color: var(--ink);
+  background: var(--paper);
   display: flex; flex-direction: column; height: 100vh; height: 100dvh; }
-header { padding: 12px 20px 8px; border-bottom: 1px solid #dfe3ea; }
+header { padding: 12px 20px 8px; border-bottom: 1px solid var(--line); }
 h1 { font-size: 18px; margin: 0 0 2px; overflow-wrap: anywhere; }
-p { margin: 0; color: #5a6478; }
-main { flex: 1; min-height: 320px; }
+p { margin: 0; color: var(--soft); }
+main { flex: 1; min-height: 320px; max-height: max(420px, 115vw); }
 main > div { height: 100%; width: 100%; }
 """
 
@@ -120,42 +126,35 @@ def event_figure(event: Event, predicted: Labels | None = None) -> Any:
             each.visible = name == first
     figure = go.Figure([each for traces in views.values() for each in traces])
     figure.update_layout(
-        margin={"l": 0, "r": 0, "t": 0, "b": 0},
-        font={"family": "system-ui, sans-serif", "size": 13, "color": "#1d2433"},
-        legend={"x": 0.01, "y": 0.9, "bgcolor": "rgba(255,255,255,.8)", "itemsizing": "constant"},
+        **(cube(event.size) if event.dim == 3 else _square(event.size)),
         updatemenus=[
             {
                 "type": "buttons",
                 "direction": "right",
                 "x": 0.01,
-                "y": 0.98,
+                "y": 1,
                 "xanchor": "left",
                 "yanchor": "top",
+                "bgcolor": "rgba(127,127,127,.15)",
+                "bordercolor": LINES,
                 "buttons": buttons,
             }
         ],
         showlegend=True,
     )
-    span = [0, event.size]
-    if event.dim == 3:
-        axis = {"range": span, "backgroundcolor": "#f6f7f9", "gridcolor": "#dfe3ea"}
-        figure.update_layout(
-            scene={
-                "xaxis": axis,
-                "yaxis": axis,
-                "zaxis": axis,
-                "aspectmode": "cube",
-                # Far enough to show the whole cube.
-                "camera": {"eye": {"x": 1.5, "y": 1.5, "z": 1.2}, "center": {"z": -0.1}},
-            }
-        )
-    else:
-        figure.update_layout(
-            xaxis={"range": span, "title": "first axis [voxels]"},
-            yaxis={"range": span, "title": "second axis [voxels]", "scaleanchor": "x"},
-            margin={"l": 60, "r": 10, "t": 10, "b": 50},
-        )
     return figure
+
+
+def _square(size: int) -> dict[str, Any]:
+    """Return the layout of a projection."""
+    axis = {"range": [0, size], "gridcolor": LINES, "zeroline": False}
+    return {
+        **THEMED,
+        "xaxis": {**axis, "title": "first axis [voxels]"},
+        "yaxis": {**axis, "title": "second axis [voxels]", "scaleanchor": "x"},
+        "legend": {**THEMED["legend"], "y": -0.12},
+        "margin": {"l": 60, "r": 10, "t": 45, "b": 50},
+    }
 
 
 def write_event_page(event: Event, path: Path, predicted: Labels | None = None) -> None:

@@ -20,7 +20,7 @@ from harness.history.series import Commits, load
 from harness.report.rows import Format, write_rows
 from harness.results.store import RESULTS
 from harness.spec.metrics import format_value
-from harness.terminal import table_console
+from harness.terminal import program, table_console
 
 LINES_ON_A_SCREEN = 40
 
@@ -34,7 +34,7 @@ def history(
     """Show every stored run over commits, with the change points found."""
     series = load(RESULTS, Commits.of(Path.cwd()))
     if not series:
-        raise BadInput(f"there are no runs under {RESULTS}; measure one with: harness run")
+        raise BadInput(f"there are no runs under {RESULTS}; measure one with: {program()} run")
     found = find_all_changes(series)
     if format is Format.table:
         _print(found)

@@ -13,6 +13,7 @@ from harness.profile.profile import FILE, Profile, read_profile
 from harness.profile.ranges import HOST
 from harness.report.style import FAINT, INK, SETTINGS, svg
 from harness.spec.metrics import format_value
+from harness.terminal import program
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -192,7 +193,7 @@ def load_profile(spec: str) -> Profile:
         If there is none.
     """
     path = Path(spec)
-    make = "make one with: python -m harness profile --backend B --size S --out DIR"
+    make = f"make one with: {program()} profile --backend B --size S --out DIR"
     if path.is_dir():
         if not (path / FILE).is_file():
             raise BadInput(f"{spec} holds no {FILE}; {make}")

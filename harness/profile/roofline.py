@@ -223,18 +223,11 @@ def _roof(axes: Axes, low: float, high: float, peak: float, copy: float, precisi
     axes.plot(steps, [roof(x, peak, copy) for x in steps], color=INK, lw=1.6)
     axes.plot(steps, [min(peak, x * copy) for x in steps], color=INK, lw=0.8, ls=":")
     axes.annotate(
-        f"{precision} peak {rate(peak)}",
+        f"{precision} peak {rate(peak)}, copy {rate(copy, 'B/s')}",
         (high, peak),
         xytext=(-4, 4),
         textcoords="offset points",
         ha="right",
-        fontsize=8.5,
-    )
-    axes.annotate(
-        f"copy {rate(copy, 'B/s')}",
-        (low, low * copy),
-        xytext=(8, 38),
-        textcoords="offset points",
         fontsize=8.5,
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.files import make_folder, write_text
-from harness.report.rows import times
+from harness.report.rows import speed, times
 from harness.results.verdict import percent
 from harness.spec.metrics import format_value
 
@@ -46,6 +46,7 @@ def environment(package: str) -> Any:
         "seconds": lambda value: format_value(value, "s"),
         "bytes": lambda value: format_value(value, "bytes"),
         "times": times,
+        "speed": speed,
         "percent": percent,
         "number": lambda value: f"{value:,}".replace(",", "\u202f"),
         "value": format_value,

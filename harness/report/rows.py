@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
@@ -43,5 +44,16 @@ def _plain(value: Any) -> str:
 
 
 def times(ratio: float | None) -> str:
-    """A speed-up as people write it."""
-    return "–" if ratio is None else f"{ratio:.3g}×"
+    """Format a ratio, as in ``22×`` or ``3,960×``; an en dash where there is none."""
+    if ratio is None or not math.isfinite(ratio):
+        return "–"
+    return f"{ratio:,.0f}×" if ratio >= 1000 else f"{ratio:.3g}×"
+
+
+def speed(ratio: float | None) -> str:
+    """Format how many times faster or slower something is: ``5.9× faster``, ``22× slower``."""
+    if ratio is None or not ratio > 0:
+        return "–"
+    if times(ratio) == times(1):
+        return times(1)
+    return f"{times(ratio)} faster" if ratio > 1 else f"{times(1 / ratio)} slower"

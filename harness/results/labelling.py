@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from harness.results.verdict import Judgement, Rule, Verdict
 from harness.spec.metrics import ACCURACY, format_value
+from harness.terminal import program
 
 FEWEST_EVENTS = 16
 """Events from which they are compared one by one; below, voxels are."""
@@ -144,7 +145,7 @@ def judge_accuracy(before: Labelling, after: Labelling, alpha: float = Rule.alph
         return Judgement(verdict, f"{moved}; {test}, p = {p:.1g}", ratio, p=p, test=test)
     return Judgement(
         Verdict.UNCLEAR,
-        f"{moved}; {test}, p = {p:.2g}; more events would settle it: harness run accuracy",
+        f"{moved}; {test}, p = {p:.2g}; more events would settle it: {program()} run accuracy",
         ratio,
         p=p,
         test=test,

@@ -20,7 +20,7 @@ from harness.errors import BadInput
 from harness.results.record import EMPTY, SCHEMA, Entries, Record
 from harness.results.validation import is_record, problem
 from harness.spec.cell import Cell, canonical, digest
-from harness.terminal import plain
+from harness.terminal import plain, program
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -318,14 +318,16 @@ def resolve(spec: str, results: Path = RESULTS) -> list[Path]:
     if spec == "latest":
         last = newest(path for path in runs if AGAINST not in path.suffixes)
         if last is None:
-            raise BadInput(f"there are no runs under {results / 'runs'}; start with: harness run")
+            raise BadInput(
+                f"there are no runs under {results / 'runs'}; start with: {program()} run"
+            )
         return [last]
     if len(spec) >= 6 and all(digit in "0123456789abcdef" for digit in spec.lower()):
         needle = f'"commit":"{spec.lower()}'.encode()
         found = [path for path in [*runs, results / "baseline.jsonl"] if _holds(path, needle)]
         if found:
             return found
-        raise BadInput(f"no stored run measured the commit {spec}; see python -m harness history")
+        raise BadInput(f"no stored run measured the commit {spec}; see: {program()} history")
     raise BadInput(
         f"{spec!r} is neither a file of records, a measured commit, 'latest' nor 'baseline'"
     )

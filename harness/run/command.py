@@ -76,6 +76,7 @@ def run(
     from harness.run.weight_files import find_weights
     from harness.spec.suite import ENGINES, find_suite, parse_engine
     from harness.temporary import require_temporary_space
+    from harness.terminal import command_line, program
 
     chosen = find_suite(suite)
     require_temporary_space()
@@ -87,7 +88,9 @@ def run(
     found = {answer.name: answer for answer in probe_all(dict.fromkeys(engines))}
     for name in engines if backend else ():
         if found[name].capabilities is None:
-            raise BadInput(f"{name} cannot run here: {found[name].reason}; see: harness backends")
+            raise BadInput(
+                f"{name} cannot run here: {found[name].reason}; see: {program()} backends"
+            )
     if device is None:
         capable = [answer.capabilities for answer in found.values() if answer.capabilities]
         device = "cuda" if any("cuda" in can.devices for can in capable) else "cpu"
@@ -113,6 +116,7 @@ def run(
         threads=threads,
         timeout=timeout,
         resume=resume,
+        command=command_line(),
     )
     cells = with_events(cells, events)
     console = Console()

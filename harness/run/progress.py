@@ -15,7 +15,7 @@ from harness.run.sampling import half_width
 from harness.run.source import EngineSource
 from harness.run.task import Task
 from harness.spec.cell import Cell
-from harness.spec.metrics import format_value, lookup, memory_metric
+from harness.spec.metrics import format_duration, format_value, lookup, memory_metric
 from harness.terminal import plain
 
 
@@ -32,6 +32,10 @@ class RunProgress:
         Clock, in seconds.
     other : EngineSource, optional
         Source that is measured in turns with this one; its cells are shown with its commit.
+    cost : callable, optional
+        The expected time of a cell, in any unit; by default all cells take equally long.
+    work : float
+        The expected time of all cells that can be measured; 0 for the number of records.
     """
 
     def __init__(
@@ -40,11 +44,15 @@ class RunProgress:
         console: Console,
         now: Callable[[], float] = time.monotonic,
         other: EngineSource | None = None,
+        cost: Callable[[Cell], float] | None = None,
+        work: float = 0.0,
     ) -> None:
         self._total = total
+        self._cost = cost or (lambda cell: 1.0)
+        self._work = work or float(total)
         self._other = other
         self._done = 0
-        self._measured = 0
+        self._measured = 0.0
         self._said: set[str] = set()
         self._console = console
         self._now = now
@@ -86,8 +94,9 @@ class RunProgress:
     def finished(self, record: Mapping[str, Any], source: EngineSource | None = None) -> None:
         """Show a record that has been written, of the given source."""
         self._done += 1
-        self._measured += 1
-        title = self._title(Cell.from_json(record["cell"]), source)
+        cell = Cell.from_json(record["cell"])
+        self._measured += self._cost(cell)
+        title = self._title(cell, source)
         width = len(str(self._total))
         self.say(
             f"[{self._done:>{width}}/{self._total}] {title}: {format_outcome(record)}{self._left()}"
@@ -111,8 +120,8 @@ class RunProgress:
 
     def _left(self) -> str:
         """Return an estimate of the time left, from the cells measured so far."""
-        rest = self._total - self._done
-        if not self._measured or not rest:
+        rest = self._work - self._measured
+        if not self._measured or self._done == self._total or rest <= 0:
             return ""
         seconds = (self._now() - self._start) / self._measured * rest
         return f"; about {format_duration(seconds)} left"
@@ -137,12 +146,3 @@ def format_outcome(record: Mapping[str, Any]) -> str:
     if error is not None:
         parts.append(f"error {error:.0e}")
     return ", ".join(parts)
-
-
-def format_duration(seconds: float) -> str:
-    """Format a time in seconds, minutes or hours."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -14,10 +15,12 @@ from rich.console import Console
 
 from harness.errors import BadInput
 from harness.files import refuse_irregular
+from harness.instruments import machine
 from harness.results import store
 from harness.results.record import Entries, Record, ended
 from harness.run import turns
 from harness.run.engine_interface import interpreter
+from harness.run.forecast import Forecast
 from harness.run.job import Job
 from harness.run.locks import device_lock, file_lock
 from harness.run.plan import Availability, groups, unavailable_reason
@@ -57,6 +60,8 @@ class Settings:
         Longest time to wait for one answer of a worker, in seconds.
     resume : bool
         Whether to leave out the cells that ``out`` holds.
+    command : str
+        The command line of the run, which the forecast varies; empty if there is none.
     """
 
     out: Path
@@ -68,6 +73,7 @@ class Settings:
     threads: int = 0
     timeout: float = 900.0
     resume: bool = False
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,22 @@ def run(
         todo = [group for group in todo if group]
         total = sum(map(len, todo))
         outs = {side.source: side.out for side in sides}
-        with RunProgress(total, console, other=against) as progress:
+        possible = [
+            task.job.cell
+            for task in chain.from_iterable(todo)
+            if not unavailable_reason(task.job.cell, found[task.job.cell.backend])
+        ]
+        forecast = Forecast(settings.rule.budget, turns.MEMORY_SHARE * machine.available_bytes())
+        with RunProgress(
+            total,
+            console,
+            other=against,
+            cost=forecast.seconds,
+            work=sum(map(forecast.seconds, possible)),
+        ) as progress:
+            sentence = forecast.sentence(possible, settings.command)
+            if sentence and executor is measure_locally:
+                progress.say(sentence)
             if done:
                 progress.say(f"{len(done)} records are there already, {total} to go")
 

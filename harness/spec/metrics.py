@@ -141,3 +141,12 @@ def format_value(value: float | None, unit: str) -> str:
     if unit == "share":
         return f"{100 * value:.2f} %"
     return f"{value:.3g} {unit}".rstrip()
+
+
+def format_duration(seconds: float) -> str:
+    """Format a time in seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

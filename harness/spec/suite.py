@@ -15,6 +15,9 @@ from harness.spec.cell import SIZES, Cell, EventSpec, ModelSpec
 ENGINES = tuple(BUILT_IN)
 """All built-in engines; one that is not installed gets a record with the reason."""
 
+DENSE = tuple(name for name in ENGINES if name.startswith("dense"))
+"""The engines that compute on all voxels."""
+
 TYPICAL_SEED = 4
 """Draws typical events: at every size, for batch 1 and 4, the sites of a batch are within 30 % of
 what the mean of the packed sample would give. Most seeds draw an event of half or twice the mean.

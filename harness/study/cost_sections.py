@@ -6,6 +6,7 @@ from functools import partial
 
 import pandas as pd
 
+from harness.report.rows import times
 from harness.spec.metrics import format_value
 from harness.study import plots, published, sweeps, tables
 from harness.study.cells import DENSE, PLANES, TABLE
@@ -16,12 +17,11 @@ from harness.study.document import (
     Figure,
     PageWriter,
     Section,
-    format_factor,
 )
 from harness.study.fits import MIN_POINTS
 from harness.study.sweeps import Crossover, Sweep
 
-_FACTORS = {"time factor": format_factor, "memory factor": format_factor}
+_FACTORS = {"time factor": times, "memory factor": times}
 
 
 def cost_section(w: PageWriter) -> Section:
@@ -50,7 +50,7 @@ def cost_section(w: PageWriter) -> Section:
                     published=_with_units(frame, "published"),
                     measured=_with_units(frame, "measured"),
                 ).drop(columns="unit"),
-                {"published over measured": format_factor},
+                {"published over measured": times},
             )
         )
     factors = tables.factor_table(w.found.of(DENSE), w.sparse)
@@ -102,8 +102,8 @@ def factor_sentence(factors: pd.DataFrame, dim: int) -> str:
             else f" On this machine, for the largest measured configuration ({largest}):"
         )
     parts = [
-        f"{row['dense engine']} {format_factor(row['memory factor'])} memory, "
-        f"{format_factor(row['time factor'])} time"
+        f"{row['dense engine']} {times(row['memory factor'])} memory, "
+        f"{times(row['time factor'])} time"
         for _, row in same.iterrows()
     ]
     return (

@@ -15,6 +15,7 @@ from harness.study.cells import Engines
 from harness.study.plan import Plan
 from harness.study.scales import AS_PUBLISHED, DENSE, HeldOut, Scale, Training, find_scale
 from harness.study.views import View
+from harness.terminal import program
 
 DEFINITION = "study.json"
 
@@ -148,7 +149,9 @@ def read_study(out: Path) -> Study:
     try:
         text = path.read_text()
     except (OSError, ValueError):
-        raise BadInput(f"{out} holds no study; make one with: harness study --out {out}") from None
+        raise BadInput(
+            f"{out} holds no study; make one with: {program()} study --out {out}"
+        ) from None
     damaged = BadInput(
         f"{path} is damaged; remove it and repeat the command that started the study"
     )

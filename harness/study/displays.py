@@ -127,4 +127,4 @@ def rotatable(event: Predicted, identifier: str) -> str:
             text=[CLASS_LOOKS[Label(label)].legend for label in event.truth[differs]],
             hovertemplate="%{x}, %{y}, %{z}<extra>truth: %{text}</extra>",
         )
-    return to_element(figure, identifier)
+    return to_element(figure, event.event.size, identifier)

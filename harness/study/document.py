@@ -216,13 +216,6 @@ def format_fraction(value: float | None) -> str:
     return "–" if value is None or value != value else f"{value:.4f}"
 
 
-def format_factor(value: float | None) -> str:
-    """Return a factor as text."""
-    if value is None or value != value:
-        return "–"
-    return f"{value:,.0f}×" if value >= 1000 else f"{value:.3g}×"
-
-
 ACCURACY_FORMATS = dict.fromkeys(
     ("nonzero accuracy", "spread over events", "error of the mean"), format_fraction
 )

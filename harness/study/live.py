@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as ProgressBar
 
-from harness.run.progress import format_duration
+from harness.spec.metrics import format_duration
 from harness.study.training import Progress
 
 _LINE_SECONDS = 15.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.report.html import environment, save
 from harness.report.provenance import facts
-from harness.run.progress import format_duration
+from harness.spec.metrics import format_duration
 from harness.study.accuracy_sections import (
     classes_section,
     main_test,

@@ -13,6 +13,7 @@ from harness.results.validation import fields_problem
 from harness.spec.cell import Cell, EventSpec, ModelSpec
 from harness.spec.fields import Field
 from harness.study.views import View
+from harness.terminal import program
 
 PLAN_FILE = "plan.json"
 
@@ -203,7 +204,7 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, tuple[View, int]]]:
         text = path.read_text()
     except (OSError, ValueError):
         raise BadInput(
-            f"{folder} holds no {PLAN_FILE}; start with: harness study --out …"
+            f"{folder} holds no {PLAN_FILE}; start with: {program()} study --out …"
         ) from None
     try:
         values = json.loads(text)

@@ -154,7 +154,7 @@ def open_page(tmp_path):
         pytest.skip("needs chromium and chromedriver")
     opened = []
 
-    def open_at(path, width, height=900):
+    def open_at(path, width, height=900, dark=False):
         options = Options()
         options.binary_location = programs[0]
         for flag in (
@@ -175,6 +175,8 @@ def open_page(tmp_path):
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
         )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
         browser.get(path.resolve().as_uri())
         full = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
         (tmp_path / f"{path.stem}-{width}.png").write_bytes(base64.b64decode(full["data"]))

@@ -1,5 +1,7 @@
+import importlib
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 import typer
 
 from harness import __main__ as cli
+from harness.examples import EXAMPLES
 from harness.results import store
 from harness.spec.cell import Cell
 
@@ -42,6 +45,55 @@ def test_help_names_every_command():
     text = harness("--help").stdout
     for name in cli.COMMANDS:
         assert f" {name} " in text
+
+
+def commands():
+    """Map the name of each command and sub-command to its click command."""
+    for name, (module, _) in cli.COMMANDS.items():
+        found = importlib.import_module(module)
+        if hasattr(found, "app"):
+            group = typer.main.get_command(found.app)
+            yield name, group
+            for verb, command in getattr(group, "commands", {}).items():
+                if not command.hidden:
+                    yield f"{name} {verb}", command
+        else:
+            alone = typer.Typer()
+            settings = getattr(found, "CONTEXT", None)
+            alone.command(context_settings=settings)(getattr(found, name))
+            yield name, typer.main.get_command(alone)
+
+
+def test_every_command_has_an_example_that_it_accepts():
+    found = dict(commands())
+    assert set(EXAMPLES) == set(found)
+    for name, command in found.items():
+        command.make_context(name, shlex.split(EXAMPLES[name]))
+
+
+@pytest.mark.parametrize("called", ["python -m harness", "sscn-bench"])
+def test_help_has_the_name_it_was_called_by_and_an_example(called, monkeypatch, capsys):
+    name = "sscn-bench" if called == "sscn-bench" else "harness/__main__.py"
+    monkeypatch.setattr(sys, "argv", [name])
+    monkeypatch.setattr(cli, "app", typer.Typer(rich_markup_mode=None, add_completion=False))
+    with pytest.raises(SystemExit):
+        cli.main(["events", "view", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"Usage: {called} events view" in text
+    assert f"Example: {called} events view {EXAMPLES['events view']}" in text
+
+
+def test_help_needs_no_extra(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules.update(dict.fromkeys(['asv', 'calzone', 'dask', 'distributed']))\n"
+    )
+    without = os.environ | {"PYTHONPATH": str(tmp_path)}
+    for words in (["asv", "--help"], ["asv"], ["events", "simulate", "--help"], ["run", "--help"]):
+        done = harness(*words, env=without)
+        assert done.returncode == 0, done.stderr
+        assert "Example: python -m harness" in done.stdout
+    assert "[asv]" in harness("asv", "--help", env=without).stdout
+    assert "[asv]" in one_sentence(harness("asv", "run", env=without))
 
 
 def one_sentence(done):

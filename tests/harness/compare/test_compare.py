@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from harness.compare.command import compare
 from harness.compare.comparison import changes, common_drift, finding, standings, tally
 from harness.errors import BadInput
+from harness.report.rows import speed
 from harness.results.store import read
 from harness.results.summary import summarize
 from harness.results.verdict import Verdict
@@ -289,3 +290,19 @@ def test_one_slower_cell_among_many_is_found(write_records, make_record):
     (slower,) = [c for c in found if c.judgement.verdict is Verdict.SLOWER]
     assert slower.measured.cell.events.seed == 7
     assert not [c for c in found if c.judgement.verdict is Verdict.FASTER]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        (None, "–"),
+        (1.0, "1×"),
+        (0.9999, "1×"),
+        (0.0451, "22.2× slower"),
+        (5.874, "5.87× faster"),
+        (3964.2, "3,964× faster"),
+        (1 / 3964.2, "3,964× slower"),
+    ],
+)
+def test_losers_are_slower_and_winners_faster(ratio, text):
+    assert speed(ratio) == text

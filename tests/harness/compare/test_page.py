@@ -149,7 +149,7 @@ def test_two_runs_show_the_changes_first(two_runs):
     assert "95 % interval" in text
     assert "b" * 10 in text
     assert "The run before" in text
-    assert 'class="wide"' in html
+    assert 'class="narrow"' in html
 
 
 def test_an_engine_keeps_its_look_when_others_come_and_go():
@@ -203,6 +203,20 @@ def test_the_page_looks_right_in_a_browser(runs, width, request, tmp_path, open_
     )
     assert clipped == []
     assert Path(path).stat().st_size > 0
+
+
+@pytest.mark.browser
+def test_the_changes_fit_a_narrow_screen(two_runs, tmp_path, open_page):
+    browser = open_page(write_page(tmp_path, *two_runs), 400)
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('figure.narrow svg text')].map(t => {"
+        " const r = t.getBoundingClientRect(); return [t.textContent.trim(), r.left, r.right]; })"
+    )
+    places = {text: (left, right) for text, left, right in shown}
+    for text in ("same", "+10 %"):
+        left, right = places[text]
+        assert 0 <= left < right <= 400
+    assert places["same"][1] < places["+10 %"][0]
 
 
 def test_accuracies_lead_the_figures(tmp_path, make_record):

@@ -1,5 +1,3 @@
-import shutil
-
 import pytest
 
 from harness.errors import BadInput
@@ -37,44 +35,42 @@ def test_projections_have_a_picture_too(tmp_path):
     assert (tmp_path / "flat.png").stat().st_size > 10_000
 
 
-@pytest.fixture(scope="module")
-def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    if not shutil.which("chromium") or not shutil.which("chromedriver"):
-        pytest.skip("Chromium is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for flag in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--enable-unsafe-swiftshader",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+CORNERS = """
+const plot = document.querySelector('#event')._fullLayout.scene._scene, gl = plot.glplot;
+const {model, view, projection} = gl.cameraParams;
+const times = (m, v) => [0, 1, 2, 3].map(i => [0, 1, 2, 3].reduce((s, j) => s + m[4*j+i]*v[j], 0));
+const found = [];
+for (const x of [0, 1]) for (const y of [0, 1]) for (const z of [0, 1]) {
+  const corner = [x, y, z].map((side, i) => gl.bounds[side][i]);
+  const p = times(projection, times(view, times(model, [...corner, 1])));
+  found.push([p[0] / p[3], p[1] / p[3]]);
+}
+return found;
+"""
+"""The corners of the cube on the screen; the edges of the plot are at -1 and 1."""
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize(("width", "dim"), [(1280, 3), (400, 3), (400, 2)])
-def test_the_page_opens_without_network_or_error(tmp_path, browser, dim, width):
+def test_the_page_opens_without_network_or_error(tmp_path, open_page, dim, width, dark):
     from selenium.webdriver.support.ui import WebDriverWait
 
     page = tmp_path / "event.html"
     event = open_sample(192)[0]
     write_event_page(event if dim == 3 else project(event, "xy"), page)
-    browser.set_window_size(width, 900)
-    browser.get(page.as_uri())
+    browser = open_page(page, width, dark=dark)
     drawn = "return document.querySelectorAll('#event .legend .traces').length"
     classes = len(set(event.labels.tolist()))
     WebDriverWait(browser, 60).until(lambda _: browser.execute_script(drawn) >= min(classes, 2))
-    errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    assert errors == []
     wide = "return document.documentElement.scrollWidth - window.innerWidth"
     assert browser.execute_script(wide) <= 0
     plot = "const r = document.querySelector('#event').getBoundingClientRect(); return r.height"
     assert browser.execute_script(plot) > 300
+    paper = "return getComputedStyle(document.body).backgroundColor"
+    assert (browser.execute_script(paper) == "rgb(255, 255, 255)") == (not dark)
+    if dim == 3:
+        corners = browser.execute_script(CORNERS)
+        across, up = zip(*corners, strict=True)
+        assert max(map(abs, up)) < 0.95
+        assert max(map(abs, across)) < 0.7  # the titles of the axes have place beside it

@@ -12,7 +12,7 @@ from harness.events.native import EventWriter
 from harness.run.plan import groups, unavailable_reason, with_events
 from harness.run.workload import event_index, load_batch
 from harness.spec.cell import Cell
-from harness.spec.suite import ENGINES, TYPICAL_SEED, find_suite, find_suites, parse_engine
+from harness.spec.suite import DENSE, ENGINES, TYPICAL_SEED, find_suite, find_suites, parse_engine
 from tests.harness.events.conftest import make_event
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -166,7 +166,14 @@ def test_a_cell_that_cannot_run_has_a_reason(change, capabilities, reason):
 def test_engines_of_one_question_are_measured_together_in_mirrored_rounds():
     cells = find_suite("demo").cells()
     first, second = groups(cells, 3, 0), groups(cells, 3, 1)
-    assert second == first[::-1]
+    slow = [group for group in first if group[0].backend in DENSE]
+    assert first[-len(slow) :] == second[-len(slow) :] == slow
+    assert second[: -len(slow)] == first[: -len(slow)][::-1]
     assert sorted(c.name for g in first for c in g) == sorted(c.name for c in cells)
     assert all(len({cell.question for cell in group}) == 1 for group in first)
     assert groups(cells, 3, 2) != first
+
+
+def test_on_a_gpu_dense_engines_take_turns_with_the_others():
+    cells = find_suite("inference").cells(device="cuda")
+    assert all(len(group) == len(ENGINES) for group in groups(cells, 3, 0))
