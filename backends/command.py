@@ -15,7 +15,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_LAYOUT = "`canonical`, `study` (the SparseConvNet network of the 2018 study), or an engine's name."
+_LAYOUT = (
+    "`canonical`, `study` (the SparseConvNet network of the 2018 study), `spine` (SPINE's "
+    "UResNetSegmentation), or an engine's name."
+)
 
 
 @app.callback()
@@ -31,18 +34,32 @@ def convert(
         "canonical"
     ),
     into: Annotated[str, typer.Option("--to", help=f"Layout of TARGET: {_LAYOUT}")] = "canonical",
+    network: Annotated[
+        str,
+        typer.Option(
+            help="The network, as for `run`: its activation and norms are not in a checkpoint. By "
+            "default those of SPINE for `--from spine`, otherwise the study's."
+        ),
+    ] = "",
 ) -> None:
     """Read weights in one layout and write them in another; the numbers keep every bit."""
     from backends import weight_files
+    from backends.network_spec import parse_network
+    from backends.weights import SETTINGS
 
     try:
-        values = weight_files.read(source, layout)
+        config = parse_network(network) if network else None
+        values = weight_files.read(source, layout, config)
         weight_files.write(target, values, into)
     except (ValueError, ImportError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
     config, dim = weight_files.network_size(values)
-    learned = sum(v.numel() for name, v in values.items() if ".running_" not in name)
+    learned = sum(
+        value.numel()
+        for name, value in values.items()
+        if name not in SETTINGS and ".running_" not in name
+    )
     typer.echo(
         f"{target}: a {dim}D UResNet, {config.filters} filters, depth {config.depth}, "
         f"{config.classes} classes, {learned:,} parameters"

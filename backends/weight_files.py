@@ -1,4 +1,4 @@
-"""Files of weights: canonical, in the layout of an engine, or checkpoints of the 2018 study."""
+"""Files of weights: canonical, in the layout of an engine, or checkpoints of other projects."""
 
 from __future__ import annotations
 
@@ -19,23 +19,18 @@ from torch import Tensor
 
 from backends import registry, weights
 from backends.contract import Kind
+from backends.network_spec import NAMES
+from backends.spine_checkpoints import from_spine, is_spine, to_spine
 from backends.uresnet import UResNet, UResNetConfig
-from backends.weights import Weights
+from backends.weights import DEEPEST, SETTINGS, InvalidWeights, Weights
 
 SUFFIXES = (".pt", ".npz")
 STUDY = "study"
+SPINE = "spine"
 CANONICAL = "canonical"
 
 
-DEEPEST = 24
-"""The largest number of levels of a UResNet."""
-
-
-class InvalidWeights(ValueError):
-    """A file of weights cannot be read or written, or holds no weights of a UResNet."""
-
-
-def read(path: Path, layout: str = CANONICAL) -> Weights:
+def read(path: Path, layout: str = CANONICAL, network: UResNetConfig | None = None) -> Weights:
     """Read weights from a file.
 
     Parameters
@@ -44,13 +39,17 @@ def read(path: Path, layout: str = CANONICAL) -> Weights:
         A ``.npz`` file of numpy. A file with any other suffix is read with ``torch.load``; it may
         be a checkpoint of a training.
     layout : str
-        ``canonical``; ``study`` for the SparseConvNet network of arXiv:1903.05663; or the name of
-        an engine, for the ``state_dict`` of a UResNet on that engine.
+        ``canonical``; ``study`` for the SparseConvNet network of arXiv:1903.05663; ``spine`` for
+        SPINE's ``UResNetSegmentation``; or the name of an engine, for the ``state_dict`` of a
+        UResNet on that engine.
+    network : UResNetConfig, optional
+        The network, whose activation and norms the shapes do not show. By default, canonical
+        weights name them themselves, those of SPINE have SPINE's, and all others the study's.
 
     Returns
     -------
     dict
-        Canonical name -> tensor.
+        Canonical name -> tensor, and the settings of ``backends.weights.SETTINGS``.
 
     Raises
     ------
@@ -84,20 +83,33 @@ def read(path: Path, layout: str = CANONICAL) -> Weights:
         state = state.get("state_dict", state.get("network", state))
     values = _checked_state(path, state)
     if layout == STUDY:
-        return from_study(values)
-    if layout != CANONICAL:
+        values = from_study(values)
+    elif layout == SPINE:
+        values = from_spine(values) | weights.settings(NAMES[SPINE])
+    elif layout != CANONICAL:
         registry.module_name(layout)
-        return _from_engine(values, layout)
-    if "stem.weight" not in values:
+        values = _from_engine(values, layout)
+    elif "stem.weight" not in values:
         raise InvalidWeights(f"{path} holds no canonical weights; {_likely_layout(values)}")
-    network_size(values)
-    return values
+    config, _ = network_size(values)
+    if network is None:
+        return values
+    for name, value in vars(config).items():
+        if name not in SETTINGS and value != getattr(network, name):
+            raise InvalidWeights(
+                f"{path} has the weights of a network with {name} {value}, not "
+                f"{getattr(network, name)}; give the network that they belong to"
+            )
+    sizes = {name: value for name, value in values.items() if name not in SETTINGS}
+    return sizes | weights.settings(network)
 
 
-def _likely_layout(names: Iterable[str]) -> str:
+def _likely_layout(names: Mapping[str, Tensor]) -> str:
     """Return which layout the names of some weights suggest, as advice."""
     if any(name.removeprefix("module.").startswith("sparseModel.") for name in names):
         return f"their names are those of the 2018 study's network: --from {STUDY}"
+    if is_spine(names):
+        return f"their names are those of SPINE's UResNet: --from {SPINE}"
     if any(".native." in name for name in names):
         return "their names are those of a UResNet on an engine: --from ENGINE, as sscn or spconv"
     return "name the layout they are in with --from"
@@ -147,7 +159,9 @@ def _checked_state(path: Path, state: Any) -> Weights:
 
 
 def write(path: Path, values: Mapping[str, Tensor], layout: str = CANONICAL) -> None:
-    """Write canonical weights to ``.npz`` or ``.pt``, in the layout of an engine if one is named.
+    """Write weights to ``.npz`` or ``.pt``, canonical or in the layout of an engine or of SPINE.
+
+    Layouts other than the canonical one have no entries for the settings of the network.
 
     Raises
     ------
@@ -160,7 +174,9 @@ def write(path: Path, values: Mapping[str, Tensor], layout: str = CANONICAL) -> 
     if layout == STUDY:
         raise InvalidWeights("checkpoints of the study can be read, not written")
     state: Mapping[str, Tensor] = values
-    if layout != CANONICAL:
+    if layout == SPINE:
+        state = to_spine(values, network_size(values)[0])
+    elif layout != CANONICAL:
         config, dim = network_size(values)
         network = _network(layout, config, dim)
         weights.load(network, values)
@@ -169,7 +185,7 @@ def write(path: Path, values: Mapping[str, Tensor], layout: str = CANONICAL) -> 
     if path.suffix == ".npz":
         np.savez(content, **{name: value.numpy() for name, value in state.items()})  # type: ignore[arg-type]
     else:
-        torch.save(dict(state), content)
+        torch.save({"state_dict": dict(state)} if layout == SPINE else dict(state), content)
     _replace(path, content.getvalue())
 
 
@@ -206,7 +222,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def network_size(values: Mapping[str, Tensor]) -> tuple[UResNetConfig, int]:
-    """Return the size of the network and its number of dimensions, read off canonical weights.
+    """Return the network and its number of dimensions, read off canonical weights.
 
     Raises
     ------
@@ -227,9 +243,12 @@ def network_size(values: Mapping[str, Tensor]) -> tuple[UResNetConfig, int]:
             f"stem.weight has shape {tuple(stem.shape)} and linear.weight {tuple(linear.shape)}: "
             "these are not the weights of a UResNet"
         )
-    config = UResNetConfig(len(stem), _depth(values), reps, len(linear), stem.shape[1])
+    own = {
+        name: float(values[name]) for name in SETTINGS if name in values and not values[name].ndim
+    }
+    config = UResNetConfig(len(stem), _depth(values), reps, len(linear), stem.shape[1], **own)
     dim = stem.ndim - 2
-    expected = weights.shapes(config, dim)
+    expected = weights.shapes(config, dim) | dict.fromkeys(own, ())
     for name in expected.keys() ^ values.keys():
         raise InvalidWeights(f"{name} does not fit the other weights: they belong to no UResNet")
     for name, shape in expected.items():

@@ -18,6 +18,20 @@ from backends.uresnet import EngineLayer, UResNet, UResNetConfig
 
 Weights = dict[str, Tensor]
 
+SETTINGS = ("slope", "eps", "momentum")
+"""Fields of ``UResNetConfig`` that do not follow from shapes.
+
+Canonical weights hold those that differ from the study's as entries of one float64 number.
+"""
+
+DEEPEST = 24
+"""The largest number of levels of a UResNet."""
+
+
+class InvalidWeights(ValueError):
+    """A file of weights cannot be read or written, or holds no weights of a UResNet."""
+
+
 # Mean number of taps that meet a site on detector events; sets the scale of initial weights.
 _OCCUPIED = {Kind.SUBMANIFOLD: 16.0, Kind.STRIDED: 3.8, Kind.INVERSE: 1.0, Kind.ORDINARY: 16.0}
 _MEAN_SQUARE_ENERGY = 0.06  # MeV^2, over the sites of simulated events
@@ -111,6 +125,15 @@ def shapes(config: UResNetConfig, dim: int) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def settings(config: UResNetConfig) -> Weights:
+    """Return the settings of a network that canonical weights hold, as entries."""
+    return {
+        name: torch.tensor(getattr(config, name), dtype=torch.float64)
+        for name in SETTINGS
+        if getattr(config, name) != getattr(UResNetConfig, name)
+    }
+
+
 def initial(config: UResNetConfig, dim: int, seed: int = 0) -> Weights:
     """Draw the canonical weights of an untrained network.
 
@@ -169,13 +192,15 @@ class Network(Protocol):
 def load(network: Network, weights: Mapping[str, Tensor]) -> None:
     """Copy canonical weights into an engine's network, in place.
 
+    The entries ``SETTINGS`` are not used: they belong to the configuration of the network.
+
     Raises
     ------
     ValueError
         If a name is missing or unknown, or a shape differs.
     """
     backend = network.backend
-    unused = set(weights)
+    unused = set(weights).difference(SETTINGS)
     with torch.no_grad():
         for name, layer in network.layers():
             for part, native in backend.parameters(layer.native).items():

@@ -115,7 +115,7 @@ def test_no_modules_import_each_other_in_a_circle(package):
 
 OWN = {"backends", "harness", "suites", "benchmarks", "tests"}
 
-DISTRIBUTIONS = {"pynvml": "nvidia-ml-py"}
+DISTRIBUTIONS = {"pynvml": "nvidia-ml-py", "yaml": "PyYAML"}
 """The name of a distribution whose package has another name."""
 
 ENGINES = {"fvdb", "ocnn", "sparseconvnet", "torch_lattice", "torchsparse", "warpconvnet"}

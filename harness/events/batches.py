@@ -3,7 +3,7 @@
 Every batch is a dictionary:
 
 - ``sites``: int32, (N, 1 + dim), the number of the event in the batch first;
-- ``features``: float32, (N, 1);
+- ``features``: float32, (N, inputs): the energy in MeV, its square root, its cube root and so on;
 - ``labels``: int64, (N,), ``IGNORED`` where the label is none of the five classes;
 - ``spatial_size``: int, voxels per side;
 - ``batch_size``: int, number of events.
@@ -29,7 +29,9 @@ IGNORED = -100
 Batch = dict[str, Any]
 
 
-def collate(events: Sequence[Event], *, features: str = "energy", mixed: bool = False) -> Batch:
+def collate(
+    events: Sequence[Event], *, features: str = "energy", mixed: bool = False, inputs: int = 1
+) -> Batch:
     """Join events to one batch.
 
     Parameters
@@ -40,6 +42,9 @@ def collate(events: Sequence[Event], *, features: str = "energy", mixed: bool = 
         The voxel's energy in MeV, or 1 for every voxel.
     mixed : bool
         Whether sizes may differ; the volume of the batch is then that of the largest event.
+    inputs : int
+        Features per voxel. Our events have one; further ones are its roots, so that networks with
+        several inputs can be measured and trained.
 
     Raises
     ------
@@ -59,15 +64,24 @@ def collate(events: Sequence[Event], *, features: str = "energy", mixed: bool = 
     labels = np.concatenate([event.labels for event in events]).astype(np.int64)
     return {
         "sites": np.column_stack([numbers, np.concatenate([event.voxels for event in events])]),
-        "features": (energies if features == "energy" else np.ones_like(energies))[:, None],
+        "features": _roots(energies if features == "energy" else np.ones_like(energies), inputs),
         "labels": np.where(labels < CLASSES, labels, IGNORED),
         "spatial_size": max(sizes),
         "batch_size": len(events),
     }
 
 
+def _roots(values: NDArray[np.float32], number: int) -> NDArray[np.float32]:
+    """Return values beside their square roots, cube roots and so on, with their signs."""
+    columns = [values] + [
+        np.copysign(np.abs(values) ** np.float32(1 / degree), values)
+        for degree in range(2, number + 1)
+    ]
+    return np.stack(columns, axis=1)
+
+
 def benchmark_batch(
-    event_set: EventSet, batch: int, seed: int, *, features: str = "energy"
+    event_set: EventSet, batch: int, seed: int, *, features: str = "energy", inputs: int = 1
 ) -> tuple[Batch, int]:
     """Return one fixed batch, the same for every engine.
 
@@ -81,7 +95,7 @@ def benchmark_batch(
     batch : int
         Number of events.
     seed : int
-    features : str
+    features, inputs
         As for ``collate``.
 
     Returns
@@ -108,7 +122,7 @@ def benchmark_batch(
             continue
         chosen.append(event)
         if len(chosen) == batch:
-            return collate(chosen, features=features), skipped
+            return collate(chosen, features=features, inputs=inputs), skipped
     if not chosen:
         raise BadInput(f"{event_set.name}: no event has a voxel; choose other events")
     found = len(chosen)
@@ -124,7 +138,7 @@ def benchmark_batch(
         event = chosen[extra % found]
         turn = turns[turned[extra % found][extra // found]]
         chosen.append(replace(event, voxels=transform(event.voxels, event.size, turn)))
-    return collate(chosen, features=features), skipped
+    return collate(chosen, features=features, inputs=inputs), skipped
 
 
 class TrainingLoader:
@@ -148,7 +162,7 @@ class TrainingLoader:
     seed : int
     augment : bool
         Whether to turn events.
-    features : str
+    features, inputs
         As for ``collate``.
     ahead : int
         Batches prepared in advance.
@@ -169,6 +183,7 @@ class TrainingLoader:
         *,
         augment: bool = True,
         features: str = "energy",
+        inputs: int = 1,
         ahead: int = 4,
         keep: int = 1 << 30,
     ) -> None:
@@ -178,7 +193,8 @@ class TrainingLoader:
                 f"{batch}; choose 1 to {len(event_set)}"
             )
         self._set, self._batch, self._seed = event_set, batch, seed
-        self._augment, self._features, self._ahead = augment, features, ahead
+        self._augment, self._ahead = augment, ahead
+        self._features, self._inputs = features, inputs
         self._kept: dict[int, Event] = {}
         self._room = keep
         self._epoch = self._used = 0
@@ -280,7 +296,10 @@ class TrainingLoader:
                 event = replace(event, voxels=transform(event.voxels, event.size, chosen))
             events.append(event)
             if len(events) == self._batch:
-                yield collate(events, features=self._features, mixed=True), position + 1
+                yield (
+                    collate(events, features=self._features, mixed=True, inputs=self._inputs),
+                    position + 1,
+                )
                 events = []
 
     def _event(self, index: int) -> Event:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.events.event import Label
+from harness.events.event import CLASSES, Label
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,9 @@ CLASS_LOOKS = {
     Label.UNKNOWN: ClassLook("unknown", "unknown", "#666666"),
 }
 """Colours of Paul Tol's qualitative schemes, chosen for readers with colour blindness."""
+
+CLASS_NAMES = {
+    CLASSES: tuple(CLASS_LOOKS[Label(label)].name for label in range(CLASSES)),
+    2: (CLASS_LOOKS[Label.TRACK].name, CLASS_LOOKS[Label.SHOWER].name),
+}
+"""Names of the classes by the number of classes: all five, or track and shower."""

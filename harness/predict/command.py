@@ -14,6 +14,8 @@ from harness.accuracy.classification import Accuracy
 from harness.accuracy.text import accuracy_lines
 from harness.errors import BadInput
 from harness.files import check_target
+from harness.spec.network import HELP as NETWORK_HELP
+from harness.spec.network import find_network
 
 if TYPE_CHECKING:
     from harness.events import EventSet
@@ -25,6 +27,9 @@ def predict(
     weights: Annotated[str, typer.Option(help="An .npz file of a trained network's weights.")],
     out: Annotated[Path, typer.Option(help="The HDF5 file of labels to write.")],
     engine: Annotated[str, typer.Option(help="The engine: NAME or NAME:OPTION=VALUE.")] = "sscn",
+    network: Annotated[
+        str, typer.Option(help=f"{NETWORK_HELP} By default that of the weights.")
+    ] = "",
     size: Annotated[int | None, typer.Option(help="Voxels per side, for 'sample'.")] = None,
     batch: Annotated[int, typer.Option(help="Events per forward pass.", min=1)] = 4,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -34,7 +39,7 @@ def predict(
     from backends.registry import interpreter, module_name, probe
     from harness.events.child_reader import open_in_child
     from harness.predict.prediction import Predictor
-    from harness.run.plan import unavailable_reason
+    from harness.run.plan import network_in_words, unavailable_reason
     from harness.run.weight_files import find_weights
     from harness.spec.cell import Cell
     from harness.spec.suite import parse_engine
@@ -45,6 +50,12 @@ def predict(
     found = find_weights(weights)
     if found is None:
         raise BadInput("random weights label nothing right; give a file of weights")
+    model = find_network(network) if network else found.model
+    if model != found.model:
+        raise BadInput(
+            f"{found.path} has the weights of {network_in_words(found.model, found.dim)}, not of "
+            f"{network_in_words(model, found.dim)}; leave out --network"
+        )
     _refuse_another_python(name, interpreter(name))
     cell = Cell(
         *("predict", name, 2**20, batch, "forward", "cold"),
@@ -52,6 +63,7 @@ def predict(
         precision=precision,
         dim=found.dim,
         options=options,
+        model=model,
     )
     reason = unavailable_reason(cell, probe(name))
     if reason:

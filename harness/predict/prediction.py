@@ -19,8 +19,10 @@ from backends.contract import master_dtype
 from backends.weight_files import network_size
 from harness.accuracy.classification import Accuracy, confusion_matrix, nonzero_accuracy
 from harness.errors import BadInput
-from harness.events import CLASSES, Event, EventSet, collate
+from harness.events import Event, EventSet, collate
+from harness.events.classes import CLASS_NAMES
 from harness.events.predictions import Labels, Probabilities, write_predictions
+from harness.events.track_shower import track_or_shower
 from harness.files import check_target, make_folder, write_bytes, write_text
 from harness.run.weight_files import read_weights
 from harness.run.workload import sparse_batch
@@ -48,6 +50,8 @@ class Predictor:
         Number of classes.
     dim : int
         Spatial dimensions of the network.
+    inputs : int
+        Features per voxel.
     """
 
     engine: str
@@ -57,6 +61,7 @@ class Predictor:
     network: Any
     classes: int
     dim: int
+    inputs: int
 
     @classmethod
     def load(
@@ -101,14 +106,15 @@ class Predictor:
         except (ImportError, ValueError) as error:
             raise BadInput(f"{engine} cannot predict here: {error}") from None
         weights.load(built, values)
-        return cls(engine, label, precision, device, built.eval(), config.classes, dim)
+        sizes = config.classes, dim, config.in_channels
+        return cls(engine, label, precision, device, built.eval(), *sizes)
 
     def probabilities(self, events: list[Event]) -> list[Probabilities]:
         """Return the class probabilities of the voxels of some events, which share one batch."""
         held = [event for event in events if len(event)]
         found: Iterator[Probabilities] = iter(())
         if held:
-            batch = sparse_batch(collate(held)).to(self.device)
+            batch = sparse_batch(collate(held, inputs=self.inputs)).to(self.device)
             features = batch.features.to(master_dtype(self.precision))
             with torch.no_grad(), autocast(self.precision, self.device):
                 made = self.network.tensor(
@@ -186,12 +192,13 @@ def predict(
                 own = chances[position : position + len(event)]
                 position += len(event)
                 labels = own.argmax(1).astype(np.uint8)
-                accuracies.append(confusion_matrix(event.labels, labels, CLASSES))
+                truth = track_or_shower(event) if predictor.classes == 2 else event
+                accuracies.append(confusion_matrix(truth.labels, labels, predictor.classes))
                 yield labels, own
 
     write_predictions(out, rows(), predictor.classes, settings)
     shutil.rmtree(parts)
-    return _accuracy(accuracies) if predictor.classes == CLASSES else None
+    return _accuracy(accuracies) if predictor.classes in CLASS_NAMES else None
 
 
 def _prepare(parts: Path, settings: Mapping[str, Any]) -> None:

@@ -15,6 +15,8 @@ from harness.profile.profile import Profile, memory_from_json, write_profile
 from harness.results import store
 from harness.run.job import Job
 from harness.spec.cell import RANDOM, Cell, EventSpec
+from harness.spec.network import HELP as NETWORK_HELP
+from harness.spec.network import find_network
 from harness.terminal import table_console
 
 
@@ -29,6 +31,7 @@ def profile(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp64, fp32, tf32, fp16 or bf16.")] = "fp32",
     events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
+    network: Annotated[str, typer.Option(help=NETWORK_HELP)] = "study",
     weights: Annotated[
         str, typer.Option(help="random, or an .npz file of a trained network's weights.")
     ] = RANDOM,
@@ -59,6 +62,7 @@ def profile(
         map=map_,
         device=device,
         precision=precision,
+        model=find_network(network),
         events=EventSpec(seed=TYPICAL_SEED),
     )
     if cell.map == "first":

@@ -83,7 +83,8 @@ def required_fields(kind: Any) -> frozenset[str]:
     """Return the names of the fields that a TypedDict or a stored dataclass must have."""
     if is_dataclass(kind):
         # A stored cell has all its fields but those that older cells lack.
-        return frozenset(entry.name for entry in fields(kind)) - {"layer", "weights", "count"}
+        younger = {"layer", "weights", "count", "inputs", "slope", "eps", "momentum"}
+        return frozenset(entry.name for entry in fields(kind)) - younger
     return frozenset(kind.__required_keys__)
 
 

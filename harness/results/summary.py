@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -215,7 +215,7 @@ def _rounds(columns: Columns, count: int) -> Iterator[tuple[str, str, int]]:
 def _cell(columns: Columns, row: int) -> Cell:
     """Rebuild the cell of a row."""
     at = {key.removeprefix("cell."): columns[key][row] for key in CELL_COLUMNS}
-    model = {name: at.pop(f"model.{name}") for name in ("filters", "depth", "reps", "classes")}
+    model = {entry.name: at.pop(f"model.{entry.name}") for entry in fields(ModelSpec)}
     events = {name: at.pop(f"events.{name}") for name in ("set", "sha256", "seed", "count")}
     at["options"] = json.loads(at["options"])
     return Cell(**at, model=ModelSpec(**model), events=EventSpec(**events))

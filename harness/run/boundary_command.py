@@ -12,6 +12,8 @@ from rich.table import Table
 from harness.files import refuse_irregular
 from harness.options import positive
 from harness.results import store
+from harness.spec.network import HELP as NETWORK_HELP
+from harness.spec.network import find_network
 from harness.terminal import plain
 
 
@@ -25,6 +27,7 @@ def boundary(
     phase: Annotated[str, typer.Option(help="forward or step.")] = "step",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp64, fp32, tf32, fp16 or bf16.")] = "fp32",
+    network: Annotated[str, typer.Option(help=NETWORK_HELP)] = "study",
     most: Annotated[int, typer.Option(help="The largest batch to try.", min=1)] = 256,
     events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
     out: Annotated[Path | None, typer.Option(help="File of records, one per batch tried.")] = None,
@@ -49,7 +52,11 @@ def boundary(
     grid = Grid(sizes=SIZES, batches=(1,), phases=(phase,), maps=("cold",))
     suite = Suite("boundary", "How large a batch fits?", (grid,))
     cells = suite.cells(
-        device=device, precision=precision, backends=backend or (), sizes=size or ()
+        device=device,
+        precision=precision,
+        backends=backend or (),
+        sizes=size or (),
+        network=find_network(network),
     )
     engines = dict.fromkeys(parse_engine(text)[0] for text in backend or ENGINES)
     found = {answer.name: answer for answer in probe_all(engines)}

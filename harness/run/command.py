@@ -12,6 +12,8 @@ from rich.console import Console
 from harness.errors import BadInput
 from harness.options import positive
 from harness.spec.cell import RANDOM
+from harness.spec.network import HELP as NETWORK_HELP
+from harness.spec.network import find_network
 
 
 def run(
@@ -48,6 +50,7 @@ def run(
         bool, typer.Option("--resume", help="Continue --out, or the suite's latest run.")
     ] = False,
     events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
+    network: Annotated[str, typer.Option(help=f"{NETWORK_HELP} By default the suite's.")] = "",
     weights: Annotated[
         str, typer.Option(help="random, or an .npz file of a trained network's weights.")
     ] = RANDOM,
@@ -100,6 +103,7 @@ def run(
         backends=backend or (),
         sizes=size or (),
         batches=batch or (),
+        network=find_network(network) if network else None,
     )
     cells = [cell for cell in cells if cell.backend not in left_out]
     if not cells:

@@ -45,8 +45,8 @@ if TYPE_CHECKING:  # for type checkers: the present places
     from backends.single_layer import initial as initial_layer_weights
     from backends.sscn.cpu.processor import peak
     from backends.uresnet import Block, EngineLayer, Level, UResNet, UResNetConfig
-    from backends.weight_files import InvalidWeights, network_size
-    from backends.weights import gradients
+    from backends.weight_files import network_size
+    from backends.weights import InvalidWeights, gradients
     from backends.weights import initial as initial_weights
     from backends.weights import load as load_weights
 
@@ -123,7 +123,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     #
     # The network. It has ``tensor(sites, features, spatial_size, batch_size)``, is called with
     # that tensor, and is a torch module.
-    # (filters, depth, reps, classes)
+    # (filters, depth, reps, classes); later also (in_channels, slope, eps, momentum)
     "UResNetConfig": ("backends.uresnet:UResNetConfig",),
     # (backend, config) -> the network
     "build_network": ("backends.network:build",),
@@ -137,7 +137,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "load_weights": ("backends.weights:load",),
     # weights -> (config, dim); raises InvalidWeights
     "network_size": ("backends.weight_files:network_size",),
-    "InvalidWeights": ("backends.weight_files:InvalidWeights",),
+    "InvalidWeights": ("backends.weights:InvalidWeights", "backends.weight_files:InvalidWeights"),
     # network -> canonical gradients
     "gradients": ("backends.weights:gradients",),
     #

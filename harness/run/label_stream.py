@@ -28,7 +28,7 @@ def event_batches(cell: Cell, source: str) -> Iterator[SparseBatch]:
     events = open_events(source, size=cell.size)[: cell.events.count]
     chosen = [event for event in events if len(event)]
     for start in range(0, len(chosen), cell.batch):
-        yield sparse_batch(collate(chosen[start : start + cell.batch]))
+        yield sparse_batch(collate(chosen[start : start + cell.batch], inputs=cell.model.inputs))
 
 
 def label_events(

@@ -111,17 +111,23 @@ def with_weights(cells: Sequence[Cell], found: WeightFile | None) -> list[Cell]:
             named.append(replace(cell, weights=found.label))
         else:
             raise BadInput(
-                f"{found.path} has the weights of {_network(found.model, found.dim)}, and the "
-                f"suite measures {_network(cell.model, cell.dim)}; choose other weights"
+                f"{found.path} has the weights of {network_in_words(found.model, found.dim)}, and "
+                f"the suite measures {network_in_words(cell.model, cell.dim)}; choose other weights"
             )
     return named
 
 
-def _network(model: ModelSpec, dim: int) -> str:
-    return (
+def network_in_words(model: ModelSpec, dim: int) -> str:
+    """Return the sizes of a network, and the settings that differ from the study's."""
+    sizes = (
         f"a {dim}D UResNet of {model.filters} filters, depth {model.depth}, {model.reps} blocks "
         f"per level and {model.classes} classes"
     )
+    others = replace(
+        model,
+        **{name: getattr(ModelSpec, name) for name in ("filters", "depth", "reps", "classes")},
+    )
+    return sizes if others == ModelSpec() else f"{sizes}, {others.label}"
 
 
 def _few(events: Sequence[Any]) -> bool:

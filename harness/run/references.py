@@ -133,7 +133,7 @@ def _compute(job: Job, variant: Variant = "") -> Reference:
         small = stack_config(cell)
         return chain_reference(small, initial_chain_weights(small, cell.dim), batch)
     values = canonical_weights(job)
-    return network_reference(uresnet_config(cell), values, batch, step=cell.phase == "step")
+    return network_reference(uresnet_config(cell.model), values, batch, step=cell.phase == "step")
 
 
 def _compute_events(job: Job) -> Reference:
@@ -144,7 +144,7 @@ def _compute_events(job: Job) -> Reference:
     from harness.run.label_stream import event_batches
     from harness.run.workload import canonical_weights, uresnet_config
 
-    config, values = uresnet_config(job.cell), canonical_weights(job)
+    config, values = uresnet_config(job.cell.model), canonical_weights(job)
     found = [
         network_reference(config, values, batch, step=False)
         for batch in event_batches(job.cell, job.events)

@@ -26,7 +26,7 @@ class WeightFile:
     sha256 : str
         Hash of its content.
     model : ModelSpec
-        Size of the network.
+        The network.
     dim : int
         Spatial dimensions of the network.
     """
@@ -66,8 +66,8 @@ def find_weights(spec: str) -> WeightFile | None:
         config, dim = network_size(read_weights(path))
     except InvalidWeights as error:
         raise BadInput(f"{path}: {error}") from None
-    model = ModelSpec(config.filters, config.depth, config.reps, config.classes)
-    return WeightFile(path, hashlib.sha256(path.read_bytes()).hexdigest(), model, dim)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return WeightFile(path, digest, ModelSpec.of(config), dim)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -103,11 +103,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as weights ({first}); write it with: harness weights convert "
             f"SOURCE {path.stem}.npz"
         ) from None
-    # A member of the archive that is no array comes as bytes.
-    kinds = {getattr(array, "dtype", None) for array in arrays.values()}
+    # A member of the archive that is no array comes as bytes. Settings of the network are scalars.
+    kinds = {
+        getattr(array, "dtype", None)
+        for array in arrays.values()
+        if np.ndim(array) or not isinstance(array, np.ndarray)
+    }
     if not arrays or not kinds <= {np.dtype(np.float16), np.dtype(np.float32)}:
         raise BadInput(
             f"{path} holds no canonical weights; write it with: harness weights convert SOURCE "
             f"{path.stem}.npz"
         )
-    return {name: torch.from_numpy(a.astype(np.float32)) for name, a in arrays.items()}
+    return {
+        name: torch.from_numpy(array.astype(np.float32) if array.ndim else array)
+        for name, array in arrays.items()
+    }

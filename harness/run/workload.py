@@ -10,11 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from harness.errors import BadInput
 from harness.events import benchmark_batch, open_events
+from harness.events.batches import IGNORED
 from harness.run.engine_interface import (
     TOLERANCE,
     Agreement,
@@ -46,7 +48,7 @@ from harness.run.engine_interface import (
 from harness.run.job import Job
 from harness.run.label_accuracy import label_accuracy
 from harness.run.weight_files import read_weights
-from harness.spec.cell import RANDOM, STACKS, Cell
+from harness.spec.cell import RANDOM, STACKS, Cell, ModelSpec
 
 if TYPE_CHECKING:
     from harness.run.engine_interface import LayerCall, SingleLayerConfig
@@ -92,7 +94,15 @@ def load_batch(cell: Cell, source: str) -> tuple[SparseBatch, int]:
         from harness.events.projection import ProjectedSet
 
         events = ProjectedSet(events, "xy")
-    arrays, skipped = benchmark_batch(events, cell.batch, cell.events.seed)
+    if cell.model.classes == 2:
+        from harness.events.track_shower import TrackShowerSet
+
+        events = TrackShowerSet(events)
+    arrays, skipped = benchmark_batch(
+        events, cell.batch, cell.events.seed, inputs=cell.model.inputs
+    )
+    labels = arrays["labels"]
+    arrays["labels"] = np.where(labels < cell.model.classes, labels, IGNORED)
     batch = sparse_batch(arrays)
     if cell.layer:
         from harness.run.engine_interface import coarsened
@@ -139,7 +149,7 @@ class Workload:
             built: Any = ConvolutionChain(self.backend, stack_config(cell))
         else:
             self.weights = canonical_weights(job)
-            built = build_network(self.backend, uresnet_config(cell))
+            built = build_network(self.backend, uresnet_config(cell.model))
         self.network = built.to(cell.device, dtype)
         self.batch = batch.to(cell.device)
         self.features = self.batch.features.to(dtype)
@@ -371,7 +381,7 @@ def canonical_weights(job: Job) -> dict[str, Tensor]:
     """
     cell = job.cell
     if not job.weights:
-        return initial_weights(uresnet_config(cell), cell.dim)
+        return initial_weights(uresnet_config(cell.model), cell.dim)
     content = Path(job.weights).read_bytes()
     if not cell.weights.endswith(f"@{hashlib.sha256(content).hexdigest()[:12]}"):
         raise BadInput(
@@ -398,13 +408,24 @@ def layer_config(cell: Cell) -> SingleLayerConfig:
     from harness.run.engine_interface import SingleLayerConfig
 
     kind = Kind(cell.layer_kind)
-    return SingleLayerConfig.of(uresnet_config(cell), kind, cell.layer_level, cell.phase)
+    return SingleLayerConfig.of(uresnet_config(cell.model), kind, cell.layer_level, cell.phase)
 
 
-def uresnet_config(cell: Cell) -> UResNetConfig:
-    """Return the size of a cell's UResNet."""
-    model = cell.model
-    return UResNetConfig(model.filters, model.depth, model.reps, model.classes)
+def uresnet_config(model: ModelSpec) -> UResNetConfig:
+    """Return the configuration of a UResNet.
+
+    Raises
+    ------
+    ImportError
+        If the engines are those of a commit whose UResNet lacks a setting.
+    """
+    values = model.to_json()
+    if "inputs" in values:
+        values["in_channels"] = values.pop("inputs")
+    try:
+        return UResNetConfig(**values)
+    except TypeError:
+        raise ImportError(f"the engines of this commit have no network {model.label}") from None
 
 
 def stack_config(cell: Cell) -> ChainConfig:

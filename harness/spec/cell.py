@@ -34,17 +34,76 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The size of the UResNet: the study's is the default."""
+    """The UResNet: the study's is the default."""
 
     filters: Annotated[int, Field("Channels of the finest level.", least=1, most=2**16)] = 16
     depth: Annotated[int, Field("Levels.", least=1, most=24)] = 5
     reps: Annotated[int, Field("Residual blocks per level.", least=1, most=2**16)] = 2
     classes: Annotated[int, Field("Classes.", least=1, most=2**16)] = 5
+    inputs: Annotated[
+        int,
+        Field(
+            "Input features per voxel: the energy, its square root, its cube root and so on. Left "
+            "out of the JSON where it is 1.",
+            least=1,
+            most=2**16,
+        ),
+    ] = 1
+    slope: Annotated[
+        float,
+        Field(
+            "Factor of negative values in the activations. Left out of the JSON where it is 0, "
+            "for ReLU.",
+            least=0,
+            most=1,
+        ),
+    ] = 0.0
+    eps: Annotated[
+        float,
+        Field("Of the batch norms. Left out of the JSON where it is 1e-4.", above=0, most=1),
+    ] = 1e-4
+    momentum: Annotated[
+        float,
+        Field("Of the batch norms. Left out of the JSON where it is 0.01.", above=0, most=1),
+    ] = 0.01
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            most = 24 if entry.name == "depth" else 2**16
-            _natural(f"model.{entry.name}", getattr(self, entry.name), most=most)
+        for name in ("filters", "depth", "reps", "classes", "inputs"):
+            most = 24 if name == "depth" else 2**16
+            _natural(f"model.{name}", getattr(self, name), most=most)
+        for name in ("slope", "eps", "momentum"):
+            value = _share(f"model.{name}", getattr(self, name), zero=name == "slope")
+            object.__setattr__(self, name, value)  # 0 and 0.0 are the same in JSON, too
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """Return the specification of a ``backends.uresnet.UResNetConfig``."""
+        names = {entry.name: entry.name for entry in fields(cls)} | {"inputs": "in_channels"}
+        return cls(**{name: getattr(config, theirs) for name, theirs in names.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the network as a record holds it, without younger fields at their default."""
+        values = asdict(self)
+        return {
+            name: value
+            for name, value in values.items()
+            if name in _ALWAYS_STORED or value != getattr(ModelSpec, name)
+        }
+
+    @property
+    def label(self) -> str:
+        """The network as ``--network`` takes it: a name, or what differs from the study's."""
+        if self in NETWORKS.values():
+            return next(name for name, network in NETWORKS.items() if network == self)
+        differing = {
+            name: value for name, value in asdict(self).items() if value != getattr(ModelSpec, name)
+        }
+        if "slope" in differing:
+            differing["activation"] = f"leaky_relu:{differing.pop('slope'):g}"
+        return ",".join(f"{name}={value}" for name, value in differing.items())
+
+
+_ALWAYS_STORED = ("filters", "depth", "reps", "classes")
 
 
 @dataclass(frozen=True)
@@ -111,7 +170,7 @@ class Question:
     @property
     def label(self) -> str:
         """The question in one short line."""
-        model = "" if self.model == ModelSpec() else f" {tuple(asdict(self.model).values())}"
+        model = "" if self.model == ModelSpec() else f" {self.model.label}"
         flat = "" if self.dim == 3 else f" {self.dim}D"
         events = "" if self.events.set == "sample" else f" {self.events.set}"
         layer = f" {self.layer}" if self.layer else ""
@@ -124,8 +183,7 @@ class Question:
     @property
     def description(self) -> str:
         """The question in words."""
-        spec = tuple(asdict(self.model).values())
-        network = "" if self.model == ModelSpec() else f", network {spec}"
+        network = "" if self.model == ModelSpec() else f", network {self.model.label}"
         events = "" if self.events.set == "sample" else f", {self.events.set}"
         layer = f"{self.layer}, " if self.layer else ""
         name = self.weights.partition("@")[0]
@@ -175,9 +233,7 @@ class Cell:
     options: Annotated[
         Mapping[str, str], Field("The engine's options, an algorithm for example.")
     ] = field(default_factory=dict, hash=False)
-    model: Annotated[ModelSpec, Field("The size of the network.")] = field(
-        default_factory=ModelSpec
-    )
+    model: Annotated[ModelSpec, Field("The network.")] = field(default_factory=ModelSpec)
     events: Annotated[EventSpec, Field("The events.")] = field(default_factory=EventSpec)
     layer: Annotated[
         str,
@@ -244,6 +300,7 @@ class Cell:
         """Return the cell as a record holds it."""
         values = asdict(self)
         values["options"] = dict(self.options)
+        values["model"] = self.model.to_json()
         # Fields that are younger than stored cells are left out where they change nothing, so that
         # the cells keep their names.
         if not self.layer:
@@ -336,6 +393,15 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise BadInput(f"{name} must be one of {listed}, not {value!r}")
 
 
+def _share(name: str, value: Any, *, zero: bool) -> float:
+    """Return a number from 0 or above 0 to 1 as a float."""
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not usable or not (0 < value <= 1 or (zero and value == 0)):
+        limits = "from 0 to 1" if zero else "above 0, at most 1"
+        raise BadInput(f"{name} must be a number {limits}, not {value!r}")
+    return float(value)
+
+
 def _natural(name: str, value: Any, least: int = 1, most: float = math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         limit = (
@@ -344,3 +410,7 @@ def _natural(name: str, value: Any, least: int = 1, most: float = math.inf) -> N
             else f"at most {most}"
         )
         raise BadInput(f"{name} must be a whole number of {limit}, not {value!r}")
+
+
+NETWORKS = {"study": ModelSpec(), "spine": ModelSpec(filters=32, slope=0.33)}
+"""The network of the 2018 study, and the one of SPINE's configurations."""

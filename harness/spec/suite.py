@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from backends.registry import BUILT_IN
 from harness.errors import BadInput
-from harness.spec.cell import SIZES, Cell, EventSpec, ModelSpec
+from harness.spec.cell import SIZES, STACKS, Cell, EventSpec, ModelSpec, layers_of
 
 ENGINES = tuple(BUILT_IN)
 """All built-in engines; one that is not installed gets a record with the reason."""
@@ -79,6 +79,7 @@ class Suite:
         backends: Sequence[str] = (),
         sizes: Sequence[int] = (),
         batches: Sequence[int] = (),
+        network: ModelSpec | None = None,
     ) -> list[Cell]:
         """List the cells.
 
@@ -94,11 +95,13 @@ class Suite:
             Only these of the grid's sizes.
         batches : sequence of int
             Batch sizes instead of the grid's.
+        network : ModelSpec, optional
+            The network instead of the grid's.
 
         Raises
         ------
         BadInput
-            If the suite has no such size, or a value has no meaning.
+            If the suite has no such size or no UResNet, or a value has no meaning.
         """
         unknown = [size for size in sizes if size not in self.sizes]
         if unknown:
@@ -108,6 +111,8 @@ class Suite:
             )
         found: dict[Cell, None] = {}
         for grid in self.grids:
+            if network is not None:
+                grid = _with_network(grid, network, self.name)
             for backend, arithmetic, size, batch, phase, state, layer in product(
                 self._engines(grid, backends),
                 (precision,) if precision else grid.precisions or ("fp32",),
@@ -145,6 +150,15 @@ class Suite:
             for engine in requested
             if parse_engine(engine)[0] in grid.backends or parse_engine(engine)[0] not in ENGINES
         ]
+
+
+def _with_network(grid: Grid, network: ModelSpec, suite: str) -> Grid:
+    """Return a grid with another network; single layers are those of that network."""
+    if set(grid.phases) & set(STACKS):
+        raise BadInput(f"the suite {suite} measures no UResNet; leave out --network")
+    kinds = {layer.rpartition("-")[0] for layer in grid.layers if layer}
+    layers = tuple(layer for layer in layers_of(network) if layer.rpartition("-")[0] in kinds)
+    return replace(grid, model=network, layers=layers or grid.layers)
 
 
 def parse_engine(text: str) -> tuple[str, dict[str, str]]:

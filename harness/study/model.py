@@ -14,9 +14,9 @@ from torch import Tensor
 from backends import network, registry, weights
 from backends.arithmetic import autocast
 from backends.contract import Backend, SparseBatch
-from backends.uresnet import UResNetConfig
 from harness.accuracy.classification import Accuracy, measure_accuracy
 from harness.events import Event, EventSet, collate
+from harness.run.workload import uresnet_config
 from harness.study.plan import Plan
 
 
@@ -35,11 +35,14 @@ class Model:
         The engine.
     classes : int
         Number of outputs per voxel.
+    inputs : int
+        Features per voxel.
     """
 
     network: Any
     backend: Backend
     classes: int
+    inputs: int
 
     def logits(self, batch: SparseBatch) -> Tensor:
         """Return the outputs of the network, shape (N, classes)."""
@@ -53,8 +56,7 @@ class Model:
 
 def build_model(plan: Plan) -> Model:
     """Return the network of a plan on its engine, with the initial weights of its seed."""
-    spec = plan.model
-    config = UResNetConfig(spec.filters, spec.depth, spec.reps, spec.classes)
+    config = uresnet_config(plan.model)
     dim = plan.events.dim
     backend = registry.load(
         plan.backend,
@@ -65,7 +67,7 @@ def build_model(plan: Plan) -> Model:
     )
     built = network.build(backend, config).to(plan.device)
     network.reset(built, weights.initial(config, dim, plan.seed))
-    return Model(built, backend, spec.classes)
+    return Model(built, backend, config.classes, config.in_channels)
 
 
 def predict(model: Model, events: Sequence[Event], batch: int) -> Iterator[NDArray[np.int64]]:
@@ -77,7 +79,7 @@ def predict(model: Model, events: Sequence[Event], batch: int) -> Iterator[NDArr
     model.network.eval()
     for start in range(0, len(events), batch):
         some = [events[i] for i in range(start, min(start + batch, len(events)))]
-        joined = collate(some)
+        joined = collate(some, inputs=model.inputs)
         if not len(joined["sites"]):
             yield from (np.zeros(0, np.int64) for _ in some)
             continue

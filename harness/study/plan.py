@@ -137,6 +137,7 @@ class Plan(TrainingSettings):
             "options": dict(self.options),
             "events": self.events.to_json(),
             "held_out": self.held_out.to_json(),
+            "model": self.model.to_json(),
         }
 
     @classmethod

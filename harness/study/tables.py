@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from harness.accuracy import classification
+from harness.events.classes import CLASS_NAMES
 from harness.results.summary import CellSummary
 from harness.study import published
 from harness.study.results import Curve, Evaluation
-from harness.study.views import CLASS_NAMES
 
 
 def training_table(curves: Iterable[Curve]) -> pd.DataFrame:

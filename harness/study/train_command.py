@@ -13,9 +13,12 @@ from harness.accuracy.text import accuracy_lines
 from harness.errors import BadInput
 from harness.events import CLASSES
 from harness.events.child_reader import open_in_child
+from harness.events.track_shower import TrackShowerSet
 from harness.files import check_target, make_folder
 from harness.options import positive
 from harness.spec.cell import SIZES
+from harness.spec.network import HELP as NETWORK_HELP
+from harness.spec.network import find_network
 from harness.study.mixture import MIXTURE_SEED, EventFolder, simulate_folders
 from harness.study.plan import Plan
 from harness.study.views import View
@@ -52,6 +55,7 @@ def train(
             help="Steps, without a limit of time; the rate falls over the last third.", min=1
         ),
     ] = None,
+    network: Annotated[str, typer.Option(help=NETWORK_HELP)] = "study",
     batch: Annotated[int, typer.Option(help="Events per step.", min=1)] = 16,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, tf32, fp16 or bf16.")] = "fp32",
@@ -61,6 +65,7 @@ def train(
     from backends import weight_files
     from backends.registry import module_name, probe
     from harness.run.plan import unavailable_reason
+    from harness.run.workload import uresnet_config
     from harness.spec.cell import Cell
     from harness.spec.suite import parse_engine
     from harness.study.predictions import load_predictions
@@ -77,13 +82,15 @@ def train(
     sizes = _sizes(events)
     first, *more = sizes
     size = sizes[first]
-    view = View(first, size, also=tuple(more))
-    tests = _tests(held_out, sorted(set(sizes.values())))
+    model = find_network(network)
+    view = View(first, size, model.classes, also=tuple(more))
+    tests = _tests(held_out, sorted(set(sizes.values())), model.classes)
     cell = Cell(
         *("train", name, size, batch, "step", "cold"),
         device=device,
         precision=precision,
         options=options,
+        model=model,
     )
     reason = unavailable_reason(cell, probe(name))
     if reason:
@@ -106,17 +113,21 @@ def train(
         device=device,
         precision=precision,
         options=options,
+        model=model,
         seed=seed,
     )
     outcome = run_training(out, plan, tests, out / "records.jsonl", console)
     if outcome != "ok":
         raise typer.Exit(1)
-    weight_files.write(target, weight_files.read(out / "checkpoint.pt", name))
+    config = uresnet_config(model)
+    weight_files.write(target, weight_files.read(out / "checkpoint.pt", name, config))
     for test, (other, count) in tests.items():
         with open_in_child(other.source, size=other.size) as held:
-            predicted = list(load_predictions(out / f"{test}.npz", held[:count], CLASSES))
+            if model.classes == 2:
+                held = TrackShowerSet(held)
+            predicted = list(load_predictions(out / f"{test}.npz", held[:count], model.classes))
         accuracy = measure_accuracy(
-            [p.truth for p in predicted], [p.predicted for p in predicted], CLASSES
+            [p.truth for p in predicted], [p.predicted for p in predicted], model.classes
         )
         for line in [f"{test}: {len(predicted)} events", *accuracy_lines(accuracy)]:
             console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -133,7 +144,7 @@ def _simulated(folder: Path, console: Console) -> list[str]:
     return [str(each.path) for each in folders]
 
 
-def _tests(held_out: str | None, sizes: list[int]) -> dict[str, tuple[View, int]]:
+def _tests(held_out: str | None, sizes: list[int], classes: int) -> dict[str, tuple[View, int]]:
     """Return the events of the accuracy at the end; the first ones are those of the curve.
 
     Raises
@@ -142,11 +153,11 @@ def _tests(held_out: str | None, sizes: list[int]) -> dict[str, tuple[View, int]
         If no file of held-out events is given, and the packed sample has none of a size.
     """
     if held_out is not None:
-        return {"held-out": (View(held_out, sizes[-1]), MOST_HELD_OUT)}
+        return {"held-out": (View(held_out, sizes[-1], classes), MOST_HELD_OUT)}
     for size in sizes:
         if size not in SIZES:
             raise BadInput(f"the packed sample has no events of {size} px; give --held-out FILE")
-    return {f"sample-{size}px": (View("sample", size), MOST_HELD_OUT) for size in sizes}
+    return {f"sample-{size}px": (View("sample", size, classes), MOST_HELD_OUT) for size in sizes}
 
 
 def _sizes(sources: list[str]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from backends.loss import event_cross_entropy
 from harness.accuracy.classification import measure_accuracy
 from harness.errors import BadInput
 from harness.events import TrainingLoader
+from harness.events.classes import CLASS_NAMES
 from harness.study.average import WeightAverage
 from harness.study.checkpoint import (
     Checkpoint,
@@ -32,7 +33,6 @@ from harness.study.model import Model, build_model, evaluate, sparse_batch, spli
 from harness.study.optimiser import make_optimiser
 from harness.study.plan import Plan
 from harness.study.training_tables import TrainingTables
-from harness.study.views import CLASS_NAMES
 
 CHECKPOINT_FILE = "checkpoint.pt"
 CHECKPOINT_SECONDS = 60.0
@@ -133,7 +133,9 @@ def train(
 
     with ExitStack() as stack:
         stack.callback(tables.close)
-        loader = stack.enter_context(TrainingLoader(plan.events.open(), plan.batch, plan.seed))
+        loader = stack.enter_context(
+            TrainingLoader(plan.events.open(), plan.batch, plan.seed, inputs=plan.model.inputs)
+        )
         saved = _saved(path, tables, say)
         if saved is not None:
             initial, first = copy.deepcopy(network.state_dict()), loader.state()

@@ -10,19 +10,12 @@ from typing import Any
 import numpy as np
 
 from harness.errors import BadInput
-from harness.events import Event, EventSet, Label, open_events
-from harness.events.classes import CLASS_LOOKS
-from harness.events.event import CLASSES
+from harness.events import Event, EventSet, open_events
+from harness.events.classes import CLASS_NAMES
 from harness.events.event_set import JoinedSets
 from harness.events.projection import ProjectedSet
+from harness.events.track_shower import TrackShowerSet
 
-CLASS_NAMES = {
-    5: tuple(CLASS_LOOKS[Label(label)].name for label in range(CLASSES)),
-    2: (CLASS_LOOKS[Label.TRACK].name, CLASS_LOOKS[Label.SHOWER].name),
-}
-"""Names of the classes by the number of classes: all five, or track and shower."""
-
-_TRACKS = (Label.HIP, Label.MIP)
 _PLANE = "xy"
 
 
@@ -147,38 +140,3 @@ def crop(event: Event, side: int, seed: int) -> Event:
     inside = ((event.voxels >= corner) & (event.voxels < corner + side)).all(axis=1)
     voxels = (event.voxels[inside] - corner).astype(np.int32)
     return Event(voxels, event.energies[inside], event.labels[inside], side, name)
-
-
-class TrackShowerSet(EventSet):
-    """Events with two classes: 0 for HIP and MIP, 1 for showers, delta rays and Michel electrons.
-
-    Parameters
-    ----------
-    whole : EventSet
-        Events with five classes.
-    """
-
-    def __init__(self, whole: EventSet) -> None:
-        self._whole = whole
-        self.name = f"{whole.name}, track against shower"
-        self.sizes = whole.sizes
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the set and of the reduction to two classes."""
-        return hashlib.sha256(f"{self._whole.sha256} track-shower".encode()).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self._whole)
-
-    def read(self, start: int, stop: int) -> list[Event]:
-        """Read consecutive events with merged classes."""
-        return [track_or_shower(event) for event in self._whole.read(start, stop)]
-
-
-def track_or_shower(event: Event) -> Event:
-    """Return an event with the five classes merged into two; other labels are unchanged."""
-    labels = event.labels.copy()
-    labels[event.labels <= Label.MICHEL] = 1
-    labels[np.isin(event.labels, _TRACKS)] = 0
-    return replace(event, labels=labels)

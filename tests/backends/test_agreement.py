@@ -62,6 +62,40 @@ def test_logits_gradients_and_statistics(arithmetic, dim, case):
             assert rel_rmse(got.loss, expected.loss) < tolerance(arithmetic).forward
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        UResNetConfig(4, 3, 1, classes=2, in_channels=2, slope=0.33, eps=1e-3, momentum=0.1),
+        pytest.param(UResNetConfig(32, 5, 2, slope=0.33), marks=pytest.mark.slow),
+        pytest.param(UResNetConfig(64, 3, 1, classes=2), marks=pytest.mark.slow),
+        pytest.param(UResNetConfig(16, 7, 1, in_channels=2, slope=0.33), marks=pytest.mark.slow),
+    ],
+    ids=("small", "spine", "64 filters", "depth 7"),
+)
+def test_networks_of_the_family(arithmetic, dim, config):
+    if config.depth == 7 and (arithmetic.name, dim) == ("dense", 3):
+        pytest.skip("depth 7 rounds the volume up to 2 x 64^3 voxels, too many for dense")
+    batch, values, expected = cases.with_reference("random_sites", dim, config, "step")
+    network = cases.network_on(arithmetic.load(dim), config, values)
+    inference = compare(
+        cases.with_reference("random_sites", dim, config, "forward")[2],
+        arithmetic.precision,
+        cases.forward(network, batch).logits,
+        tolerance=tolerance(arithmetic),
+    )
+    assert inference.right, inference.reason
+    got = cases.step(network, batch)
+    found = compare(
+        expected,
+        arithmetic.precision,
+        got.logits,
+        got.gradients,
+        got.statistics,
+        tolerance=tolerance(arithmetic),
+    )
+    assert found.right, found.reason
+
+
 @pytest.mark.parametrize("case", ["random_sites", "odd_size"])
 def test_networks_with_inputs_of_relus_near_zero(arithmetic, dim, case):
     batch, values, expected = cases.with_reference(

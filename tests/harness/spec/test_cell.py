@@ -9,7 +9,18 @@ from harness.errors import BadInput
 from harness.run.job import Job
 from harness.run.sampling import StopRule
 from harness.spec.cell import Cell, EventSpec, ModelSpec
+from harness.spec.network import find_network
 
+models = st.builds(
+    ModelSpec,
+    filters=st.sampled_from([1, 16, 32]),
+    depth=st.sampled_from([3, 5]),
+    classes=st.sampled_from([2, 5]),
+    inputs=st.sampled_from([1, 2]),
+    slope=st.sampled_from([0, 0.0, 0.33, 1]),
+    eps=st.sampled_from([1e-5, 1e-4, 1]),
+    momentum=st.sampled_from([0.01, 0.1]),
+)
 cells = st.builds(
     Cell,
     suite=st.sampled_from(["inference", "training"]),
@@ -22,7 +33,7 @@ cells = st.builds(
     precision=st.sampled_from(["fp32", "tf32"]),
     dim=st.sampled_from([2, 3]),
     options=st.dictionaries(st.sampled_from(["a", "b"]), st.text(max_size=3)),
-    model=st.builds(ModelSpec, filters=st.integers(1, 64)),
+    model=models,
     events=st.builds(EventSpec, set=st.sampled_from(["sample", "x.root[1]"]), seed=st.integers(0)),
 )
 
@@ -33,6 +44,20 @@ def test_a_cell_survives_json(cell):
     assert again == cell
     assert again.name == cell.name
     assert hash(again) == hash(cell)
+
+
+@given(models)
+def test_the_label_of_a_network_names_it_on_the_command_line(model):
+    assert find_network(model.label) == model
+
+
+def test_a_network_of_older_records_has_no_new_fields():
+    cell = Cell("s", "sscn", 192, 1, "forward", "cold")
+    assert cell.to_json()["model"] == {"filters": 16, "depth": 5, "reps": 2, "classes": 5}
+    leaky = replace(cell, model=ModelSpec(slope=0.33))
+    assert leaky.to_json()["model"]["slope"] == 0.33
+    assert leaky.name != cell.name
+    assert leaky.question.label.endswith("cpu activation=leaky_relu:0.33")
 
 
 @given(cells, cells)
@@ -65,6 +90,10 @@ def test_a_name_is_stable_between_releases():
         ({"backend": ""}, "backend must be a name"),
         ({"options": {"a": 1}}, "options must map names to texts"),
         ({"model": {"filters": 0}}, "model.filters"),
+        ({"model": {"inputs": 0}}, "model.inputs"),
+        ({"model": {"slope": 1.5}}, "model.slope must be a number from 0 to 1, not 1.5"),
+        ({"model": {"eps": 0}}, "model.eps must be a number above 0"),
+        ({"model": {"momentum": "0.1"}}, "model.momentum must be a number"),
         ({"model": {"width": 3}}, "model has no field 'width'"),
         ({"events": {"set": ""}}, "events.set"),
         ({"events": 3}, "events must be a JSON object"),

@@ -1,4 +1,5 @@
 import ast
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from harness.events import benchmark_batch, open_events
 from harness.events.native import EventWriter
 from harness.run.plan import groups, unavailable_reason, with_events
 from harness.run.workload import event_index, load_batch
-from harness.spec.cell import Cell
+from harness.spec.cell import NETWORKS, Cell, ModelSpec
 from harness.spec.suite import DENSE, ENGINES, TYPICAL_SEED, find_suite, find_suites, parse_engine
 from tests.harness.events.conftest import make_event
 
@@ -62,6 +63,35 @@ def test_choices_narrow_the_grid():
         ("elsewhere", 512, 16),
     }
     assert find_suite("inference").cells(device="cuda", precision="tf32")[0].precision == "tf32"
+
+
+def test_any_network_is_measured():
+    spine = NETWORKS["spine"]
+    assert {c.model for c in find_suite("inference").cells(network=spine)} == {spine}
+    layers = find_suite("layers").cells(network=ModelSpec(depth=2))
+    assert {(c.phase == "map", c.layer) for c in layers} == {
+        (phase_is_map, layer)
+        for phase_is_map in (False, True)
+        for layer in ("submanifold-0", "strided-0", "inverse-0", "submanifold-1")
+        if not (phase_is_map and layer == "inverse-0")
+    }
+    with pytest.raises(BadInput, match="dilation measures no UResNet; leave out --network"):
+        find_suite("dilation").cells(network=spine)
+
+
+def test_events_have_the_inputs_and_classes_of_the_network():
+    cell = Cell("s", "sscn", 192, 1, "step", "cold", model=ModelSpec(inputs=3, classes=2))
+    plain, _ = load_batch(replace(cell, model=ModelSpec()), "sample")
+    batch, _ = load_batch(cell, "sample")
+    energy = plain.features[:, 0]
+    np.testing.assert_allclose(batch.features[:, 1] ** 2, energy, rtol=1e-5)
+    np.testing.assert_allclose(batch.features[:, 2] ** 3, energy, rtol=1e-5)
+    tracks = plain.labels < 2
+    assert (batch.labels[tracks] == 0).all()
+    assert (batch.labels[~tracks & (plain.labels >= 0)] == 1).all()
+    few, _ = load_batch(replace(cell, model=ModelSpec(classes=3)), "sample")
+    assert set(few.labels.tolist()) <= {-100, 0, 1, 2}
+    assert {0, 1, 2} & set(few.labels.tolist())
 
 
 def test_impossible_choices_are_one_sentence():

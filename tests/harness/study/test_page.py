@@ -6,6 +6,7 @@ import pytest
 
 from harness.accuracy import michel
 from harness.events import Event, Label
+from harness.events.classes import CLASS_NAMES
 from harness.results import store
 from harness.study import displays, document
 from harness.study.definition import Study, read_study, write_definition
@@ -15,7 +16,6 @@ from harness.study.predictions import Predicted
 from harness.study.results import Curve, Results
 from harness.study.scales import DENSE, SMOKE, SPARSE, Training
 from harness.study.training_tables import HELD_OUT_COLUMNS
-from harness.study.views import CLASS_NAMES
 
 
 def curve(role, joules):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from harness.errors import BadInput
 from harness.events import Event
-from harness.study.views import View, crop, track_or_shower
+from harness.events.track_shower import track_or_shower
+from harness.study.views import View, crop
 
 
 def event(voxels, labels, size=64):
