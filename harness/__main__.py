@@ -57,6 +57,7 @@ COMMANDS = {
     "train": ("harness.study.train_command", "train the network on your own events"),
     "study": ("harness.study.command", "the 2018 study, with this machine's numbers beside"),
     "events": ("harness.events.command", "info, view, simulate, fetch, convert"),
+    "submit": ("harness.submissions.command", "pack runs for publication; check archives"),
     "asv": ("harness.asv.command", "asv with this machine's facts filled in"),
     "weights": ("backends.command", "convert trained weights"),
     "worker": ("harness.run.worker_command", "measure one cell in this process"),

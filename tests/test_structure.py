@@ -30,6 +30,7 @@ ORDER = (
     "predict",
     "profile",
     "compare",
+    "submissions",
     "history",
     "study",
     "asv",

@@ -1,0 +1,1 @@
+"""Submissions: archives of records that others can check and publish."""
