@@ -1,9 +1,6 @@
 """An engine for sscn-bench in one file: copy it, and replace its parts with yours.
 
-Register the module in your package's metadata, and ``python -m harness backends`` lists it:
-
-    [project.entry-points."sscn_bench.backends"]
-    example = "example_engine"
+docs/engines.md has the metadata of a package that registers it.
 """
 
 from dataclasses import dataclass, field, replace
@@ -14,6 +11,7 @@ from torch import nn
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported, site_keys
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
+from backends.profiling_hooks import observing_maps
 
 
 def probe():
@@ -143,6 +141,10 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         if isinstance(layer, Pointwise):
             return pointwise_parameters(layer)
         return {"weight": layer.weight}
+
+    def observe(self, observer):
+        """Report the construction of kernel maps, for profiles and for ``engines prove``."""
+        return observing_maps(observer, (Maps, "_build"))
 
     def to_native(self, kind, weight):
         """Convert torch's layout, (out, in, *k) or (in, out, *k) for the inverse, to yours."""

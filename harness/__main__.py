@@ -43,7 +43,8 @@ app = typer.Typer(
 )
 
 COMMANDS = {
-    "backends": ("harness.engines.command", "what can run here; the reason where not"),
+    "engines": ("harness.engines.command", "what can run here; the proof of one engine"),
+    "backends": ("harness.engines.command", "another name of engines"),
     "suites": ("harness.spec.command", "the suites, their question and their number of cells"),
     "run": ("harness.run.command", "measure a suite, and write a record for each cell"),
     "boundary": ("harness.run.boundary_command", "the largest batch that fits into memory"),
@@ -89,6 +90,7 @@ def _mount(arguments: list[str]) -> None:
 
 
 def _example(command: str) -> str:
+    command = command.replace("backends", "engines")
     return f"Example: {program()} {command} {EXAMPLES[command]}".rstrip()
 
 

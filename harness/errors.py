@@ -14,6 +14,11 @@ class BadInput(ValueError):
     """
 
 
+def in_clone() -> bool:
+    """Return whether the harness runs from a clone of its repository."""
+    return (Path(__file__).resolve().parents[1] / "pyproject.toml").is_file()
+
+
 class MachineFailure(BadInput):
     """The machine, not the input or an engine, prevents the work: a full disk, a killed process."""
 
@@ -29,7 +34,7 @@ def missing_packages(packages: str, extra: str) -> BadInput:
         The extra of ``pyproject.toml`` that installs them.
     """
     root = Path(__file__).resolve().parents[1]
-    if (root / "pyproject.toml").is_file():  # a clone: its constraints keep torch where it is
+    if in_clone():  # a clone: its constraints keep torch where it is
         command = f"-c {root / 'constraints.txt'} --editable '{root}[{extra}]'"
     else:
         command = f"'sscn-bench[{extra}]'"

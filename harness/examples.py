@@ -1,7 +1,9 @@
 """An example of each command, which its help shows."""
 
 EXAMPLES = {
-    "backends": "--timeout 120",
+    "engines": "",
+    "engines list": "--timeout 120",
+    "engines prove": "spconv",
     "suites": "",
     "run": "inference --backend sscn --backend spconv --size 192",
     "boundary": "8 --backend sscn --size 768",

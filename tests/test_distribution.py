@@ -89,6 +89,34 @@ def test_engines_are_listed(installed, tmp_path):
     assert "sscn" in completed(installed / "sscn-bench", "backends", cwd=tmp_path)
 
 
+def test_files_of_the_folder_do_not_hide_the_packages(installed, tmp_path):
+    for name in ("harness", "suites", "backends"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(3)")
+    assert "demo" in completed(installed / "sscn-bench", "suites", cwd=tmp_path)
+    assert "sscn" in completed(installed / "sscn-bench", "engines", cwd=tmp_path)
+
+
+def test_an_engine_is_proved(installed, tmp_path):
+    said = completed(installed / "sscn-bench", "engines", "prove", "sscn", cwd=tmp_path)
+    assert "checks passed" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("compare", "baseline"), "part of a clone of sscn-bench"),
+        (("run", "demo", "--backend", "sscn", "--against", "main"), "needs a clone of sscn-bench"),
+    ],
+)
+def test_what_needs_a_clone_says_so(installed, tmp_path, words, sentence):
+    done = subprocess.run(
+        [installed / "sscn-bench", *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    [line] = done.stderr.strip().splitlines()
+    assert sentence in line
+
+
 def test_a_run_is_compared_on_a_page(installed, empty):
     (run,) = (empty / "results" / "runs").glob("*.jsonl")
     assert '"outcome":"ok"' in run.read_text()

@@ -316,7 +316,10 @@ def resolve(spec: str, results: Path = RESULTS) -> list[Path]:
     if spec == "baseline":
         path = results / "baseline.jsonl"
         if not path.is_file():
-            raise BadInput(f"there are no reference records at {path}; name a file instead")
+            raise BadInput(
+                f"there are no reference records at {path}: they are part of a clone of "
+                "sscn-bench; go to its folder, or name a file of records"
+            )
         return [path]
     runs = stored(results)
     if spec == "latest":

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.child_process import die_with_parent
-from harness.errors import BadInput
+from harness.errors import BadInput, in_clone
 from harness.instruments import machine
 from harness.run.source import EngineSource
 from harness.temporary import run_folder
+from harness.terminal import program
 
 
 @contextlib.contextmanager
@@ -40,6 +41,12 @@ def checked_out(commit: str, repository: Path = machine.ROOT) -> Iterator[Engine
     BadInput
         If there is no such commit, or its package cannot be built.
     """
+    if repository == machine.ROOT and not in_clone():
+        raise BadInput(
+            f"--against needs a clone of sscn-bench with the commit {commit!r}, and this is an "
+            "installation; run it in a clone, or compare two runs: "
+            f"{program()} compare A.jsonl B.jsonl"
+        )
     try:
         full = machine.git(
             repository, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"

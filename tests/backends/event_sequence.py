@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from backends import registry, weights
+from backends import cases, registry, weights
 from backends.loss import event_cross_entropy
-from tests.backends import cases
 
 
 def other_sites(dim):

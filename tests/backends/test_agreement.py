@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from backends import registry, weights
+from backends import cases, registry, weights
 from backends.agreement import TOLERANCE, WITHOUT_JUMPS, compare, rel_rmse
 from backends.arithmetic import autocast
 from backends.float64_reference import DENSE_VOXELS, compute_reference, reference_network
 from backends.loss import event_cross_entropy
 from backends.uresnet import UResNetConfig
-from tests.backends import cases
 
 pytestmark = pytest.mark.agreement
 

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends import cases
 from backends.agreement import TOLERANCE, compare, finite, rel_rmse
 from backends.contract import InvalidBatch, SparseBatch, site_keys
 from backends.float64_reference import Reference, reference_method
 from backends.loss import event_cross_entropy
-from tests.backends import cases
 
 
 def batch(sites, features=None, labels=None, size=8, events=2):

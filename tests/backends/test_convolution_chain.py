@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from backends import convolution_chain, registry, weights
+from backends import cases, convolution_chain, registry, weights
 from backends.agreement import TOLERANCE, WITHOUT_JUMPS, compare
 from backends.contract import Kind, Unsupported, master_dtype
 from harness.run.job import Job
@@ -11,7 +11,6 @@ from harness.run.plan import unavailable_reason
 from harness.run.workload import Workload
 from harness.spec.cell import Cell, ModelSpec
 from suites.dilation import ENGINES, SUITE
-from tests.backends import cases
 
 KINDS = (Kind.SUBMANIFOLD, Kind.ORDINARY)
 

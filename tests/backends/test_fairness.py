@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backends import registry
+from backends import cases, registry
 from backends.arithmetic import autocast
-from tests.backends import cases
 
 BITWISE = tomllib.loads(Path(__file__).with_name("determinism.toml").read_text())
 

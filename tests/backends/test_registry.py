@@ -1,20 +1,22 @@
 """Engines are found by name, and a probe tolerates every failure of an engine."""
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
 
 from backends import registry
 from backends.capabilities import Capabilities, Kind, Unsupported
+from backends.proof import prove
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "docs" / "engine_template.py"
+DOCUMENTATION = ROOT / "docs" / "engines.md"
 
 
 @pytest.fixture
@@ -177,25 +179,16 @@ def test_an_engine_may_have_its_own_interpreter(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def third_party(tmp_path_factory):
-    """Install a package with the documented template as its engine; return its folder."""
+    """Install the documented package with the template as its engine; return its folder."""
+    pytest.importorskip("setuptools")
     folder = tmp_path_factory.mktemp("third_party")
-    wheel = folder / "example_engine-0.1-py3-none-any.whl"
-    info = "example_engine-0.1.dist-info"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("example_engine.py", TEMPLATE.read_text())
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: example-engine\n"
-                         "Version: 0.1\n")  # fmt: skip
-        archive.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr(
-            f"{info}/entry_points.txt", f"[{registry.GROUP}]\nexample = example_engine\n"
-        )
-        archive.writestr(f"{info}/RECORD", "")
+    [metadata] = re.findall(r"```toml\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
+    (folder / "pyproject.toml").write_text(metadata)
+    (folder / "example_engine.py").write_text(TEMPLATE.read_text())
     site = folder / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
     subprocess.run(
-        [*pip, "--disable-pip-version-check", "--target", site, wheel],
+        [*pip, "--no-build-isolation", "--disable-pip-version-check", "--target", site, folder],
         check=True,
         capture_output=True,
     )
@@ -227,3 +220,38 @@ def test_a_third_party_engine_is_installed_and_measured(third_party, tmp_path, m
         assert record["outcome"] == "ok", record["reason"]
         assert record["error"]["rel_rmse"] < 1e-5
         assert record["host_seconds"]
+
+
+@pytest.mark.slow
+def test_a_third_party_engine_is_proved(third_party, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"{third_party}:{ROOT}")
+    command = [sys.executable, "-m", "harness", "engines", "prove", "example"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "example: 30 of 30 checks passed" in done.stdout
+    assert "cold passes build all maps, warm ones none (5 in a cold pass)" in done.stdout
+
+
+def test_the_proof_finds_what_is_wrong(module, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    name = module(
+        f"""
+        import sys
+        sys.path.append({str(TEMPLATE.parent)!r})
+        from engine_template import *
+        from engine_template import Backend as Right
+
+        KEPT = {{}}
+
+        class Backend(Right):
+            def tensor(self, sites, features, spatial_size, batch_size):
+                found = super().tensor(sites, features, spatial_size, batch_size)
+                maps = KEPT.setdefault((len(sites), spatial_size), found.maps)
+                return replace(found, maps=maps)
+        """
+    )
+    wrong = {found.title: found.wrong for found in prove(name) if found.wrong}
+    assert any("against float64" in title for title in wrong)
+    where = "cpu fp32 3D:"
+    assert "something is kept" in wrong[f"{where} warm passes do not read the sites"]
+    assert "build 0 and 0 maps" in wrong[f"{where} cold passes build all maps, warm ones none"]

@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from backends import command, network, registry, weight_files, weights
+from backends import cases, command, network, registry, weight_files, weights
 from backends.agreement import compare
 from backends.contract import Kind
 from backends.float64_reference import compute_reference
 from backends.uresnet import UResNet, UResNetConfig
-from tests.backends import cases
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY_NETWORK = UResNetConfig(filters=4, depth=3, reps=2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from backends import registry, single_layer, weights
+from backends import cases, registry, single_layer, weights
 from backends.agreement import TOLERANCE, Tolerance, compare
 from backends.capabilities import Capabilities, Kind
 from backends.contract import master_dtype
@@ -26,7 +26,6 @@ from harness.run.workload import build_workload, load_batch
 from harness.spec.cell import LAYER_PHASES, LAYERS, Cell, ModelSpec, layers_of
 from harness.spec.suite import find_suite
 from suites import layers
-from tests.backends import cases
 
 NETWORK = UResNetConfig(filters=4, depth=3)
 

@@ -252,3 +252,8 @@ def test_escape_codes_of_a_stored_reason_do_not_reach_the_terminal(tmp_path, mak
     store.append(path, make_record(outcome="crashed", reason="\x1b[2Jgone \x1b]0;title\x07red"))
     (record,) = store.records([path])
     assert record["reason"] == "gone red"
+
+
+def test_without_a_clone_the_baseline_says_where_it_is(tmp_path):
+    with pytest.raises(BadInput, match="part of a clone of sscn-bench; go to its folder, or name"):
+        store.resolve("baseline", tmp_path)

@@ -91,3 +91,10 @@ def test_a_real_commit_is_built_and_measured():
         assert not (code.root / "harness").exists()
         assert list((code.root / "backends" / "sscn" / "cpu").glob("_kernels*"))
     assert Path(machine.ROOT, "backends").is_dir()
+
+
+def test_an_installation_says_that_it_needs_a_clone(monkeypatch):
+    monkeypatch.setattr(against, "in_clone", lambda: False)
+    sentence = r"--against needs a clone of sscn-bench with the commit 'main'.* compare A.jsonl"
+    with pytest.raises(BadInput, match=sentence), against.checked_out("main"):
+        pass
