@@ -51,7 +51,7 @@ def full_block(dim: int) -> SparseBatch:
     """An event with every site of a 3x3x3 block, beside scattered ones."""
     block = torch.cartesian_prod(*[torch.arange(6, 9)] * dim)
     block = torch.cat([torch.zeros_like(block[:, :1]), block], 1)
-    sites = torch.cat([block, scattered(60, 16, dim)]).unique(dim=0)
+    sites = torch.unique(torch.cat([block, scattered(60, 16, dim)]), dim=0)
     shuffled = sites[torch.randperm(len(sites), generator=torch.Generator().manual_seed(5))]
     return batch_of(shuffled, 16, 1)
 
@@ -71,7 +71,7 @@ def faces_and_corners(dim: int) -> SparseBatch:
             face = scattered(20, 16, dim, seed=axis + end)[:, 1:]
             face[:, axis] = end
             faces.append(face)
-    sites = torch.cat([corners, *faces]).unique(dim=0)
+    sites = torch.unique(torch.cat([corners, *faces]), dim=0)
     return batch_of(torch.cat([torch.zeros_like(sites[:, :1]), sites], 1), 16, 1)
 
 
@@ -148,8 +148,9 @@ def step(network: UResNet, batch: SparseBatch, x: Any = None) -> Result:
     with autocast(network.backend.precision, network.backend.device):
         logits = network(tensor_of(network, batch) if x is None else x)
     moved = batch.to(network.backend.device)
+    assert moved.labels is not None
     loss = event_cross_entropy(logits, moved.labels, moved.sites[:, 0], moved.batch_size)
-    loss.backward()
+    torch.autograd.backward(loss)
     return Result(logits, loss, weights.gradients(network), running_statistics(network))
 
 
@@ -160,6 +161,7 @@ def with_reference(
     """Return a case's batch, weights and reference, computed once a session."""
     batch = (one_site if case == "one_site" else CASES[case])(dim)
     roots = [batch.features ** (1 / degree) for degree in range(1, config.in_channels + 1)]
+    assert batch.labels is not None
     batch = replace(batch, features=torch.cat(roots, 1), labels=batch.labels % config.classes)
     values = weights_without_jumps(config, dim) if without_jumps else weights.initial(config, dim)
     return batch, values, compute_reference(config, values, batch, step=phase == "step")
