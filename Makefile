@@ -60,7 +60,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt $(NATIVE)
 # replace torch.
 $(VENV)/.test: $(VENV)/.demo
 	@echo "installing what the tests need"
-	@$(PIP) --editable ".[spconv,simulate,dask,asv,gpu,test]"
+	@$(PIP) --editable ".[spconv,spine,simulate,dask,asv,gpu,test]"
 	@$(PIP) --no-deps ocnn
 	@if [ -e "$(MINKOWSKI)" ]; then $(PIP) --no-deps --no-index --find-links "$(WHEELS)" MinkowskiEngine; fi
 	@touch $@

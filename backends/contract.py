@@ -182,6 +182,9 @@ class Backend(Protocol):
     ``fused``
         Set of the kinds of layers (``normalisation``, ``add``, ``join``) that the engine computes
         inside its convolutions. A profile counts no memory traffic for these.
+    ``count(x)``
+        The number of rows of ``features(x)``, without computing them. Without this member, the
+        features are computed and counted.
     ``rows(x)``
         The (N, C) features in the engine's own order, computed if they were deferred. If an
         engine has it, single layers are measured without the reordering of ``features``.
@@ -204,11 +207,17 @@ class Backend(Protocol):
         ...
 
     def with_features(self, x: Any, features: Tensor) -> Any:
-        """Return ``x`` (made by ``tensor``) with new features and the maps cached so far."""
+        """Return new features on the sites of ``x``, with the maps cached so far.
+
+        ``x`` may be of any level; the rows are in the order of ``features(x)``.
+        """
         ...
 
     def features(self, x: Any) -> Tensor:
-        """Return the (N, C) features; at the input level, rows are in input order."""
+        """Return the (N, C) features; at the input level, rows are in input order.
+
+        At a coarser level the order is the engine's, the same for all tensors on these sites.
+        """
         ...
 
     def convolution(

@@ -158,11 +158,15 @@ class Backend(TorchArithmetic):
 
     def with_features(self, x: DenseTensor, features: Tensor) -> DenseTensor:
         """Scatter new features on the same grids."""
-        return DenseTensor(x.grids[0].scatter(features), x.grids, 0)
+        return DenseTensor(x.grid.scatter(features), x.grids, x.level)
 
     def features(self, x: DenseTensor) -> Tensor:
         """Gather the rows of the active sites."""
         return x.grid.gather(x.volume)
+
+    def count(self, x: DenseTensor) -> int:
+        """Return the number of active sites."""
+        return len(x.grid.sites)
 
     def rows(self, x: DenseTensor) -> Tensor:
         """Return the values as they are stored: a volume, zero except at the active sites."""

@@ -110,7 +110,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
 
     def with_features(self, x: GridTensor, features: Tensor) -> GridTensor:
         """Return other features on the same grids and plans."""
-        return self.replace(x, features[x.grids.input_of_row])
+        return self.replace(x, features if x.level else features[x.grids.input_of_row])
 
     def features(self, x: GridTensor) -> Tensor:
         """Return the rows; at the finest level, in input order."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backends import minkowski_layout
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, NormConfig, Unsupported
 from backends.norm import norm_parameters
@@ -133,20 +134,13 @@ class Backend(TorchArithmetic):
         """Turn (out, in, *k) or (in, out, *k) into (K, in, out); axis 0 of k varies fastest."""
         if kind is Kind.LINEAR:
             return weight
-        if kind is not Kind.INVERSE:
-            weight = weight.transpose(0, 1)
-        spatial = range(weight.ndim - 1, 1, -1)
-        return weight.permute(*spatial, 0, 1).flatten(0, self.dim - 1)
+        return minkowski_layout.from_canonical(kind, weight)
 
     def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
         """Turn (K, in, out) into (out, in, *k) or (in, out, *k); axis 0 of k varies fastest."""
         if kind is Kind.LINEAR:
             return weight
-        size = round(len(weight) ** (1 / self.dim))
-        weight = weight.reshape(*[size] * self.dim, *weight.shape[1:])
-        spatial = range(self.dim - 1, -1, -1)
-        weight = weight.permute(self.dim, self.dim + 1, *spatial)
-        return weight if kind is Kind.INVERSE else weight.transpose(0, 1)
+        return minkowski_layout.to_canonical(kind, weight, self.dim)
 
     @contextlib.contextmanager
     def observe(self, observer: ProfilingObserver) -> Iterator[None]:

@@ -130,6 +130,8 @@ class Backend(TorchArithmetic, PointwiseByTorch):
 
     def with_features(self, x: OctreeTensor, features: Tensor) -> OctreeTensor:
         """Return other features on the same octree."""
+        if x.depth < x.octree.depth:
+            return replace(x, values=features)
         input_of_row = torch.empty_like(x.row_of_input)
         input_of_row[x.row_of_input] = torch.arange(len(features), device=features.device)
         return replace(x, values=features[input_of_row])

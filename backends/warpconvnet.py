@@ -80,7 +80,7 @@ class Backend(TorchArithmetic, PointwiseByTorch):
 
     def with_features(self, x: VoxelTensor, features: Tensor) -> VoxelTensor:
         """Return other features with the same cache, which holds the maps."""
-        return self.replace(x, features[x.input_of_row])
+        return self.replace(x, features if x.finer else features[x.input_of_row])
 
     def features(self, x: VoxelTensor) -> Tensor:
         """Return the rows; at the finest level, in input order."""

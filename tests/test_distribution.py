@@ -75,6 +75,13 @@ def empty(installed, tmp_path_factory):
     return folder
 
 
+def test_the_backend_of_spine_is_registered_where_a_variable_selects_it(installed, tmp_path):
+    code = "import sys; print('backends.spine' in sys.modules)"
+    for value, expected in (("sscn_bench", "True"), ("minkowski", "False")):
+        command = ("env", f"SPINE_SPARSE_BACKEND={value}", installed / "python", "-c", code)
+        assert completed(*command, cwd=tmp_path).strip() == expected
+
+
 def test_the_packages_come_from_the_installation(installed, tmp_path):
     for name in ("backends", "harness", "suites"):
         code = f"import {name}; print({name}.__file__)"

@@ -83,17 +83,21 @@ class Backend(TorchArithmetic):
         """Return features on new sites, which are sorted once for all levels; no maps yet."""
         keys, order = self.graph.kernels.sort_sites(sites, spatial_size)
         coordinates = CoordinateManager(keys, order, spatial_size, self.dim, self.graph)
-        return self._on(coordinates, features)
+        return self._on(coordinates, 0, features)
 
     def with_features(self, x: SiteTensor, features: Tensor) -> SiteTensor:
         """Return new features on the same sites, with the maps built so far."""
-        return self._on(x.coordinates, features)
+        return self._on(x.coordinates, x.level, features)
 
-    def _on(self, coordinates: CoordinateManager, features: Tensor) -> SiteTensor:
-        order, inverse = coordinates.input_order(0)
+    def _on(self, coordinates: CoordinateManager, level: int, features: Tensor) -> SiteTensor:
+        order, inverse = coordinates.input_order(level)
         kernels = coordinates.graph.kernels
         rows = reordered(features.to(self.storage), None, order, inverse, kernels)
-        return SiteTensor(coordinates, 0, (Rows(rows),))
+        return SiteTensor(coordinates, level, (Rows(rows),))
+
+    def count(self, x: SiteTensor) -> int:
+        """Return the number of sites."""
+        return len(x.coordinates.levels[x.level].keys)
 
     def features(self, x: SiteTensor) -> Tensor:
         """Return the rows in input order, or ascending by site where there is no input order."""

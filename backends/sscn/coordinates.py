@@ -51,7 +51,7 @@ class CoordinateManager:
         self.order = order
         self.dim = dim
         self.graph = graph
-        self._input_order: tuple[Tensor, Tensor] | None = None
+        self._input_orders: dict[int, tuple[Tensor, Tensor]] = {}
 
     def submanifold(self, level: int, kernel_size: int) -> KernelMap:
         """Return the map from the sites of a level to themselves."""
@@ -87,18 +87,16 @@ class CoordinateManager:
         The finest level of an input has the order of the input; all other sites are in ascending
         order of (batch, x, y, z).
         """
-        if level == 0 and self._input_order is not None:
-            return self._input_order
+        if level in self._input_orders:
+            return self._input_orders[level]
         kernels = traceable(self.graph.kernels)
         order = self.order if level == 0 else None
         if order is None:
             at = self.levels[level]
             sites = demorton(at.keys, axis_bits(at.spatial_size), self.dim)
             order = kernels.inverted(site_keys(sites, at.spatial_size).argsort())
-        inverse = kernels.inverted(order)
-        if level == 0:
-            self._input_order = order, inverse
-        return order, inverse
+        self._input_orders[level] = order, kernels.inverted(order)
+        return self._input_orders[level]
 
     def _build(self, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
         observer = self.graph.observer
