@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from harness.errors import BadInput
+from harness.spec.cell import TRAINED
 from harness.spec.metrics import (
+    ACCURACY,
     ARGMAX_AGREEMENT,
     ENERGY,
     GRAD_REL_RMSE,
@@ -97,18 +99,27 @@ class Cells:
         return nan_if_missing(REL_RMSE.value(records[key]))
 
     track_error.unit = "relative RMSE"  # type: ignore[attr-defined]
+    track_error.version = "2"  # type: ignore[attr-defined]  # 1 had random weights
 
     def track_disagreement(self, records: Records, *key: Any) -> float:
         """Return the share of sites whose class differs from the float64 reference."""
         return 1 - nan_if_missing(ARGMAX_AGREEMENT.value(records[key]))
 
     track_disagreement.unit = "share of sites"  # type: ignore[attr-defined]
+    track_disagreement.version = "2"  # type: ignore[attr-defined]  # 1 had random weights
+
+    def track_wrong_labels(self, records: Records, *key: Any) -> float:
+        """Return one minus the nonzero accuracy; n/a for a step."""
+        return 1 - nan_if_missing(ACCURACY.value(records[key]))
+
+    track_wrong_labels.unit = "share of labels"  # type: ignore[attr-defined]
 
     def track_gradient_error(self, records: Records, *key: Any) -> float:
         """Return the relative error of the worst gradient; n/a for the forward pass."""
         return nan_if_missing(GRAD_REL_RMSE.value(records[key]))
 
     track_gradient_error.unit = "relative RMSE"  # type: ignore[attr-defined]
+    track_gradient_error.version = "2"  # type: ignore[attr-defined]  # 1 had random weights
 
     def track_energy(self, records: Records, *key: Any) -> float:
         """Return the energy per event; n/a where the machine does not measure it."""
@@ -151,10 +162,11 @@ def measure_cells(
 
     from harness.results import store
     from harness.run.engine_interface import probe_all
-    from harness.run.plan import with_events
+    from harness.run.plan import with_events, with_weights
     from harness.run.rounds import Settings, run
     from harness.run.sampling import StopRule
     from harness.run.source import EngineSource
+    from harness.run.weight_files import find_weights
     from harness.spec.suite import find_suite
 
     engines, sizes, batches, states = params
@@ -178,10 +190,12 @@ def measure_cells(
             out=Path(kept, f"{source.commit[:12] or 'here'}-{suite}-{phase}.jsonl"),
             repeats=ROUNDS,
             rule=replace(StopRule(), budget=budget),
+            weights=TRAINED,
         )
         console = Console(file=progress, width=100)
         console.print(f"{suite}, {phase}: {len(cells)} cells, {ROUNDS} rounds")
-        outs = run(with_events(cells, settings.events), settings, found, console, source=source)
+        cells = with_weights(with_events(cells, settings.events), find_weights(TRAINED))
+        outs = run(cells, settings, found, console, source=source)
         return join_rounds(list(store.records(outs)), last)
 
 

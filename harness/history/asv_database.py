@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.results.store import BadRecord
-from harness.spec.metrics import REL_RMSE, TIME, Metric
+from harness.spec.metrics import REL_RMSE, TIME, WRONG_LABELS, Metric
 
 PHASES = {
     "Inference": "forward",
@@ -112,8 +112,8 @@ def _read_or_warn(path: Path, parse: Any) -> Any:
     return None
 
 
-def _benchmarks(content: Any) -> dict[str, tuple[str, list[str]]]:
-    """Return the unit and the parameter names of each benchmark."""
+def _benchmarks(content: Any) -> dict[str, tuple[str, list[str], Any]]:
+    """Return the unit, the parameter names and the version of each benchmark."""
     found = {}
     for name, about in _mapping(content, "object of benchmarks").items():
         if name != "version":
@@ -121,12 +121,16 @@ def _benchmarks(content: Any) -> dict[str, tuple[str, list[str]]]:
             names = about.get("param_names", [])
             if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
                 raise _WrongField(f"param_names of {name!r}")
-            found[name] = (_string(about.get("unit", ""), f"unit of {name!r}"), names)
+            unit = _string(about.get("unit", ""), f"unit of {name!r}")
+            found[name] = (unit, names, about.get("version"))
     return found
 
 
-def _values(content: Any, benchmarks: Mapping[str, tuple[str, list[str]]]) -> list[AsvValue]:
-    """Return the finite values of one file, all of them checked."""
+def _values(content: Any, benchmarks: Mapping[str, tuple[str, list[str], Any]]) -> list[AsvValue]:
+    """Return the finite values of one file, all of them checked.
+
+    Results of an earlier version of a benchmark are left out, as asv does.
+    """
     content = _mapping(content, "object of results")
     if "result_columns" not in content:  # machine.json
         return []
@@ -149,7 +153,9 @@ def _values(content: Any, benchmarks: Mapping[str, tuple[str, list[str]]]) -> li
             if not isinstance(row, list):
                 raise _WrongField(f"results of {name!r}")
             result = dict(zip(columns, row, strict=False))
-            found += _benchmark_values(name, *benchmarks[name], result, common)
+            unit, names, version = benchmarks[name]
+            if version in (None, result.get("version", version)):
+                found += _benchmark_values(name, unit, names, result, common)
     return found
 
 
@@ -199,13 +205,21 @@ def _benchmark_values(
 def _kind(track: str, phase: str) -> str:
     """The metric's kind as records have it: their error is that of the gradients in a step."""
     error = "gradient_error" if phase == "step" else "error"
-    return {"time": "time", "peak_memory": "memory", error: "error"}.get(track, f"asv {track}")
+    known = {
+        "time": "time",
+        "peak_memory": "memory",
+        error: "error",
+        "wrong_labels": "wrong_labels",
+    }
+    return known.get(track, f"asv {track}")
 
 
 def asv_metric(track: str, unit: str) -> Metric:
     """Return the metric of a tracked value, by its unit."""
     if unit == "seconds":
         return TIME
+    if track == WRONG_LABELS.key:
+        return WRONG_LABELS
     if unit in ("bytes", "joules"):
         return Metric(
             track, track.replace("_", " "), "J" if unit == "joules" else unit, "lower", 0.05

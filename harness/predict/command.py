@@ -14,6 +14,7 @@ from harness.accuracy.classification import Accuracy
 from harness.accuracy.text import accuracy_lines
 from harness.errors import BadInput
 from harness.files import check_target
+from harness.spec.cell import TRAINED
 from harness.spec.network import HELP as NETWORK_HELP
 from harness.spec.network import find_network
 
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 
 def predict(
     source: Annotated[str, typer.Argument(metavar="FILE", help="A file of events, or 'sample'.")],
-    weights: Annotated[str, typer.Option(help="An .npz file of a trained network's weights.")],
     out: Annotated[Path, typer.Option(help="The HDF5 file of labels to write.")],
+    weights: Annotated[
+        str, typer.Option(help="trained, or an .npz file of a trained network's weights.")
+    ] = TRAINED,
     engine: Annotated[str, typer.Option(help="The engine: NAME or NAME:OPTION=VALUE.")] = "sscn",
     network: Annotated[
         str, typer.Option(help=f"{NETWORK_HELP} By default that of the weights.")

@@ -14,7 +14,7 @@ from harness.errors import BadInput
 from harness.profile.profile import Profile, memory_from_json, write_profile
 from harness.results import store
 from harness.run.job import Job
-from harness.spec.cell import RANDOM, Cell, EventSpec
+from harness.spec.cell import RANDOM, TRAINED, Cell, EventSpec
 from harness.spec.network import HELP as NETWORK_HELP
 from harness.spec.network import find_network
 from harness.terminal import table_console
@@ -33,8 +33,8 @@ def profile(
     events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
     network: Annotated[str, typer.Option(help=NETWORK_HELP)] = "study",
     weights: Annotated[
-        str, typer.Option(help="random, or an .npz file of a trained network's weights.")
-    ] = RANDOM,
+        str, typer.Option(help="trained, random, or an .npz file of a network's weights.")
+    ] = TRAINED,
     threads: Annotated[int, typer.Option(help="Threads; 0: all processors.", min=0)] = 0,
     seconds: Annotated[
         float, typer.Option(help="Time for calls, alternately with and without ranges.", min=0.01)
@@ -69,13 +69,13 @@ def profile(
         raise BadInput("a first call occurs once and cannot be profiled; give --map cold or warm")
     if cell.phase not in ("forward", "step"):
         raise BadInput(f"only forward and step can be profiled, not {cell.phase}")
-    weight_file = find_weights(weights)
-    cell = with_weights(with_events([cell], events), weight_file)[0]
+    cell = with_weights(with_events([cell], events), find_weights(weights))[0]
     reason = unavailable_reason(cell, probe(name))
     if reason:
         raise BadInput(f"cannot profile {cell.engine}: {reason}")
     folder = out or new_folder(cell)
-    job = Job(cell, events, threads=threads, weights=str(weight_file.path) if weight_file else "")
+    used = "" if cell.weights == RANDOM else weights
+    job = Job(cell, events, threads=threads, weights=used)
     found = profile_cell(job, folder, seconds, timeout)
     write_profile(found, folder)
     print_profile(found, folder, table_console())

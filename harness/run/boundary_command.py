@@ -12,6 +12,7 @@ from rich.table import Table
 from harness.files import refuse_irregular
 from harness.options import positive
 from harness.results import store
+from harness.spec.cell import RANDOM, TRAINED
 from harness.spec.network import HELP as NETWORK_HELP
 from harness.spec.network import find_network
 from harness.terminal import plain
@@ -30,6 +31,9 @@ def boundary(
     network: Annotated[str, typer.Option(help=NETWORK_HELP)] = "study",
     most: Annotated[int, typer.Option(help="The largest batch to try.", min=1)] = 256,
     events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
+    weights: Annotated[
+        str, typer.Option(help="trained, random, or an .npz file of a network's weights.")
+    ] = TRAINED,
     out: Annotated[Path | None, typer.Option(help="File of records, one per batch tried.")] = None,
     timeout: Annotated[
         float, typer.Option(callback=positive, help="Longest time for one answer, in seconds.")
@@ -40,11 +44,12 @@ def boundary(
     from harness.run.job import Job
     from harness.run.locks import device_lock
     from harness.run.max_batch import Probe, find_max_batch
-    from harness.run.plan import unavailable_reason, with_events
+    from harness.run.plan import unavailable_reason, with_events, with_weights
     from harness.run.progress import format_outcome
     from harness.run.rounds import default_out, write_record
     from harness.run.source import EngineSource
     from harness.run.task import Task
+    from harness.run.weight_files import find_weights
     from harness.spec.cell import SIZES
     from harness.spec.suite import ENGINES, Grid, Suite, parse_engine
     from harness.temporary import require_temporary_space
@@ -67,7 +72,7 @@ def boundary(
     source, identity = EngineSource.here(), path.stem
     console = Console()
     table = Table("engine", "size", f"largest batch within {memory:g} GB")
-    for cell in with_events(cells, events):
+    for cell in with_weights(with_events(cells, events), find_weights(weights)):
         reason = unavailable_reason(cell, found[cell.backend])
         if reason:
             table.add_row(cell.engine, f"{cell.size} px", reason)
@@ -79,7 +84,8 @@ def boundary(
             text = f"{task.job.cell.title}: {fits}: {format_outcome(record)}"
             console.print(plain(text), highlight=False, soft_wrap=True, markup=False)
 
-        task = Task(Job(cell, events), 0, source, interpreter(cell.backend), timeout)
+        used = "" if cell.weights == RANDOM else weights
+        task = Task(Job(cell, events, weights=used), 0, source, interpreter(cell.backend), timeout)
         with device_lock(device, console.print):
             batch = find_max_batch(task, int(memory * 1e9), most, on_probe)
         more = " or more" if batch == most else ""

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from harness.errors import BadInput
 from harness.options import positive
-from harness.spec.cell import RANDOM
+from harness.spec.cell import TRAINED
 from harness.spec.network import HELP as NETWORK_HELP
 from harness.spec.network import find_network
 
@@ -52,8 +52,8 @@ def run(
     events: Annotated[str, typer.Option(help="A file of events, or 'sample'.")] = "sample",
     network: Annotated[str, typer.Option(help=f"{NETWORK_HELP} By default the suite's.")] = "",
     weights: Annotated[
-        str, typer.Option(help="random, or an .npz file of a trained network's weights.")
-    ] = RANDOM,
+        str, typer.Option(help="trained, random, or an .npz file of a network's weights.")
+    ] = TRAINED,
     against: Annotated[
         str | None, typer.Option(help="A commit to measure in turns with this code.")
     ] = None,
@@ -113,7 +113,7 @@ def run(
     settings = Settings(
         out=out or (latest_out(suite) if resume else default_out(suite)),
         events=events,
-        weights=str(weight_file.path) if weight_file else "",
+        weights=weight_file.name if weight_file else "",
         repeats=repeats,
         rule=replace(StopRule(), budget=chosen.budget if budget is None else budget),
         seed=seed,

@@ -41,7 +41,7 @@ class Job:
     check : bool
         Whether to compare with the reference; the search for the largest batch does not.
     weights : str
-        Path of the file of weights; empty for random weights.
+        ``trained`` or the path of a file of weights; empty for random weights.
     """
 
     cell: Cell

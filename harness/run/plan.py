@@ -14,7 +14,7 @@ from harness.events import open_events
 from harness.events.child_reader import open_in_child
 from harness.run.engine_interface import Kind
 from harness.run.weight_files import WeightFile
-from harness.spec.cell import STACKS, Cell, EventSpec, ModelSpec, Question
+from harness.spec.cell import RANDOM, STACKS, TRAINED, Cell, EventSpec, ModelSpec, Question
 from harness.spec.suite import DENSE
 
 EVENTS_APART = 16
@@ -81,7 +81,8 @@ def with_events(cells: Sequence[Cell], source: str) -> list[Cell]:
 def with_weights(cells: Sequence[Cell], found: WeightFile | None) -> list[Cell]:
     """Return the cells with their weights named.
 
-    Single layers and chains of convolutions keep random weights.
+    Single layers, chains of convolutions, and networks other than that of the packaged weights keep
+    random weights.
 
     Parameters
     ----------
@@ -93,28 +94,29 @@ def with_weights(cells: Sequence[Cell], found: WeightFile | None) -> list[Cell]:
     Raises
     ------
     BadInput
-        If the file has weights of another network than a cell, or if cells whose labels are to be
-        compared with the truth have random weights.
+        If a user's file has weights of another network than a cell, or if cells whose labels are to
+        be compared with the truth have random weights.
     """
-    if found is None:
-        if any(cell.events.count for cell in cells):
-            raise BadInput(
-                "random weights label nothing right; give those of a trained network with "
-                "--weights FILE"
-            )
-        return list(cells)
-    named = []
-    for cell in cells:
-        if cell.layer or cell.phase in STACKS:
-            named.append(cell)
-        elif (cell.model, cell.dim) == (found.model, found.dim):
-            named.append(replace(cell, weights=found.label))
-        else:
-            raise BadInput(
-                f"{found.path} has the weights of {network_in_words(found.model, found.dim)}, and "
-                f"the suite measures {network_in_words(cell.model, cell.dim)}; choose other weights"
-            )
+    named = [_with_weights(cell, found) for cell in cells]
+    if any(cell.events.count and cell.weights == RANDOM for cell in named):
+        raise BadInput(
+            "random weights label nothing right; give those of a trained network with "
+            "--weights FILE"
+        )
     return named
+
+
+def _with_weights(cell: Cell, found: WeightFile | None) -> Cell:
+    if found is None or cell.layer or cell.phase in STACKS:
+        return cell
+    if (cell.model, cell.dim) == (found.model, found.dim):
+        return replace(cell, weights=found.label)
+    if found.name == TRAINED:
+        return cell
+    raise BadInput(
+        f"{found.path} has the weights of {network_in_words(found.model, found.dim)}, and the suite "
+        f"measures {network_in_words(cell.model, cell.dim)}; choose other weights"
+    )
 
 
 def network_in_words(model: ModelSpec, dim: int) -> str:

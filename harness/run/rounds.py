@@ -47,7 +47,7 @@ class Settings:
     events : str
         ``sample`` or the path of a file of events.
     weights : str
-        Path of the file of weights for the cells that name one; empty if none does.
+        ``trained`` or the path of a file, for the cells that name one; empty if none does.
     repeats : int
         Number of rounds; each measures every cell in new processes.
     rule : StopRule

@@ -1,15 +1,16 @@
-"""Files of trained weights that a user names."""
+"""Files of trained weights: the packaged one, and those that a user names."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import BadInput
-from harness.spec.cell import RANDOM, ModelSpec
+from harness.spec.cell import RANDOM, TRAINED, ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,8 @@ class WeightFile:
 
     Attributes
     ----------
+    name : str
+        ``TRAINED``, or the name that a user has given.
     path : Path
         The file.
     sha256 : str
@@ -31,6 +34,7 @@ class WeightFile:
         Spatial dimensions of the network.
     """
 
+    name: str
     path: Path
     sha256: str
     model: ModelSpec
@@ -39,7 +43,8 @@ class WeightFile:
     @property
     def label(self) -> str:
         """The name with the first digits of the hash, as cells and records have it."""
-        return f"{self.path.name}@{self.sha256[:12]}"
+        name = TRAINED if self.name == TRAINED else self.path.name
+        return f"{name}@{self.sha256[:12]}"
 
 
 def find_weights(spec: str) -> WeightFile | None:
@@ -48,7 +53,7 @@ def find_weights(spec: str) -> WeightFile | None:
     Parameters
     ----------
     spec : str
-        ``RANDOM``, or the path of an ``.npz`` file of canonical weights.
+        ``TRAINED``, ``RANDOM``, or the path of an ``.npz`` file of canonical weights.
 
     Raises
     ------
@@ -59,15 +64,24 @@ def find_weights(spec: str) -> WeightFile | None:
 
     if spec == RANDOM:
         return None
-    path = Path(spec)
+    path = weights_path(spec)
     if not path.is_file():
-        raise BadInput(f"--weights must be {RANDOM} or a file of weights; there is no file {path}")
+        raise BadInput(
+            f"--weights must be {TRAINED}, {RANDOM} or a file of weights; there is no file {path}"
+        )
     try:
         config, dim = network_size(read_weights(path))
     except InvalidWeights as error:
         raise BadInput(f"{path}: {error}") from None
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return WeightFile(path, digest, ModelSpec.of(config), dim)
+    return WeightFile(spec, path, digest, ModelSpec.of(config), dim)
+
+
+def weights_path(name: str) -> Path:
+    """Return the file of a name: the packaged one for ``TRAINED``, else the path itself."""
+    if name == TRAINED:
+        return Path(str(resources.files("harness.run"))) / "data" / "trained.npz"
+    return Path(name)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +46,7 @@ from harness.run.engine_interface import (
 )
 from harness.run.job import Job
 from harness.run.label_accuracy import label_accuracy
-from harness.run.weight_files import read_weights
+from harness.run.weight_files import read_weights, weights_path
 from harness.spec.cell import RANDOM, STACKS, Cell, ModelSpec
 
 if TYPE_CHECKING:
@@ -382,13 +381,14 @@ def canonical_weights(job: Job) -> dict[str, Tensor]:
     cell = job.cell
     if not job.weights:
         return initial_weights(uresnet_config(cell.model), cell.dim)
-    content = Path(job.weights).read_bytes()
+    path = weights_path(job.weights)
+    content = path.read_bytes()
     if not cell.weights.endswith(f"@{hashlib.sha256(content).hexdigest()[:12]}"):
         raise BadInput(
             f"{job.weights} is not the file of weights that the cell names (its SHA-256 differs); "
             "give the right file with --weights"
         )
-    return read_weights(Path(job.weights))
+    return read_weights(path)
 
 
 def load_engine(cell: Cell) -> tuple[Backend, str]:

@@ -31,6 +31,9 @@ SIZES = (192, 512, 768)
 RANDOM = "random"
 """Name of the seeded initial weights of an untrained network."""
 
+TRAINED = "trained"
+"""Name of the packaged weights of the study's network, trained on simulated events."""
+
 
 @dataclass(frozen=True)
 class ModelSpec:

@@ -8,7 +8,7 @@ import pytest
 
 from harness.__main__ import main
 from harness.errors import BadInput
-from harness.history.asv_database import PHASES
+from harness.history.asv_database import PHASES, read_asv
 from harness.history.command import history
 from harness.history.findings import change_rows, find_all_changes
 from harness.history.page import value_range, write_history_page
@@ -387,3 +387,12 @@ def test_the_page_filters_in_a_browser(
         "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     )
     assert overflow <= 0
+
+
+def test_asv_results_of_another_version_of_a_benchmark_are_left_out(asv_database, tmp_path):
+    index = tmp_path / "results/asv/benchmarks.json"
+    about = json.loads(index.read_text())
+    about[TIME_TRACK]["version"] = "2"
+    index.write_text(json.dumps(about))
+    kinds = {value.kind for value in read_asv(index.parent)}
+    assert kinds == {"memory"}
