@@ -54,7 +54,8 @@ def against_size(
 ) -> list[str]:
     """Draw one panel per phase, map and batch: a quantity against image size.
 
-    Outcomes without a time are crosses at the upper edge, with their name.
+    Where all images have one size, the panel has a bar per engine instead of a line. Outcomes
+    without a time are crosses at the upper edge, with their name.
     """
     panels: dict[str, list[CellSummary]] = defaultdict(list)
     cells = [m for m in cells if not m.cell.layer]
@@ -64,11 +65,17 @@ def against_size(
     if not any(quantity(m) for m in cells):
         return []
     limits = _limits(cells, quantity)
-    return [
-        _size_panel(title, found, looks, quantity, unit, label, limits)
-        for title, found in panels.items()
-        if any(quantity(m) for m in found)
-    ]
+    drawn = []
+    for title, found in panels.items():
+        if not any(quantity(m) for m in found):
+            continue
+        sizes = {m.cell.size for m in found}
+        if len(sizes) == 1:
+            title = f"{sizes.pop()} px, {title}"
+            drawn.append(_bar_panel(title, found, looks, quantity, unit, label))
+        else:
+            drawn.append(_size_panel(title, found, looks, quantity, unit, label, limits))
+    return drawn
 
 
 def accuracy_against_time(cells: Iterable[CellSummary], looks: Looks) -> list[str]:
@@ -83,7 +90,9 @@ def accuracy_against_time(cells: Iterable[CellSummary], looks: Looks) -> list[st
     for m in cells:
         if accuracy_text(m) and time_of(m):
             c = m.cell
-            panels[f"{c.size} px, batch {c.batch}, {c.map} map on {c.device}"].append(m)
+            most = max(1, c.events.count or c.batch)
+            events = "1 event" if most == 1 else f"{most} events"
+            panels[f"{c.size} px, {c.map} map, batch {c.batch}, {events} on {c.device}"].append(m)
     drawn = []
     for title, found in panels.items():
         if len(found) < 2:
@@ -102,15 +111,6 @@ def accuracy_against_time(cells: Iterable[CellSummary], looks: Looks) -> list[st
                     color=looks.color(m.engine),
                     elinewidth=0.8,
                 )
-                if m.cell.precision != "fp32":
-                    axes.annotate(
-                        m.cell.precision,
-                        (seconds, 100 * m.labelling.nonzero),
-                        xytext=(6, 5),
-                        textcoords="offset points",
-                        fontsize=8.5,
-                        color=INK,
-                    )
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(lambda value, _: format_value(value, "s"))
             axes.xaxis.set_minor_formatter(lambda *_: "")
@@ -121,8 +121,57 @@ def accuracy_against_time(cells: Iterable[CellSummary], looks: Looks) -> list[st
             margin = max(0.5, 0.3 * (max(shares) - min(shares)))
             axes.set_ylim(min(shares) - margin, max(shares) + margin)
             axes.set_title(title)
+            marks = [
+                (m.cell.precision, (time_of(m) or (math.nan,))[0], 100 * m.labelling.nonzero)
+                for m in found
+                if m.labelling
+            ]
+            _name_marks(axes, [(n if n != "fp32" else "", x, y) for n, x, y in marks])
             drawn.append(svg(figure, f"accuracy against time an event: {title}"))
     return drawn
+
+
+_PLACES = (
+    ((6, 5), "left", "bottom"),
+    ((6, -5), "left", "top"),
+    ((-6, 5), "right", "bottom"),
+    ((-6, -5), "right", "top"),
+    ((0, 14), "center", "bottom"),
+    ((0, -14), "center", "top"),
+)
+"""Places of a name beside its mark: offset in points, and alignment."""
+
+
+def _name_marks(axes: Axes, marks: Sequence[tuple[str, float, float]]) -> None:
+    """Write the names of marks where they overlap no other mark and no other name, if possible."""
+    from matplotlib.transforms import Bbox
+
+    renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]  # of Agg
+    centres = axes.transData.transform([(x, y) for _, x, y in marks])
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in centres]
+    frame = axes.get_window_extent(renderer)
+    for (name, x, y), mark in zip(marks, list(taken), strict=True):
+        for offset, horizontal, vertical in _PLACES if name else ():
+            text = axes.annotate(
+                name,
+                (x, y),
+                xytext=offset,
+                textcoords="offset points",
+                ha=horizontal,
+                va=vertical,
+                fontsize=8.5,
+                color=INK,
+            )
+            box = text.get_window_extent(renderer)
+            hidden = any(box.overlaps(other) for other in taken if other is not mark)
+            inside = frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1)
+            if inside and not hidden:
+                taken.append(box)
+                break
+            text.remove()
+        else:
+            if name:
+                axes.annotate(name, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8.5)
 
 
 def against_sites(
@@ -292,6 +341,41 @@ def _size_panel(
         axes.set_xlabel("voxels per side")
         _finish(axes, title, label, unit, limits)
         return svg(figure, f"{label} against image size: {title}")
+
+
+def _bar_panel(
+    title: str,
+    found: Sequence[CellSummary],
+    looks: Looks,
+    quantity: Quantity,
+    unit: str,
+    label: str,
+) -> str:
+    """Draw a bar per engine with its number, the smallest first, and the failures below."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    bars = sorted(((bar, m) for m in found if (bar := quantity(m))), key=lambda pair: pair[0])
+    lost = [m for m in found if not quantity(m)]
+    with plt.rc_context(SETTINGS):
+        figure, axes = plt.subplots(figsize=(WIDTH, max(1.4, 0.9 + 0.3 * len(found))))
+        most = max(high for (_, _, high), _ in bars)
+        for row, ((value, low, high), m) in enumerate(bars):
+            error = [[value - low], [high - value]]
+            axes.barh(row, value, 0.6, xerr=error, color=looks.color(m.engine), ecolor=INK)
+            axes.text(high + 0.02 * most, row, format_value(value, unit), va="center", color=INK)
+        for row, m in enumerate(lost, len(bars)):
+            text = m.side.outcome.replace("out-of-memory", "out of memory")
+            axes.text(0.02 * most, row, text if not m.ok else "not measured", va="center")
+        axes.set_yticks(range(len(found)), [m.engine for _, m in bars] + [m.engine for m in lost])
+        axes.set_ylim(len(found) - 0.5, -0.5)
+        axes.set_xlim(0, 1.3 * most)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(lambda number, _: format_value(number, unit))
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(label)
+        axes.set_title(title)
+        return svg(figure, f"{label} by engine: {title}")
 
 
 def _bars(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from harness.compare.comparison import (
     not_judged,
     tally,
 )
-from harness.compare.event_display import event_of
+from harness.compare.event_display import display_event
 from harness.compare.figures import (
     accuracy_against_time,
     against_level,
@@ -98,7 +98,7 @@ def render(
     shown = [s for s in ranked if s.measured.tried]
     timed = [m for m in measured if m.ok]
     said = finding(cells)
-    event = event_of(max(measured, key=_for_show))
+    event = display_event(measured)
     rows = change_rows(found) if found else standing_rows(ranked)
     moved = [c for c in found if c.judgement.verdict is not Verdict.SAME]
     text: str = (
@@ -126,7 +126,8 @@ def render(
             ranked=shown[:ROWS_SHOWN],
             ranked_count=len(shown),
             failures=failures(measured),
-            figures=_figures_by_machine(measured, looks) if timed else [],
+            trade=_by_machine(measured, looks, trade) if timed else [],
+            figures=_by_machine(measured, looks, figures) if timed else [],
             event=event,
             facts=facts(frame),
             before=facts(frame_before) if frame_before is not None else [],
@@ -136,11 +137,6 @@ def render(
         )
     )
     return text
-
-
-def _for_show(m: CellSummary) -> tuple[bool, int, int]:
-    """Prefer the cell with the events that are best to look at: large, but not too fine to see."""
-    return m.cell.size <= 512, m.cell.size, m.cell.batch
 
 
 def glance(said: Finding) -> list[dict[str, Any]]:
@@ -158,29 +154,39 @@ def glance(said: Finding) -> list[dict[str, Any]]:
     ]
 
 
-def _figures_by_machine(
-    measured: Sequence[CellSummary], looks: Looks
-) -> list[tuple[str, str, list[str]]]:
+Section = tuple[str, str, list[str]]
+"""A heading, what to look for, and the panels."""
+
+
+def _by_machine(
+    measured: Sequence[CellSummary],
+    looks: Looks,
+    draw: Callable[[Sequence[CellSummary], Looks], list[Section]],
+) -> list[Section]:
     """Draw the figures of each machine by itself."""
     names = machine_labels(measured)
     return [
         (f"{heading}: {names[number]}" if names else heading, words, panels)
         for number, own in by_environment(measured).items()
         if any(m.ok for m in own)
-        for heading, words, panels in figures(own, looks)
+        for heading, words, panels in draw(own, looks)
     ]
 
 
-def figures(measured: Sequence[CellSummary], looks: Looks) -> list[tuple[str, str, list[str]]]:
-    """The figures by section: heading, what to look for, and the panels."""
+def trade(measured: Sequence[CellSummary], looks: Looks) -> list[Section]:
+    """Return the figures that the page leads with: accuracy against time."""
+    panels = accuracy_against_time(measured, looks)
+    words = (
+        "Share of the active voxels that get the right label from the trained network, mean over "
+        "events, against the median time per event. Precisions other than fp32 are named. Up and "
+        "to the left is better."
+    )
+    return [("Accuracy against time", words, panels)] if panels else []
+
+
+def figures(measured: Sequence[CellSummary], looks: Looks) -> list[Section]:
+    """Return the other figures by section."""
     sections = [
-        (
-            "Accuracy against time",
-            "Share of the active voxels that get the right label from the trained network, mean "
-            "over events, against the median time an event. Precisions other than fp32 are named. "
-            "Up and to the left is better.",
-            accuracy_against_time(measured, looks),
-        ),
         (
             "Time against image size",
             "Median time an event; bars reach from the lower to the upper quartile of all samples. "

@@ -13,6 +13,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,31 @@ def _roots(values: NDArray[np.float32], number: int) -> NDArray[np.float32]:
         for degree in range(2, number + 1)
     ]
     return np.stack(columns, axis=1)
+
+
+def labelled_batches(
+    event_set: EventSet, count: int, batch: int, seed: int, *, inputs: int = 1
+) -> Iterator[Batch]:
+    """Yield the events whose labels make an accuracy, in batches.
+
+    The first batch is that of ``benchmark_batch``, if the set has as many events with voxels.
+
+    Parameters
+    ----------
+    event_set : EventSet
+    count : int
+        Number of events; all events with voxels if there are fewer.
+    batch : int
+        Events per batch; the last batch may have fewer.
+    seed : int
+        Of their order.
+    inputs : int
+        As for ``collate``.
+    """
+    order = np.random.default_rng(seed).permutation(len(event_set)).tolist()
+    events = islice((event for i in order if len(event := event_set[i])), count)
+    while chosen := list(islice(events, batch)):
+        yield collate(chosen, inputs=inputs)
 
 
 def benchmark_batch(

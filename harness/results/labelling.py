@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +43,10 @@ class Labelling:
         True class -> voxels by predicted class.
     class_accuracy, class_purity : mapping
         Class -> share of its voxels, and of the voxels with its label, that are right.
+    shown_event : int or None
+        Position of the event whose labels are kept for a display.
+    shown_labels : str
+        These labels, as the record has them.
     """
 
     nonzero: float
@@ -54,6 +60,8 @@ class Labelling:
     michel_purity: float | None = None
     class_accuracy: Mapping[str, float | None] = field(default_factory=dict)
     class_purity: Mapping[str, float | None] = field(default_factory=dict)
+    shown_event: int | None = None
+    shown_labels: str = ""
 
     @classmethod
     def of(cls, columns: Mapping[str, Sequence[Any]], row: int) -> Labelling | None:
@@ -85,7 +93,20 @@ class Labelling:
             confusion=by_class("confusion"),
             class_accuracy=by_class("class_accuracy"),
             class_purity=by_class("class_purity"),
+            shown_event=count("shown_event"),
+            shown_labels=str(values.get("shown_labels", "")),
         )
+
+    def labels_of_shown_event(self, voxels: int) -> NDArray[np.uint8] | None:
+        """Return the predicted labels of the shown event; None if they are not one per voxel."""
+        try:
+            # One byte more than there should be, so that a record cannot fill the memory.
+            unpacked = zlib.decompressobj().decompress(
+                base64.b64decode(self.shown_labels), voxels + 1
+            )
+        except (ValueError, zlib.error):
+            return None
+        return np.frombuffer(unpacked, np.uint8) if len(unpacked) == voxels else None
 
     @property
     def shares(self) -> NDArray[np.float64]:

@@ -297,6 +297,25 @@ class LabelAccuracy(TypedDict, total=False):
             most=1e15,
         ),
     ]
+    shown_event: Annotated[
+        int,
+        Field(
+            "Position of the event with the most voxels, for an event display.",
+            "",
+            "harness.results.labelling",
+            least=0,
+            most=1e15,
+        ),
+    ]
+    shown_labels: Annotated[
+        str,
+        Field(
+            "Labels of that event's voxels: one byte each, zlib, base64.",
+            "",
+            "harness.results.labelling",
+            pattern=r"[A-Za-z0-9+/]*={0,2}",
+        ),
+    ]
     michel_true: Annotated[
         int,
         Field(

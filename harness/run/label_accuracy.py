@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +77,10 @@ def label_accuracy(
         "michel_candidates": michels.candidates,
         "michel_matched": michels.matched,
     }
+    shown = int(np.argmax([len(p) for p in predicted]))
+    labels = zlib.compress(predicted[shown].astype(np.uint8).tobytes(), 9)
+    found["shown_event"] = shown
+    found["shown_labels"] = base64.b64encode(labels).decode()
     if references is not None:
         expected = _by_event(batches, _classes(references))
         rows = list(zip(labelled, right, truths, predicted, expected, strict=True))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness.events import collate, open_events
+from harness.events import open_events
+from harness.events.batches import labelled_batches
 from harness.results.record import LabelAccuracy
 from harness.run.label_accuracy import label_accuracy
 from harness.run.workload import Workload, sparse_batch
@@ -24,15 +25,20 @@ BUDGETS = 6
 
 
 def event_batches(cell: Cell, source: str) -> Iterator[SparseBatch]:
-    """Yield the first ``cell.events.count`` events that have voxels, in batches, on the CPU."""
-    events = open_events(source, size=cell.size)[: cell.events.count]
-    chosen = [event for event in events if len(event)]
-    for start in range(0, len(chosen), cell.batch):
-        yield sparse_batch(collate(chosen[start : start + cell.batch], inputs=cell.model.inputs))
+    """Yield the ``cell.events.count`` events whose labels make the accuracy, on the CPU."""
+    spec = cell.events
+    events = open_events(source, size=cell.size)
+    batches = labelled_batches(events, spec.count, cell.batch, spec.seed, inputs=cell.model.inputs)
+    return map(sparse_batch, batches)
 
 
 def label_events(
-    workload: Workload, source: str, reference: Reference | None, budget: float
+    workload: Workload,
+    source: str,
+    reference: Reference | None,
+    budget: float,
+    first: tuple[Tensor, Tensor] | None,
+    seconds: float,
 ) -> LabelAccuracy | None:
     """Label the events of a cell, and return the accuracy.
 
@@ -47,6 +53,10 @@ def label_events(
     budget : float
         Sampling budget of the cell in seconds. An engine that needs more than ``BUDGETS`` of it
         labels fewer events; the record has the labelled voxels of each.
+    first : tuple of Tensor or None
+        Sites and logits of the cell's own batch, which need not be computed again.
+    seconds : float
+        Time of a call.
 
     Returns
     -------
@@ -57,10 +67,11 @@ def label_events(
     logits: list[Tensor] = []
     end = time.perf_counter() + BUDGETS * budget
     for batch in event_batches(workload.cell, source):
-        batches.append(batch)
-        logits.append(workload.logits(batch).float().cpu())
-        if time.perf_counter() > end:
+        if batches and time.perf_counter() + seconds > end:
             break
+        known = not batches and first is not None and torch.equal(batch.sites, first[0])
+        batches.append(batch)
+        logits.append(first[1] if first and known else workload.logits(batch).float().cpu())
     expected = None
     if reference is not None:
         rows = sum(len(batch.sites) for batch in batches)

@@ -73,7 +73,8 @@ def with_events(cells: Sequence[Cell], source: str) -> list[Cell]:
         apart = filled if cell.batch == 1 and filled else [None]
         for index in apart:
             which = name if index is None else f"{name}[{index}]"
-            spec = replace(EventSpec(which, events.sha256), count=cell.events.count)
+            count = cell.events.count if index is None else 0
+            spec = replace(EventSpec(which, events.sha256), count=count)
             found.append(replace(cell, events=spec))
     return found
 
@@ -114,8 +115,8 @@ def _with_weights(cell: Cell, found: WeightFile | None) -> Cell:
     if found.name == TRAINED:
         return cell
     raise BadInput(
-        f"{found.path} has the weights of {network_in_words(found.model, found.dim)}, and the suite "
-        f"measures {network_in_words(cell.model, cell.dim)}; choose other weights"
+        f"{found.path} has the weights of {network_in_words(found.model, found.dim)}, and the "
+        f"suite measures {network_in_words(cell.model, cell.dim)}; choose other weights"
     )
 
 

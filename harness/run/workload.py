@@ -234,6 +234,10 @@ class Workload:
         )
         return agreement, rel_rmse(loss, reference.loss)
 
+    def last_labels(self) -> tuple[Tensor, Tensor]:
+        """Return copies of the sites and logits of the last call, on the CPU."""
+        return self.batch.sites.cpu().clone(), self._last[0].float().cpu().clone()
+
     def results(self, reference: Reference | None) -> dict[str, Any]:
         """Return further entries of the record about the result of the last call."""
         if self.cell.phase in STACKS:

@@ -127,8 +127,8 @@ class EventSpec:
     count: Annotated[
         int,
         Field(
-            "Events of the set, from the first, whose labels make the accuracy; 0, left out of the "
-            "JSON, for the events of the batch.",
+            "Events of the set, in the order of the seed, whose labels make the accuracy; 0, left "
+            "out of the JSON, for the events of the batch.",
             "events",
             least=0,
         ),
