@@ -11,10 +11,14 @@ author = "The sscn-bench developers"
 copyright = author
 release = __version__
 
-extensions = ["myst_parser"]
+extensions = ["myst_nb"]
 exclude_patterns: list[str] = []
 myst_enable_extensions = ["deflist", "colon_fence"]
 myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_in_temp = True
+nb_execution_timeout = 600
 
 html_theme = "furo"
 html_title = "sscn-bench"

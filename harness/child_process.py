@@ -6,6 +6,9 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import IO
 
 PR_SET_PDEATHSIG = 1
@@ -24,6 +27,21 @@ def die_with_parent() -> None:
     """Let the kernel kill this process when the thread that started it ends; Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def without_script() -> Iterator[None]:
+    """Start processes of ``multiprocessing`` without running the user's script again in each.
+
+    A child process usually imports the main module; a script without the guard
+    ``if __name__ == "__main__"`` would then start over.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def private_output() -> IO[str]:

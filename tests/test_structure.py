@@ -34,6 +34,7 @@ ORDER = (
     "history",
     "study",
     "asv",
+    "interface",
     "__main__",
 )
 """The packages and modules of ``harness``; each imports from itself and from those before it."""

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from harness.child_process import die_with_parent
+from harness.child_process import die_with_parent, without_script
 from harness.errors import BadInput
 from harness.events.event import Event
 from harness.events.event_set import EventSet, file_sha256
@@ -83,7 +83,8 @@ class ChildSet(EventSet):
         self._child = context.Process(
             target=_serve, args=(theirs, path, size, memory_bytes), daemon=True
         )
-        self._child.start()
+        with without_script():
+            self._child.start()
         theirs.close()
         try:
             self.name, self.sizes, self._length = self._answer("the file")

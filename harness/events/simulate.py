@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.child_process import die_with_parent
+from harness.child_process import die_with_parent, without_script
 from harness.errors import BadInput, MachineFailure, missing_packages
 from harness.events.argon_data import argon_data_folder
 from harness.events.digitise import Deposits, digitise
@@ -194,7 +194,8 @@ def _simulated_chunks(
             process: BaseProcess = context.Process(
                 target=_work, args=(theirs, recipe, data, folder), daemon=True
             )
-            process.start()
+            with without_script():
+                process.start()
             theirs.close()
             children.append((process, ours))
         idle = [connection for _, connection in children]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from harness.accuracy.classification import Accuracy
 from harness.accuracy.text import accuracy_lines
-from harness.errors import BadInput
 from harness.files import check_target
 from harness.spec.cell import TRAINED
 from harness.spec.network import HELP as NETWORK_HELP
-from harness.spec.network import find_network
 
 if TYPE_CHECKING:
     from harness.events import EventSet
@@ -39,43 +36,15 @@ def predict(
     precision: Annotated[str, typer.Option(help="fp64, fp32, tf32, fp16 or bf16.")] = "fp32",
 ) -> None:
     """Label the voxels of all events of a file; the same command again continues after a stop."""
-    from backends.registry import interpreter, module_name, probe
     from harness.events.child_reader import open_in_child
-    from harness.predict.prediction import Predictor
-    from harness.run.plan import network_in_words, unavailable_reason
-    from harness.run.weight_files import find_weights
-    from harness.spec.cell import Cell
-    from harness.spec.suite import parse_engine
+    from harness.predict.prediction import find_predictor
 
-    name, options = parse_engine(engine)
-    module_name(name)
     check_target(out, "--out")
-    found = find_weights(weights)
-    if found is None:
-        raise BadInput("random weights label nothing right; give a file of weights")
-    model = find_network(network) if network else found.model
-    if model != found.model:
-        raise BadInput(
-            f"{found.path} has the weights of {network_in_words(found.model, found.dim)}, not of "
-            f"{network_in_words(model, found.dim)}; leave out --network"
-        )
-    _refuse_another_python(name, interpreter(name))
-    cell = Cell(
-        *("predict", name, 2**20, batch, "forward", "cold"),
-        device=device,
-        precision=precision,
-        dim=found.dim,
-        options=options,
-        model=model,
+    predictor = find_predictor(
+        engine, weights, network=network, batch=batch, device=device, precision=precision
     )
-    reason = unavailable_reason(cell, probe(name))
-    if reason:
-        raise BadInput(f"cannot predict: {reason}")
     console = Console()
     with open_in_child(source, size=size) as events:
-        predictor = Predictor.load(
-            name, options, found.path, found.label, device=device, precision=precision
-        )
         accuracy = _with_progress(predictor, events, out, batch, console)
         count = len(events)
     console.print(f"{out}: labels of {count:,} events", highlight=False, soft_wrap=True)
@@ -84,12 +53,6 @@ def predict(
     else:
         for line in accuracy_lines(accuracy):
             console.print(line, highlight=False)
-
-
-def _refuse_another_python(engine: str, python: str) -> None:
-    """Raise ``BadInput`` if the engine is installed in another environment."""
-    if Path(python) != Path(sys.executable):
-        raise BadInput(f"{engine} is installed for {python}; run this command with that Python")
 
 
 def _with_progress(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,12 @@ from harness.events.classes import CLASS_NAMES
 from harness.events.predictions import Labels, Probabilities, write_predictions
 from harness.events.track_shower import track_or_shower
 from harness.files import check_target, make_folder, write_bytes, write_text
-from harness.run.weight_files import read_weights
+from harness.run.plan import network_in_words, unavailable_reason
+from harness.run.weight_files import find_weights, read_weights
 from harness.run.workload import sparse_batch
+from harness.spec.cell import Cell
+from harness.spec.network import find_network
+from harness.spec.suite import parse_engine
 
 SETTINGS = "settings.json"
 
@@ -125,6 +130,59 @@ class Predictor:
             found = iter(np.split(rows, np.cumsum([len(event) for event in held])[:-1]))
         empty = np.zeros((0, self.classes), np.float32)
         return [next(found) if len(event) else empty for event in events]
+
+
+def find_predictor(
+    engine: str, weights: str, *, network: str = "", batch: int, device: str, precision: str
+) -> Predictor:
+    """Return the network of some weights on an engine, or say why it cannot run here.
+
+    Parameters
+    ----------
+    engine : str
+        ``NAME`` or ``NAME:OPTION=VALUE``.
+    weights : str
+        ``trained`` or a file of weights.
+    network : str
+        As for ``harness.spec.network.find_network``; that of the weights if empty.
+    batch : int
+        Events per forward pass.
+    device, precision : str
+        As for ``harness.spec.cell.Cell``.
+
+    Raises
+    ------
+    BadInput
+        If the engine cannot run this network here, or the weights cannot be used.
+    """
+    name, options = parse_engine(engine)
+    registry.module_name(name)
+    found = find_weights(weights)
+    if found is None:
+        raise BadInput("random weights label nothing right; give a file of weights")
+    model = find_network(network) if network else found.model
+    if model != found.model:
+        raise BadInput(
+            f"{found.path} has the weights of {network_in_words(found.model, found.dim)}, not of "
+            f"{network_in_words(model, found.dim)}; leave out --network"
+        )
+    python = registry.interpreter(name)
+    if Path(python) != Path(sys.executable):
+        raise BadInput(f"{name} is installed for {python}; run this command with that Python")
+    cell = Cell(
+        *("predict", name, 2**20, batch, "forward", "cold"),
+        device=device,
+        precision=precision,
+        dim=found.dim,
+        options=options,
+        model=model,
+    )
+    reason = unavailable_reason(cell, registry.probe(name))
+    if reason:
+        raise BadInput(f"cannot predict: {reason}")
+    return Predictor.load(
+        name, options, found.path, found.label, device=device, precision=precision
+    )
 
 
 def predict(

@@ -68,7 +68,7 @@ def run(
         float,
         typer.Option(callback=positive, help="Longest time for one answer, in seconds."),
     ] = 900.0,
-) -> None:
+) -> list[Path]:
     """Measure a suite, and write a record for each cell."""
     from backends.registry import module_name, probe_all
     from harness.run.plan import with_events, with_weights
@@ -140,3 +140,4 @@ def run(
             outs = measure(cells, settings, found, console, against=other, **where)
     for path in outs:
         console.print(f"records: {path}", highlight=False, soft_wrap=True)
+    return outs
