@@ -158,10 +158,14 @@ def _checked_state(path: Path, state: Any) -> Weights:
     return {name: value.detach() for name, value in state.items()}
 
 
-def write(path: Path, values: Mapping[str, Tensor], layout: str = CANONICAL) -> None:
+def write(
+    path: Path, values: Mapping[str, Tensor], layout: str = CANONICAL, *, half: bool = False
+) -> None:
     """Write weights to ``.npz`` or ``.pt``, canonical or in the layout of an engine or of SPINE.
 
     Layouts other than the canonical one have no entries for the settings of the network.
+
+    With ``half``, numbers are rounded to 16 bits, and an ``.npz`` file is compressed.
 
     Raises
     ------
@@ -174,6 +178,8 @@ def write(path: Path, values: Mapping[str, Tensor], layout: str = CANONICAL) -> 
     if layout == STUDY:
         raise InvalidWeights("checkpoints of the study can be read, not written")
     state: Mapping[str, Tensor] = values
+    if half:  # single numbers are settings of the network
+        state = {name: value.half() if value.ndim else value for name, value in values.items()}
     if layout == SPINE:
         state = to_spine(values, network_size(values)[0])
     elif layout != CANONICAL:
@@ -183,7 +189,8 @@ def write(path: Path, values: Mapping[str, Tensor], layout: str = CANONICAL) -> 
         state = network.state_dict()
     content = io.BytesIO()
     if path.suffix == ".npz":
-        np.savez(content, **{name: value.numpy() for name, value in state.items()})  # type: ignore[arg-type]
+        save: Any = np.savez_compressed if half else np.savez
+        save(content, **{name: value.numpy() for name, value in state.items()})
     else:
         torch.save({"state_dict": dict(state)} if layout == SPINE else dict(state), content)
     _replace(path, content.getvalue())

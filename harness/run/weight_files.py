@@ -15,6 +15,9 @@ from harness.spec.cell import RANDOM, TRAINED, ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+TRAINED_SHA256 = "49c6a4ad2d0742366cfcf9f711be4117141a8769faaabedaf0aae326f0b3e144"
+"""Hash of the packaged file of weights, which ``results/trained-network`` describes."""
+
 
 @dataclass(frozen=True)
 class WeightFile:

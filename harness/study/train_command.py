@@ -59,6 +59,9 @@ def train(
     batch: Annotated[int, typer.Option(help="Events per step.", min=1)] = 16,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, tf32, fp16 or bf16.")] = "fp32",
+    half: Annotated[
+        bool, typer.Option("--half", help="Round the weights to 16 bits, in a small file.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the weights and the order of events.", min=0)] = 0,
 ) -> None:
     """Train the UResNet on events; the same command again continues after a stop."""
@@ -120,7 +123,8 @@ def train(
     if outcome != "ok":
         raise typer.Exit(1)
     config = uresnet_config(model)
-    weight_files.write(target, weight_files.read(out / "checkpoint.pt", name, config))
+    values = weight_files.read(out / "checkpoint.pt", name, config)
+    weight_files.write(target, values, half=half)
     for test, (other, count) in tests.items():
         with open_in_child(other.source, size=other.size) as held:
             if model.classes == 2:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import harness
+from backends.registry import UnknownBackend
 from harness.errors import BadInput
 from harness.events.native import EventWriter
 from tests.harness.events.conftest import make_event
@@ -53,9 +54,9 @@ def test_events_are_opened_labelled_and_drawn():
 
 
 def test_bad_input_raises_one_sentence(tmp_path):
-    with pytest.raises(BadInput, match="there is no file"):
+    with pytest.raises(BadInput, match="none.h5"):
         harness.open_events(tmp_path / "none.h5")
-    with pytest.raises(BadInput, match="no engine called 'nonsense'"):
+    with pytest.raises(UnknownBackend, match="no engine called 'nonsense'"):
         harness.predict_labels([], engine="nonsense")
     with pytest.raises(AttributeError, match="nonsense"):
         harness.nonsense  # noqa: B018

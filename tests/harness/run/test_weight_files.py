@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from backends import weights
-from backends.uresnet import UResNetConfig
+import harness
+from backends import registry, weights
+from backends.uresnet import UResNet, UResNetConfig
 from harness.errors import BadInput
+from harness.events import CLASSES
 from harness.run.plan import with_weights
-from harness.run.weight_files import find_weights, read_weights
-from harness.spec.cell import Cell, ModelSpec
+from harness.run.weight_files import TRAINED_SHA256, find_weights, read_weights
+from harness.spec.cell import Cell, EventSpec, ModelSpec
 
 SMALL = UResNetConfig(filters=4, depth=2, reps=1, classes=5)
 MODEL = ModelSpec(filters=4, depth=2, reps=1)
@@ -37,6 +39,54 @@ def test_the_name_of_a_file_has_its_hash(file):
     assert (found.model, found.dim) == (MODEL, 3)
     assert found.label == f"mine.npz@{found.sha256[:12]}"
     assert find_weights("random") is None
+
+
+def test_the_packaged_weights_are_those_of_the_results():
+    found = find_weights("trained")
+    assert found.sha256 == TRAINED_SHA256
+    assert (found.model, found.dim) == (ModelSpec(), 3)
+    assert found.label == f"trained@{TRAINED_SHA256[:12]}"
+    assert found.path.stat().st_size < 6_000_000
+
+
+@pytest.mark.parametrize("name", registry.BUILT_IN)
+def test_engines_hold_the_packaged_weights_bit_for_bit(name):
+    found = registry.probe(name)
+    if found.capabilities is None or found.capabilities.missing:
+        pytest.skip(found.reason or "lacks a kind of layer")
+    values = read_weights(find_weights("trained").path)
+    device = found.capabilities.devices[0]
+    backend = registry.load(name, dim=3, device=device, precision="fp32")
+    if hasattr(backend, "network"):
+        pytest.skip("a network of its own")
+    built = UResNet(backend, UResNetConfig())
+    weights.load(built, values)
+    for part, value in weights.dump(built).items():
+        assert torch.equal(value.cpu(), values[part]), part
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "least"), [(192, 0.96), (512, 0.97), (768, 0.97)])
+def test_the_packaged_network_is_good(size, least):
+    events = harness.open_events("sample", size=size)
+    shares = [
+        (found.labels == event.labels)[event.labels < CLASSES].mean()
+        for event, found in zip(events, harness.predict_labels(events, batch=8), strict=True)
+    ]
+    assert np.mean(shares) >= least
+
+
+def test_cells_of_other_networks_keep_random_weights(file):
+    cells = [Cell("s", "sscn", 192, 1, "forward", "cold", model=m) for m in (ModelSpec(), MODEL)]
+    named = with_weights(cells, find_weights("trained"))
+    assert [cell.weights.partition("@")[0] for cell in named] == ["trained", "random"]
+
+
+def test_labels_of_random_weights_are_not_compared_with_the_truth(file):
+    cell = Cell("s", "sscn", 192, 1, "forward", "cold", model=MODEL, events=EventSpec(count=4))
+    for found in (None, find_weights("trained")):
+        with pytest.raises(BadInput, match="random weights label nothing right"):
+            with_weights([cell], found)
 
 
 def test_single_layers_keep_random_weights(file):
