@@ -462,11 +462,15 @@ def _lost(quoted: Sequence[CellSummary], contests: Sequence[Sequence[CellSummary
 
 
 def _lead(first: CellSummary, second: CellSummary) -> str:
-    """How much longer the second takes, and whether that is sure."""
+    """How much longer the second takes, and whether that is sure.
+
+    The ratio is that of the turns, which the interval belongs to. Medians of all samples may differ
+    from it on a disturbed machine, where one engine was sampled longer than the other.
+    """
     found = _race(first, second)
-    ratio = _seconds(second) / _seconds(first)
     if math.isnan(found.low):
-        return f"{ratio:.3g}x as long ({found.reason})"
+        return f"{_seconds(second) / _seconds(first):.3g}x as long ({found.reason})"
+    ratio = found.ratio
     interval = f"95 % interval {found.low:.3g}x to {found.high:.3g}x"
     if found.verdict is Verdict.SLOWER:
         return f"{ratio:.3g}x as long ({interval})"

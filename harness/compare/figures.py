@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from harness.compare.comparison import Change
@@ -16,8 +17,12 @@ from harness.spec.metrics import TIME, format_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 WIDTH, HEIGHT = 4.4, 3.1
+_TITLE = 44
+"""Characters per line of a title over bars, whose names need room at the left."""
+
 CHANGES_SHOWN = 40
 LABEL_WIDTH = 0.11
 """Width of a tick's label as a fraction of the axis of changes."""
@@ -94,7 +99,7 @@ def accuracy_against_time(cells: Iterable[CellSummary], looks: Looks) -> list[st
             events = "1 event" if most == 1 else f"{most} events"
             panels[f"{c.size} px, {c.map} map, batch {c.batch}, {events} on {c.device}"].append(m)
     drawn = []
-    for title, found in panels.items():
+    for title, found in sorted(panels.items(), key=lambda item: item[1][0].question.order):
         if len(found) < 2:
             continue
         with plt.rc_context(SETTINGS):
@@ -112,14 +117,18 @@ def accuracy_against_time(cells: Iterable[CellSummary], looks: Looks) -> list[st
                     elinewidth=0.8,
                 )
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(lambda value, _: format_value(value, "s"))
-            axes.xaxis.set_minor_formatter(lambda *_: "")
             axes.set_xlim(*_limits(found, time_of))
-            axes.set_xlabel("time an event")
+            _log_axis(axes.xaxis, axes.get_xlim(), "s", wide=30)
+            axes.set_xlabel("time per event")
             axes.set_ylabel("voxels labelled right [%]")
-            shares = [100 * m.labelling.nonzero for m in found if m.labelling]
-            margin = max(0.5, 0.3 * (max(shares) - min(shares)))
-            axes.set_ylim(min(shares) - margin, max(shares) + margin)
+            ends = [
+                100 * (m.labelling.nonzero + sign * (m.labelling.standard_error or 0.0))
+                for m in found
+                if m.labelling
+                for sign in (-1, 1)
+            ]
+            margin = max(0.5, 0.15 * (max(ends) - min(ends)))
+            axes.set_ylim(min(ends) - margin, max(ends) + margin)
             axes.set_title(title)
             marks = [
                 (m.cell.precision, (time_of(m) or (math.nan,))[0], 100 * m.labelling.nonzero)
@@ -127,7 +136,7 @@ def accuracy_against_time(cells: Iterable[CellSummary], looks: Looks) -> list[st
                 if m.labelling
             ]
             _name_marks(axes, [(n if n != "fp32" else "", x, y) for n, x, y in marks])
-            drawn.append(svg(figure, f"accuracy against time an event: {title}"))
+            drawn.append(svg(figure, f"accuracy against time per event: {title}"))
     return drawn
 
 
@@ -374,7 +383,7 @@ def _bar_panel(
         axes.xaxis.set_major_formatter(lambda number, _: format_value(number, unit))
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(label)
-        axes.set_title(title)
+        axes.set_title(fill(title, _TITLE))
         return svg(figure, f"{label} by engine: {title}")
 
 
@@ -418,17 +427,25 @@ def _cross(axes: Axes, x: float, row: int, color: str, outcome: str) -> None:
 
 def _finish(axes: Axes, title: str, label: str, unit: str, limits: tuple[float, float]) -> None:
     """Set the title and the logarithmic axis of a panel, with readable units."""
-    from matplotlib.ticker import LogLocator
-
     axes.set_yscale("log")
     axes.set_ylim(*limits)
-    # On a short axis, powers of ten alone would be too few ticks.
-    steps = (1.0, 2.0, 5.0) if limits[1] / limits[0] < 1000 else (1.0,)
-    axes.yaxis.set_major_locator(LogLocator(10, subs=steps))
-    axes.yaxis.set_major_formatter(lambda value, _: format_value(value, unit))
-    axes.yaxis.set_minor_formatter(lambda *_: "")
+    _log_axis(axes.yaxis, limits, unit)
     axes.set_ylabel(label)
     axes.set_title(title)
+
+
+def _log_axis(axis: Axis, limits: tuple[float, float], unit: str, wide: float = 1000) -> None:
+    """Label a logarithmic axis; powers of ten alone would be too few ticks.
+
+    From a ratio ``wide`` of its ends on, the axis has room for fewer.
+    """
+    from matplotlib.ticker import LogLocator
+
+    span = limits[1] / limits[0]
+    steps = (1.0, 2.0, 5.0) if span < wide else (1.0, 3.0) if span < 1000 else (1.0,)
+    axis.set_major_locator(LogLocator(10, subs=steps))
+    axis.set_major_formatter(lambda value, _: format_value(value, unit))
+    axis.set_minor_formatter(lambda *_: "")
 
 
 def _count_axis(axes: Axes) -> None:

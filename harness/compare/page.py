@@ -189,9 +189,9 @@ def figures(measured: Sequence[CellSummary], looks: Looks) -> list[Section]:
     sections = [
         (
             "Time against image size",
-            "Median time an event; bars reach from the lower to the upper quartile of all samples. "
-            "A cross on the upper edge is a cell without a time.",
-            against_size(measured, looks, time_of, "s", "time an event"),
+            "Median time per event; bars reach from the lower to the upper quartile of all "
+            "samples. A cross on the upper edge is a cell without a time.",
+            against_size(measured, looks, time_of, "s", "time per event"),
         ),
         (
             "Memory against image size",

@@ -54,7 +54,7 @@ def test_events_are_opened_labelled_and_drawn():
 
 
 def test_bad_input_raises_one_sentence(tmp_path):
-    with pytest.raises(BadInput, match="none.h5"):
+    with pytest.raises(BadInput, match=r"none\.h5"):
         harness.open_events(tmp_path / "none.h5")
     with pytest.raises(UnknownBackend, match="no engine called 'nonsense'"):
         harness.predict_labels([], engine="nonsense")
