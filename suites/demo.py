@@ -2,20 +2,16 @@
 
 from harness.spec.suite import DENSE, ENGINES, Grid, Suite
 
-<<<<<<< HEAD
-SPARSE = tuple(name for name in ENGINES if name not in DENSE)
-=======
 EVENTS = 16
 """Events of each size whose labels make the accuracy."""
 
-SPARSE = tuple(name for name in ENGINES if not name.startswith("dense"))
->>>>>>> 21676ad (The page leads with accuracy against time, and shows the labels of the fastest engine beside the truth)
+SPARSE = tuple(name for name in ENGINES if name not in DENSE)
 
 SUITE = Suite(
     name="demo",
     question="Which engine should I look at first on this machine? (minutes, on two cores)",
     grids=(
-        Grid(backends=("dense",), sizes=(192,), batches=(1,), maps=("cold",)),
+        Grid(backends=("dense",), sizes=(192,), batches=(1,), maps=("cold",), count=EVENTS),
         Grid(backends=SPARSE, batches=(1,), maps=("cold",), count=EVENTS),
         Grid(backends=SPARSE, sizes=(192,), batches=(1,), maps=("warm",)),
         Grid(backends=SPARSE, sizes=(192,), batches=(1,), phases=("step",), maps=("cold",)),
