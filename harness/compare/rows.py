@@ -95,7 +95,9 @@ def accuracy_text(measured: CellSummary) -> str:
     if found is None:
         return ""
     flips = f" ({found.flips} differ)" if found.flips else ""
-    return f"{found.text}{flips}"
+    events = len(found.labelled)
+    fewer = f" of {events} events" if events < measured.cell.events.count else ""
+    return f"{found.text}{fewer}{flips}"
 
 
 def _finite(value: float) -> float | None:
