@@ -15,7 +15,7 @@ from harness.spec.cell import RANDOM, TRAINED, ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-TRAINED_SHA256 = "49c6a4ad2d0742366cfcf9f711be4117141a8769faaabedaf0aae326f0b3e144"
+TRAINED_SHA256 = "4d4ec958b8d52e18fe0a7a9d649b1abdf93f010b82bbaa665ad0a5470e4065bb"
 """Hash of the packaged file of weights, which ``results/trained-network`` describes."""
 
 
