@@ -36,8 +36,13 @@ def path_of(module):
 
 
 def imported(module):
-    """Yield the full names that a module imports, wherever it does; packages come first."""
+    """Yield the full names that a module imports, wherever it does; packages come first.
+
+    The names that ``harness`` itself offers to notebooks are imported on use, never by a worker.
+    """
     yield module.rpartition(".")[0]
+    if module == "harness":
+        return
     for node in ast.walk(ast.parse(path_of(module).read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
