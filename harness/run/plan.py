@@ -116,7 +116,8 @@ def _with_weights(cell: Cell, found: WeightFile | None) -> Cell:
         return cell
     raise BadInput(
         f"{found.path} has the weights of {network_in_words(found.model, found.dim)}, and the "
-        f"suite measures {network_in_words(cell.model, cell.dim)}; choose other weights"
+        f"suite measures {network_in_words(cell.model, cell.dim)}; choose other weights, or their "
+        f"network with --network {found.model.label}"
     )
 
 
@@ -130,7 +131,7 @@ def network_in_words(model: ModelSpec, dim: int) -> str:
         model,
         **{name: getattr(ModelSpec, name) for name in ("filters", "depth", "reps", "classes")},
     )
-    return sizes if others == ModelSpec() else f"{sizes}, {others.label}"
+    return sizes if others == ModelSpec() else f"{sizes}, with {others.label}"
 
 
 def _few(events: Sequence[Any]) -> bool:

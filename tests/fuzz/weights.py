@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from backends import weight_files, weights
 from backends.capabilities import Unsupported
+from backends.spine_checkpoints import to_spine
 from backends.uresnet import UResNetConfig
 from harness.errors import BadInput
 from harness.run.weight_files import find_weights, read_weights
@@ -47,8 +49,10 @@ class Weights(Format):
         values = weights.initial(config, 3)
         if self.layout == weight_files.STUDY:
             return study_state(values, config, 3)
+        if self.layout == weight_files.SPINE:
+            return to_spine(values, config)
         if self.layout == weight_files.CANONICAL:
-            return dict(values)
+            return values | weights.settings(replace(config, slope=0.33))
         network = weight_files._network(self.layout, config, 3)
         weights.load(network, values)
         return network.state_dict()
@@ -88,7 +92,9 @@ class Weights(Format):
         weight_files.write(other, values, "sscn")
         again = weight_files.read(other, "sscn")
         digest = hashlib.sha256()
-        for name in sorted(values):
+        if values.keys() - again.keys() - set(weights.SETTINGS):
+            raise AssertionError("an entry is lost on its way through another layout")
+        for name in sorted(again):
             mine, theirs = (each.float().numpy() for each in (values[name], again[name]))
             if mine.tobytes() != theirs.tobytes():
                 raise AssertionError(f"{name} changes on its way through another layout")
@@ -187,6 +193,7 @@ WEIGHTS = (
     Weights(weight_files.CANONICAL, ".npz"),
     Weights(weight_files.CANONICAL, ".pt"),
     Weights(weight_files.STUDY, ".pt"),
+    Weights(weight_files.SPINE, ".pt"),
     Weights("sscn", ".pt"),
     RunWeights(),
     WeightsBytes(".npz"),

@@ -103,6 +103,26 @@ def test_cells_with_random_weights_keep_their_names():
     assert Cell.from_json(values).weights == "random"
 
 
+def test_weights_name_the_activation_of_their_network(file, tmp_path):
+    with np.load(file) as stored:
+        values = {**stored, "slope": np.float64(0.33), "momentum": np.float64(0.1)}
+    np.savez(tmp_path / "leaky.npz", **values)
+    found = find_weights(str(tmp_path / "leaky.npz"))
+    assert found.model == replace(MODEL, slope=0.33, momentum=0.1)
+    cell = Cell("s", "sscn", 192, 1, "forward", "cold", model=MODEL)
+    with pytest.raises(
+        BadInput, match=r"momentum=0.1,activation=leaky_relu:0.33, and .*--network fil"
+    ):
+        with_weights([cell], found)
+    assert with_weights([replace(cell, model=found.model)], found)[0].weights == found.label
+    np.savez(tmp_path / "odd.npz", **values | {"slope": np.zeros(3, np.float32)})
+    with pytest.raises(BadInput, match="slope does not fit"):
+        find_weights(str(tmp_path / "odd.npz"))
+    np.savez(tmp_path / "steep.npz", **values | {"slope": np.float64(7)})
+    with pytest.raises(BadInput, match=r"model\.slope must be a number from 0 to 1"):
+        find_weights(str(tmp_path / "steep.npz"))
+
+
 def test_weights_of_another_network_are_refused(file):
     cell = Cell("s", "sscn", 192, 1, "forward", "cold")
     with pytest.raises(BadInput, match=r"4 filters, depth 2.*the suite measures.*16 filters"):

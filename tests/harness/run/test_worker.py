@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from backends.contract import Unsupported
 from harness.errors import BadInput
 from harness.instruments.clock import HostClock
+from harness.run import workload
 from harness.run.cell_measurement import CellMeasurement
 from harness.run.failures import Failed, classify
 from harness.run.job import Job
@@ -20,7 +22,7 @@ from harness.run.turns import measure_in_turns
 from harness.run.worker import answers, measure_cell
 from harness.run.worker_process import LocalWorker
 from harness.run.workload import Workload, load_batch
-from harness.spec.cell import Cell
+from harness.spec.cell import Cell, ModelSpec
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = {"filters": 2, "depth": 2, "reps": 1, "classes": 5}
@@ -69,6 +71,23 @@ def test_a_cell_is_checked_and_timed(phase, state, references):
     assert found["machine"]["affinity"]
     assert found["versions"]["torch"] == torch.__version__
     assert found["precision_readback"]
+
+
+@pytest.mark.parametrize("phase", ["forward", "step"])
+def test_a_network_of_the_family_is_checked_and_timed(phase, references):
+    model = SMALL | {"slope": 0.33, "inputs": 2, "classes": 2}
+    found = measure_cell(make_job("sscn", phase, "cold", references=references, model=model))
+    assert (found["outcome"], found["reason"]) == ("ok", "")
+
+
+def test_a_network_that_older_engines_lack_is_named(monkeypatch):
+    older = namedtuple("UResNetConfig", "filters depth reps classes in_channels", defaults=(1,))
+    monkeypatch.setattr(workload, "UResNetConfig", older)
+    assert workload.uresnet_config(ModelSpec(filters=8)) == older(8, 5, 2, 5)
+    assert workload.uresnet_config(ModelSpec(inputs=2)) == older(16, 5, 2, 5, 2)
+    found = measure_cell(make_job("sscn", model=SMALL | {"slope": 0.33}))
+    assert found["outcome"] == "unavailable"
+    assert "have no network filters=2,depth=2,reps=1,activation=leaky_relu:0.33" in found["reason"]
 
 
 def test_the_kernel_map_is_built_in_cold_calls_and_kept_in_warm_ones(monkeypatch):
