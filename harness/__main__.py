@@ -59,6 +59,7 @@ COMMANDS = {
     "study": ("harness.study.command", "the 2018 study, with this machine's numbers beside"),
     "events": ("harness.events.command", "info, view, simulate, fetch, convert"),
     "submit": ("harness.submissions.command", "pack runs for publication; check archives"),
+    "site": ("harness.site.command", "static pages of submitted results"),
     "asv": ("harness.asv.command", "asv with this machine's facts filled in"),
     "weights": ("backends.command", "convert trained weights"),
     "worker": ("harness.run.worker_command", "measure one cell in this process"),

@@ -24,6 +24,7 @@ EXAMPLES = {
     "submit": "pack latest --out mine.zip",
     "submit pack": "latest --out mine.zip",
     "submit check": "mine.zip",
+    "site": "results/submissions --out site",
     "asv": "run HEAD~5..HEAD",
     "weights": "convert weights.npz native.pt --to minkowski",
     "weights convert": "weights.npz native.pt --to minkowski",

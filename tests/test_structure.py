@@ -31,6 +31,7 @@ ORDER = (
     "profile",
     "compare",
     "submissions",
+    "site",
     "history",
     "study",
     "asv",

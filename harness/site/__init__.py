@@ -1,0 +1,1 @@
+"""Static pages of submitted results: rankings per machine, machines, engines and submissions."""

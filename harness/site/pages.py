@@ -1,0 +1,209 @@
+"""Writes the site: the rankings, and a page per machine, engine and submission."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from backends.table import INSTALL
+from harness.files import make_folder, write_text
+from harness.report.html import environment, save
+from harness.results.summary import CellSummary
+from harness.site.catalogue import COLUMNS, QUESTION, Catalogue, Entry, to_data
+
+INITIAL = {"phase": "forward", "map": "cold", "size": "192", "batch": "1", "precision": "fp32"}
+"""The filters of the rankings when the page is opened without any."""
+
+
+def write_site(folder: Path, catalogue: Catalogue) -> Path:
+    """Write all pages into a folder.
+
+    Returns
+    -------
+    Path
+        The first page.
+
+    Raises
+    ------
+    BadInput
+        If the folder cannot be written.
+    """
+    site = _Site(folder, catalogue)
+    site.write_rankings()
+    site.write_lists()
+    for entry in catalogue.entries:
+        site.write_submission(entry)
+    for machine in catalogue.machines:
+        own = [entry for entry in catalogue.entries if entry.machine == machine]
+        site.write_machine(own)
+    for engine in catalogue.engines:
+        site.write_engine(engine)
+    return folder / "index.html"
+
+
+def engine_page(engine: str) -> str:
+    """Return the address of an engine's page: its name without characters of paths."""
+    name = re.sub(r"[^\w.-]+", "-", engine)
+    return f"engines/{name}.html"
+
+
+class _Site:
+    """The pages of a catalogue in a folder."""
+
+    def __init__(self, folder: Path, catalogue: Catalogue) -> None:
+        self._folder, self._catalogue = folder, catalogue
+        self._templates = environment("harness.site")
+        files = {entry.file for entry in catalogue.entries}
+        self._common = {"count": len(files)}
+        for name in ("", "machines", "engines", "submissions"):
+            make_folder(folder / name, "--out")
+
+    def _write(self, template: str, name: str, **values: Any) -> None:
+        up = "../" * name.count("/")
+        text = self._templates.get_template(template).render(up=up, **self._common, **values)
+        save(text, self._folder / name, "--out")
+
+    def write_rankings(self) -> None:
+        """Write the page of rankings with its data and its script."""
+        data = to_data(self._catalogue) | {"parts": QUESTION, "columns": COLUMNS}
+        data["enginePages"] = [engine_page(engine) for engine in data["engines"]]
+        text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+        # In a script, texts of others could otherwise end it.
+        safe = (
+            text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+        )
+        write_text(self._folder / "data.js", f"const DATA = {safe};\n", "--out")
+        script = resources.files("harness.site") / "templates" / "app.js"
+        write_text(self._folder / "app.js", script.read_text(encoding="utf-8"), "--out")
+        gpus = any("gpu" in machine.facts for machine in self._catalogue.machines)
+        self._write("index.html.j2", "index.html", parts=QUESTION, initial=INITIAL, gpus=gpus)
+
+    def write_lists(self) -> None:
+        """Write the lists of machines, engines and submissions."""
+        catalogue = self._catalogue
+        machines = [
+            (f"machines/{m.identifier}.html", m.name, [_measured(catalogue, m.identifier)])
+            for m in catalogue.machines
+        ]
+        engines = [
+            (engine_page(e), e, [len({x.machine.identifier for x in _with(catalogue, e)})])
+            for e in catalogue.engines
+        ]
+        submissions: list[tuple[str, str, list[Any]]] = [
+            (f"submissions/{e.identifier}.html", e.file, [e.machine.name, e.commit[:10], "kept"])
+            for e in catalogue.entries
+        ]
+        submissions += [
+            ("", name, ["", "", " ".join(reasons)]) for name, reasons in catalogue.refused.items()
+        ]
+        for name, columns, rows in (
+            ("machines", ("machine", "results"), machines),
+            ("engines", ("engine", "machines"), engines),
+            ("submissions", ("submission", "machine", "commit", "rules"), submissions),
+        ):
+            self._write(
+                "list.html.j2", f"{name}.html", heading=name.title(), columns=columns, rows=rows
+            )
+
+    def write_submission(self, entry: Entry) -> None:
+        """Write the page of a submission."""
+        manifest = entry.submission.manifest
+        self._detail(
+            f"submissions/{entry.identifier}.html",
+            "Submission",
+            entry.file,
+            facts=[line.split(": ", 1) for line in manifest.machine if ": " in line],
+            blocks=[
+                ("Measure it again", manifest.commands),
+                ("Packages", manifest.packages),
+                ("Digest of the records", (manifest.sha256,)),
+            ],
+            links=[(f"../machines/{entry.machine.identifier}.html", entry.machine.name)],
+            links_title="Machine",
+            failures=_failures(entry.cells),
+        )
+
+    def write_machine(self, entries: Sequence[Entry]) -> None:
+        """Write the page of a machine, from the submissions that it has measured."""
+        machine = entries[0].machine
+        links = [(f"../index.html#{urlencode({'machine': machine.identifier})}", "rankings")]
+        links += [(f"../submissions/{e.identifier}.html", e.file) for e in entries]
+        self._detail(
+            f"machines/{machine.identifier}.html",
+            "Machine",
+            machine.name,
+            facts=list(machine.facts.items()),
+            links=links,
+            links_title="Results",
+            failures=_failures([m for entry in entries for m in entry.cells]),
+        )
+
+    def write_engine(self, engine: str) -> None:
+        """Write the page of an engine."""
+        entries = _with(self._catalogue, engine)
+        name = engine.partition(":")[0]
+        machines = {entry.machine.identifier: entry.machine for entry in entries}
+        links = [
+            (
+                f"../index.html#{urlencode({'machine': key, 'search': engine})}",
+                f"{machine.name}: {_measured(self._catalogue, key, engine)} results",
+            )
+            for key, machine in machines.items()
+        ]
+        versions = {
+            str(m.environment.facts[f"versions.{name}"])
+            for entry in entries
+            for m in entry.cells
+            if m.engine == engine and f"versions.{name}" in m.environment.facts
+        }
+        self._detail(
+            engine_page(engine),
+            "Engine",
+            engine,
+            facts=[("versions", ", ".join(sorted(versions)))] if versions else [],
+            blocks=[("Install", (INSTALL.get(name, "part of sscn-bench"),))],
+            links=links,
+            links_title="Machines",
+            failures=_failures([m for entry in entries for m in entry.cells if m.engine == engine]),
+        )
+
+    def _detail(self, name: str, kind: str, heading: str, **values: Any) -> None:
+        usual: dict[str, Any] = {"blocks": [], "facts": []}
+        self._write("detail.html.j2", name, kind=kind, heading=heading, **(usual | values))
+
+
+def _with(catalogue: Catalogue, engine: str) -> list[Entry]:
+    """Return the submissions in which an engine was tried."""
+    return [
+        entry
+        for entry in catalogue.entries
+        if any(m.engine == engine and m.tried for m in entry.cells)
+    ]
+
+
+def _measured(catalogue: Catalogue, machine: str, engine: str = "") -> int:
+    """Return the number of times that a machine has measured, of one engine or all."""
+    return sum(
+        m.ok and (not engine or m.engine == engine)
+        for entry in catalogue.entries
+        if entry.machine.identifier == machine
+        for m in entry.cells
+    )
+
+
+def _failures(cells: Iterable[CellSummary]) -> list[CellSummary]:
+    """Return the cells without a time; of an engine that is not installed only the first."""
+    found: list[CellSummary] = []
+    absent: set[str] = set()
+    for m in cells:
+        if m.ok or m.engine in absent:
+            continue
+        if not m.tried:
+            absent.add(m.engine)
+        found.append(m)
+    return found

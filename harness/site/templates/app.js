@@ -1,0 +1,191 @@
+"use strict";
+// The table of rankings: filters in the address, rows from DATA, which the page has loaded.
+(() => {
+  const PARTS = DATA.parts, COLUMNS = DATA.columns;
+  const at = Object.fromEntries(COLUMNS.map((name, i) => [name, i]));
+  const form = document.getElementById("filter"), output = document.getElementById("rankings");
+  const across = document.getElementById("across"), said = document.getElementById("said");
+  const SHOWN = 40;
+
+  const element = (name, text, attributes = {}) => {
+    const made = document.createElement(name);
+    if (text !== undefined) made.textContent = text;
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    return made;
+  };
+  const scaled = (value, steps) => {
+    if (value === null || value === undefined) return "–";
+    const [scale, unit] = steps.find(([size]) => Math.abs(value) >= size) || steps[steps.length - 1];
+    return `${Number((value / scale).toPrecision(3))} ${unit}`;
+  };
+  const seconds = (value) => scaled(value, [[1, "s"], [1e-3, "ms"], [1e-6, "µs"]]);
+  const bytes = (value) => scaled(value, [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"], [1, "B"]]);
+  const joules = (value) => scaled(value, [[1, "J"], [1e-3, "mJ"]]);
+  const share = (value) => (value === null ? "–" : `${(100 * value).toFixed(2)} %`);
+  const error = (value) => (value === null ? "–" : value.toExponential(1));
+
+  // Filters: one select per part of a question, filled with the values that occur.
+  const choices = (name) => {
+    const i = PARTS.indexOf(name);
+    const values = [...new Set(DATA.questions.map((parts) => parts[i]))];
+    return values.sort((a, b) => (typeof a === "number" ? a - b : String(a).localeCompare(b)));
+  };
+  for (const name of PARTS) {
+    const select = form.elements[name];
+    select.append(element("option", "all", { value: "" }));
+    for (const value of choices(name)) select.append(element("option", value, { value }));
+  }
+  DATA.machines.forEach(([id, name]) =>
+    form.elements.machine.append(element("option", name, { value: id })));
+  DATA.engines.forEach((name) =>
+    form.elements.reference.append(element("option", name, { value: name })));
+
+  const state = () => Object.fromEntries(
+    [...new FormData(form)].filter(([, value]) => value !== ""));
+  const restore = () => {
+    const wanted = new URLSearchParams(location.hash.slice(1));
+    for (const field of form.elements) {
+      if (!field.name) continue;
+      const value = wanted.get(field.name);
+      const options = field.options && [...field.options].map((option) => option.value);
+      const initial = field.dataset.initial || "";
+      const usual = options && !options.includes(initial) ? options[0] : initial;
+      field.value = value !== null && (!options || options.includes(value)) ? value : usual;
+    }
+  };
+
+  const better = (one, other) => {
+    const pairs = [["seconds", 1], ["memory", 1], ["accuracy", -1]].map(([name, sign]) =>
+      [sign * (one[at[name]] ?? 0), sign * (other[at[name]] ?? 0)]);
+    return pairs.every(([a, b]) => a <= b) && pairs.some(([a, b]) => a < b);
+  };
+
+  const ranking = (question, rows) => {
+    const timed = rows.filter((row) => row[at.seconds] !== null)
+      .sort((a, b) => a[at.seconds] - b[at.seconds]);
+    const failed = rows.filter((row) => row[at.seconds] === null);
+    const section = element("section");
+    const words = DATA.questions[question];
+    section.append(element("h3", PARTS.map((name, i) =>
+      name === "size" ? `${words[i]} px` : name === "batch" ? `batch ${words[i]}` : words[i])
+      .join(", ")));
+    const scroll = element("div", undefined, { class: "scroll", tabindex: "0" });
+    const table = element("table"), head = element("tr");
+    for (const [title, kind] of [["engine"], ["time", "n"], ["", "bar"], ["slower", "n"],
+      ["memory", "n"], ["error", "n"], ["accuracy", "n"], ["energy", "n"], ["from"]])
+      head.append(element("th", title, kind ? { class: kind, scope: "col" } : { scope: "col" }));
+    table.append(element("thead"), element("tbody"));
+    table.tHead.append(head);
+    const longest = timed.length ? timed[timed.length - 1][at.seconds] : 1;
+    for (const row of [...timed, ...failed]) {
+      const line = table.tBodies[0].insertRow();
+      const name = DATA.engines[row[at.engine]];
+      const cell = line.insertCell();
+      cell.className = "engine";
+      cell.append(element("a", name, { href: DATA.enginePages[row[at.engine]] }));
+      const ok = row[at.seconds] !== null;
+      const front = ok && !timed.some((other) => better(other, row));
+      if (front) cell.append(element("span", " ◆", { title: "on the frontier", class: "good" }));
+      const number = (text, kind = "n") => { line.insertCell().className = kind;
+        line.cells[line.cells.length - 1].textContent = text; };
+      number(ok ? seconds(row[at.seconds]) : DATA.outcomes[row[at.outcome]], ok ? "n" : "n bad");
+      const track = line.insertCell();
+      track.className = "bar";
+      if (ok) track.append(element("i", undefined,
+        { style: `width:${Math.max(1, 100 * row[at.seconds] / longest).toFixed(1)}%` }));
+      number(ok && row !== timed[0]
+        ? `${Number((row[at.seconds] / timed[0][at.seconds]).toPrecision(3))}×` : "–");
+      number(bytes(row[at.memory]));
+      number(error(row[at.error]));
+      number(share(row[at.accuracy]));
+      number(joules(row[at.energy]));
+      const source = DATA.submissions[row[at.submission]][0];
+      line.insertCell().append(element("a", source, { href: `submissions/${source}.html` }));
+    }
+    scroll.append(table);
+    section.append(scroll);
+    return section;
+  };
+
+  const ratios = (question, reference) => {
+    // Within one machine only: time of an engine divided by that of the reference there.
+    const machines = new Map();
+    for (const row of DATA.rows) {
+      if (row[at.question] !== question || row[at.seconds] === null) continue;
+      if (!machines.has(row[at.machine])) machines.set(row[at.machine], new Map());
+      const own = machines.get(row[at.machine]), best = own.get(row[at.engine]);
+      if (best === undefined || row[at.seconds] < best) own.set(row[at.engine], row[at.seconds]);
+    }
+    const base = DATA.engines.indexOf(reference);
+    const usable = [...machines].filter(([, own]) => own.has(base) && own.size > 1);
+    if (!usable.length) return null;
+    const engines = [...new Set(usable.flatMap(([, own]) => [...own.keys()]))].sort(
+      (a, b) => DATA.engines[a].localeCompare(DATA.engines[b]));
+    const table = element("table"), head = element("tr");
+    head.append(element("th", "machine", { scope: "col" }));
+    for (const engine of engines)
+      head.append(element("th", DATA.engines[engine], { class: "n", scope: "col" }));
+    table.append(element("thead"), element("tbody"));
+    table.tHead.append(head);
+    for (const [machine, own] of usable.slice(0, SHOWN)) {
+      const line = table.tBodies[0].insertRow();
+      const [id, name] = DATA.machines[machine];
+      line.insertCell().append(element("a", name, { href: `machines/${id}.html` }));
+      for (const engine of engines) {
+        const cell = line.insertCell();
+        cell.className = "n";
+        cell.textContent = own.has(engine)
+          ? `${Number((own.get(engine) / own.get(base)).toPrecision(3))}×` : "–";
+      }
+    }
+    return table;
+  };
+
+  const draw = () => {
+    const wanted = state(), search = (wanted.search || "").toLowerCase();
+    const machine = DATA.machines.findIndex(([id]) => id === wanted.machine);
+    const fits = DATA.questions.map((parts) => PARTS.every((name, i) =>
+      !wanted[name] || String(parts[i]) === wanted[name]));
+    const groups = new Map();
+    for (const row of DATA.rows) {
+      if (row[at.machine] !== machine || !fits[row[at.question]]) continue;
+      if (search && !DATA.engines[row[at.engine]].toLowerCase().includes(search)) continue;
+      if (DATA.outcomes[row[at.outcome]] === "unavailable") continue;
+      if (!groups.has(row[at.question])) groups.set(row[at.question], []);
+      groups.get(row[at.question]).push(row);
+    }
+    const order = [...groups.keys()].sort((a, b) => {
+      const one = DATA.questions[a], other = DATA.questions[b];
+      for (let i = 0; i < PARTS.length; i++)
+        if (one[i] !== other[i]) return one[i] < other[i] ? -1 : 1;
+      return 0;
+    });
+    output.replaceChildren(...order.slice(0, SHOWN).map((q) => ranking(q, groups.get(q))));
+    const more = order.length > SHOWN ? `, of which ${SHOWN} are shown: narrow the filters` : "";
+    said.textContent = order.length
+      ? `${order.length} questions with results on this machine${more}.`
+      : "No result fits these filters on this machine: widen them.";
+    const table = order.length ? ratios(order[0], wanted.reference) : null;
+    across.replaceChildren(table || element("p",
+      "No other machine has this question with the reference engine and another one.",
+      { class: "soft" }));
+    document.getElementById("compared").textContent = order.length
+      ? DATA.questions[order[0]].join(", ") : "";
+  };
+
+  const changed = () => {
+    const text = new URLSearchParams(state()).toString();
+    history.replaceState(null, "", text ? `#${text}` : location.pathname);
+    draw();
+  };
+  form.addEventListener("input", changed);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("reset", () => setTimeout(() => {
+    history.replaceState(null, "", location.pathname);
+    restore();
+    draw();
+  }));
+  addEventListener("hashchange", () => { restore(); draw(); });
+  restore();
+  draw();
+})();
