@@ -55,7 +55,8 @@ def check_file(path: Path) -> tuple[Submission | None, list[str]]:
     try:
         found = read_archive(path)
     except BadArchive as error:
-        return None, [f"{error}."]
+        text = str(error)
+        return None, [f"{text[0].upper()}{text[1:]}."]
     return found, check(found)
 
 

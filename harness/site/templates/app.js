@@ -71,7 +71,7 @@
       .join(", ")));
     const scroll = element("div", undefined, { class: "scroll", tabindex: "0" });
     const table = element("table"), head = element("tr");
-    for (const [title, kind] of [["engine"], ["time", "n"], ["", "bar"], ["slower", "n"],
+    for (const [title, kind] of [["engine"], ["time", "n"], ["", "length"], ["slower", "n"],
       ["memory", "n"], ["error", "n"], ["accuracy", "n"], ["energy", "n"], ["from"]])
       head.append(element("th", title, kind ? { class: kind, scope: "col" } : { scope: "col" }));
     table.append(element("thead"), element("tbody"));
@@ -90,7 +90,7 @@
         line.cells[line.cells.length - 1].textContent = text; };
       number(ok ? seconds(row[at.seconds]) : DATA.outcomes[row[at.outcome]], ok ? "n" : "n bad");
       const track = line.insertCell();
-      track.className = "bar";
+      track.className = "length";
       if (ok) track.append(element("i", undefined,
         { style: `width:${Math.max(1, 100 * row[at.seconds] / longest).toFixed(1)}%` }));
       number(ok && row !== timed[0]
@@ -163,7 +163,7 @@
     output.replaceChildren(...order.slice(0, SHOWN).map((q) => ranking(q, groups.get(q))));
     const more = order.length > SHOWN ? `, of which ${SHOWN} are shown: narrow the filters` : "";
     said.textContent = order.length
-      ? `${order.length} questions with results on this machine${more}.`
+      ? `${order.length} question${order.length > 1 ? "s" : ""} with results on this machine${more}.`
       : "No result fits these filters on this machine: widen them.";
     const table = order.length ? ratios(order[0], wanted.reference) : null;
     across.replaceChildren(table || element("p",
@@ -178,7 +178,7 @@
     history.replaceState(null, "", text ? `#${text}` : location.pathname);
     draw();
   };
-  form.addEventListener("input", changed);
+  for (const kind of ["input", "change"]) form.addEventListener(kind, changed);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(() => {
     history.replaceState(null, "", location.pathname);

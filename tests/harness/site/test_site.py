@@ -1,0 +1,185 @@
+"""The site of submissions in a browser: rankings, filters, addresses, hostile texts."""
+
+import json
+import re
+from urllib.parse import urlencode
+
+import pytest
+
+from harness.__main__ import main
+from harness.events.sample import SHA256
+from harness.site.catalogue import read_catalogue
+from harness.submissions.archive import make_submission, write_archive
+
+EVENTS = {size: {"set": "sample", "sha256": SHA256[size], "seed": 4} for size in SHA256}
+HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def submit(make_record, tmp_path):
+    """Write the archive of a machine with some cells: (engine, size, seconds or an outcome)."""
+
+    def write(name, processor, cells, **about):
+        records = []
+        for engine, size, result in cells:
+            ok = isinstance(result, float)
+            changes = {} if ok else {"outcome": result, "reason": about.get("reason", "why")}
+            record = make_record(result if ok else 0.05, backend=engine, size=size, **changes)
+            record["cell"]["events"] = EVENTS[size]
+            record["machine"] = {"processor": processor, "threads": 2}
+            records.append(record)
+        folder = tmp_path / "submissions"
+        folder.mkdir(exist_ok=True)
+        about.pop("reason", None)
+        write_archive(folder / f"{name}.zip", make_submission(records, **about))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def site(submit, tmp_path, capfd):
+    """The folder of a site of two machines and an archive that breaks the rules."""
+    submit(
+        "laptop",
+        "Example CPU",
+        [
+            ("sscn", 192, 0.006),
+            ("spconv", 192, 0.05),
+            ("minkowski", 192, "crashed"),
+            ("sscn", 768, 0.018),
+            ("spconv", 768, 0.1),
+        ],
+        commands=("python -m harness run inference",),
+        machine=("processor: Example CPU",),
+    )
+    folder = submit(
+        "server",
+        HOSTILE,
+        [("sscn", 192, 0.003), ("spconv", 192, 0.03), ("ocnn", 192, "crashed")],
+        reason=HOSTILE,
+        machine=(f"processor: {HOSTILE}",),
+    )
+    (folder / "broken.zip").write_bytes(b"nothing")
+    out = tmp_path / "site"
+    with pytest.raises(SystemExit) as ended:
+        main(["site", str(folder), "--out", str(out)])
+    assert not ended.value.code
+    assert "broken.zip is left out. The file is no ZIP archive" in capfd.readouterr().out
+    return out
+
+
+def rows(browser):
+    return [
+        [cell.text for cell in line.find_elements("tag name", "td")]
+        for line in browser.find_elements("css selector", "#rankings tbody tr")
+    ]
+
+
+def names(browser):
+    return [row[0].removesuffix(" ◆") for row in rows(browser)]
+
+
+def machine_named(site, start):
+    text = (site / "data.js").read_text().removeprefix("const DATA = ").rstrip(";\n")
+    return next(key for key, name in json.loads(text)["machines"] if name.startswith(start))
+
+
+def at(site, page="index.html", **state):
+    return f"{site / page}#{urlencode(state)}"
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("dark", [False, True])
+def test_engines_are_ranked_on_one_machine(site, open_page, width, dark):
+    browser = open_page(site / "index.html", width, dark=dark)
+    browser.get(f"file://{at(site, machine=machine_named(site, 'Example'))}")
+    browser.refresh()
+    assert names(browser) == ["sscn", "spconv", "minkowski"]
+    first, second, lost = rows(browser)
+    assert (first[0], first[3]) == ("sscn ◆", "–")
+    assert first[1].startswith("6.0")
+    assert first[1].endswith(" ms")
+    assert second[3].startswith("8.")
+    assert lost[1] == "crashed"
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_filters_change_the_rows_and_the_address(site, open_page):
+    from selenium.webdriver.support.ui import Select
+
+    browser = open_page(site / "index.html", 1280)
+    Select(browser.find_element("name", "machine")).select_by_visible_text("Example CPU, 2 threads")
+    Select(browser.find_element("name", "size")).select_by_value("768")
+    assert names(browser) == ["sscn", "spconv"]
+    browser.find_element("name", "search").send_keys("spc")
+    assert names(browser) == ["spconv"]
+    address = browser.current_url
+    other = open_page(site / "index.html", 400)
+    other.get(address)
+    other.refresh()
+    assert names(other) == ["spconv"]
+    assert other.find_element("name", "size").get_attribute("value") == "768"
+    browser.find_element("css selector", "button[type=reset]").click()
+    assert "#" not in browser.current_url
+
+
+def test_filters_work_by_keyboard(site, open_page):
+    from selenium.webdriver.common.keys import Keys
+
+    browser = open_page(site / "index.html", 1280)
+    browser.get(f"file://{at(site, machine=machine_named(site, 'Example'))}")
+    browser.refresh()
+    size = browser.find_element("name", "size")
+    size.send_keys(Keys.ARROW_DOWN)
+    assert size.get_attribute("value") == "768"
+    assert names(browser) == ["sscn", "spconv"]
+
+
+def test_across_machines_only_ratios_to_one_engine_are_shown(site, open_page):
+    browser = open_page(site / "index.html", 1280)
+    cells = browser.find_element("id", "across").text
+    assert cells.count("1×") == 2
+    assert re.search(r"\b8\.[0-9]+×", cells)
+    assert " ms" not in cells
+
+
+@pytest.mark.parametrize("page", ["index.html", "machines.html", "submissions.html"])
+def test_texts_of_others_stay_texts(site, open_page, page):
+    browser = open_page(site / page, 1280)
+    assert browser.title != "owned"
+    assert "onerror=alert(1)" in browser.page_source.replace("&gt;", ">")
+    assert not browser.find_elements("css selector", "img")
+
+
+def test_every_link_leads_to_a_page(site):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) == 4 + 2 + 2 + 4  # lists, machines, submissions, engines
+    for page in pages:
+        for address in re.findall(r'href="([^"#]+?)(?:#[^"]*)?"', page.read_text()):
+            if not address.startswith("data:"):
+                assert (page.parent / address).is_file(), f"{page.name}: {address}"
+
+
+def test_refused_archives_are_listed_with_their_reason(site):
+    assert "no ZIP archive" in (site / "submissions.html").read_text()
+
+
+def test_pages_of_gpus_are_announced_as_missing(site):
+    assert "no results of GPUs yet" in (site / "index.html").read_text()
+
+
+def test_equal_machines_are_one(submit):
+    for name in ("one", "two"):
+        folder = submit(name, "Example CPU", [("sscn", 192, 0.006)])
+    assert len(read_catalogue(folder).machines) == 1
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("")])
+def test_a_folder_without_archives_is_one_sentence(tmp_path, capfd, make):
+    folder = tmp_path / "submissions"
+    make(folder)
+    with pytest.raises(SystemExit) as ended:
+        main(["site", str(folder), "--out", str(tmp_path / "site")])
+    assert ended.value.code == 2
+    assert capfd.readouterr().err.count("\n") == 1
