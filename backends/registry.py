@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backends import environments
 from backends.capabilities import Capabilities, Unsupported
 
 if TYPE_CHECKING:
@@ -72,8 +74,8 @@ def _modules() -> dict[str, str]:
 
 
 def names() -> list[str]:
-    """Return the names of all engines: the built-in ones in order, then those of entry points."""
-    return [*BUILT_IN, *sorted(set(_modules()) - set(BUILT_IN))]
+    """Return the names of all engines: built-in ones, those of entry points, installed versions."""
+    return [*BUILT_IN, *sorted(set(_modules()) - set(BUILT_IN)), *environments.installed()]
 
 
 def module_name(name: str) -> str:
@@ -84,20 +86,27 @@ def module_name(name: str) -> str:
     UnknownBackend
         If no engine has this name.
     """
-    if name not in _modules():
+    known = environments.installed() if "@" in name else _modules()
+    if name not in known:
         choices = ", ".join(names())
         raise UnknownBackend(f"there is no engine called {name!r}; choose one of {choices}")
-    return _modules()[name]
+    return _modules()[environments.base(name)]
+
+
+def variable(name: str) -> str:
+    """Return the variable of the environment that sets the interpreter of an engine."""
+    return "SSCN_BENCH_PYTHON_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
 
 
 def interpreter(name: str) -> str:
-    """Return the Python interpreter of an engine: this one, unless the environment sets another.
+    """Return the Python interpreter of an engine.
 
-    Engines with conflicting dependencies are installed in separate environments. The variable
-    ``SSCN_BENCH_PYTHON_<NAME>`` (upper case, ``_`` for ``-``) holds the path of the interpreter.
+    The variable ``SSCN_BENCH_PYTHON_<NAME>`` (upper case, ``_`` for other characters) holds its
+    path. Otherwise it is that of the environment which ``engines install`` made, or this one.
     """
-    variable = "SSCN_BENCH_PYTHON_" + name.upper().replace("-", "_")
-    return os.environ.get(variable, sys.executable)
+    chosen = os.environ.get(variable(name))
+    found = None if chosen else environments.find(name)
+    return chosen or (str(found.python) if found else sys.executable)
 
 
 def load(
@@ -148,7 +157,7 @@ def probe(name: str, timeout: float = PROBE_TIMEOUT) -> Availability:
         If no engine has this name.
     """
     module = module_name(name)
-    home = str(Path(__file__).resolve().parent.parent)
+    home = str(environments.code(Path(__file__).resolve().parent.parent))
     path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryFile() as answer:  # without a name: nothing remains of a killed process
         handle = answer.fileno()

@@ -11,15 +11,15 @@ from backends.capabilities import Capabilities
 from backends.registry import Availability
 
 INSTALL = {
-    "spconv": "pip install 'sscn-bench[spconv]'; on a CUDA host spconv-cu126 or similar",
-    "minkowski": "make minkowski",
-    "sparseconvnet": "from github.com/facebookresearch/SparseConvNet",
-    "torchsparse": "from github.com/mit-han-lab/torchsparse",
-    "ocnn": "pip install --no-deps ocnn",
-    "spconv-triton": "pip install spconv-triton, on a CUDA host",
-    "warpconvnet": "from its source distribution, on a CUDA host",
-    "fvdb": "fvdb-core from its source distribution, on a CUDA host",
-    "torch-lattice": "pip install torch-lattice, with Python 3.14 on a CUDA host",
+    "spconv": "engines install spconv, on a CUDA host with --cuda 12.6",
+    "minkowski": "engines install minkowski, or make minkowski",
+    "sparseconvnet": "engines install sparseconvnet, from its repository",
+    "torchsparse": "engines install torchsparse, from its repository",
+    "ocnn": "engines install ocnn, or pip install --no-deps ocnn",
+    "spconv-triton": "engines install spconv-triton, on a CUDA host",
+    "warpconvnet": "engines install warpconvnet: its source distribution, on a CUDA host",
+    "fvdb": "engines install fvdb: its source distribution, on a CUDA host",
+    "torch-lattice": "engines install torch-lattice, with Python 3.14 on a CUDA host",
 }
 """How to install an engine that is not available."""
 

@@ -43,7 +43,7 @@ app = typer.Typer(
 )
 
 COMMANDS = {
-    "engines": ("harness.engines.command", "what can run here; the proof of one engine"),
+    "engines": ("harness.engines.command", "what can run here; install, remove and prove engines"),
     "backends": ("harness.engines.command", "another name of engines"),
     "suites": ("harness.spec.command", "the suites, their question and their number of cells"),
     "run": ("harness.run.command", "measure a suite, and write a record for each cell"),

@@ -3,6 +3,9 @@
 EXAMPLES = {
     "engines": "",
     "engines list": "--timeout 120",
+    "engines install": "spconv==2.3.6",
+    "engines remove": "spconv@2.3.6",
+    "engines doctor": "",
     "engines prove": "spconv",
     "suites": "",
     "run": "inference --backend sscn --backend spconv --size 192",

@@ -21,8 +21,6 @@ from typing import (
     is_typeddict,
 )
 
-import orjson
-
 from harness.errors import BadInput
 from harness.results.record import SCHEMA, Machine, Record
 from harness.spec.cell import Cell
@@ -285,6 +283,8 @@ def _once(check: Check) -> Check:
     checked: dict[bytes, str] = {}
 
     def check_once(value: Any) -> str:
+        import orjson  # a worker, which imports this module, may lack it
+
         key = orjson.dumps(value)
         found = checked.get(key)
         if found is None:

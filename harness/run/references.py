@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Literal
 
 from harness.child_process import die_with_parent, was_stopped
 from harness.errors import MachineFailure
-from harness.instruments.machine import ROOT
 from harness.run.job import Job
 from harness.spec.cell import Cell, canonical, digest
 from harness.temporary import temporary_failure
@@ -28,6 +27,9 @@ if TYPE_CHECKING:
 Variant = Literal["", "image", "features", "events"]
 """An input of a cell: its batch, the image of the last check, its sites with new features, or the
 events whose labels make the accuracy."""
+
+CODE = Path(__file__).parents[2]
+"""The folder that this process imports the project from, which may have links to it."""
 
 IO_ERROR = 74
 """Exit code of the process if the folder of references cannot be written to."""
@@ -63,7 +65,7 @@ def load_reference(job: Job, variant: Variant = "") -> Reference:
         variants = [variant]
         if not variant and job.cell.map != "first":
             variants.append(last_variant(job.cell))
-        search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        search = [str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])]
         order = {"job": job.to_json(), "variants": variants, "parent": os.getpid()}
         for _ in range(2):  # once more if it was ended from outside
             child = subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,10 +56,15 @@ class EngineSource:
         The finder of an editable installation takes precedence over ``sys.path``. It is removed,
         so that ``backends`` is imported from ``root``.
         """
+        roots = [self.root, machine.ROOT]
+        if python != sys.executable:  # an environment has a torch of its own
+            from backends.environments import code
+
+            roots = [code(root) for root in roots]
         start = (
             "import runpy, sys; "
             "sys.meta_path[:] = [f for f in sys.meta_path if 'Redirecting' not in type(f).__name__]"
-            f"; sys.path[:0] = [{str(self.root)!r}, {str(machine.ROOT)!r}]; "
+            f"; sys.path[:0] = {list(map(str, roots))!r}; "
             f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
         )
         return [python, "-P", "-c", start]

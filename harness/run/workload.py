@@ -45,7 +45,6 @@ from harness.run.engine_interface import (
     sorted_columns,
 )
 from harness.run.job import Job
-from harness.run.label_accuracy import label_accuracy
 from harness.run.weight_files import read_weights, weights_path
 from harness.spec.cell import RANDOM, STACKS, Cell, ModelSpec
 
@@ -244,6 +243,8 @@ class Workload:
             return {"active_sites": len(self._last[0])}
         if self.cell.phase != "forward" or self.cell.weights == RANDOM:
             return {}
+        from harness.run.label_accuracy import label_accuracy  # needs SciPy
+
         expected = None if reference is None else reference.logits
         accuracy = label_accuracy(
             [self.batch], [self._last[0]], None if expected is None else [expected]

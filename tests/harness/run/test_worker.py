@@ -332,3 +332,20 @@ def test_a_killed_process_of_the_reference_is_started_once_more(tmp_path, monkey
     with pytest.raises(RuntimeError, match="could not be computed"):
         load_reference(job)
     assert len(started) == 2
+
+
+def test_a_worker_needs_torch_and_numpy_alone(tmp_path):
+    code = """
+import json, sys
+absent = ("orjson", "scipy", "pandas", "h5py", "uproot", "pooch", "matplotlib", "jinja2", "plotly",
+          "typer", "rich", "requests")
+sys.modules.update(dict.fromkeys(absent))
+from harness.run.job import Job
+from harness.run.sampling import StopRule
+from harness.run.worker import measure_cell
+from harness.spec.cell import Cell
+job = Job(Cell("s", "sscn", 192, 1, "step", "cold"), rule=StopRule(budget=0.01))
+print(json.dumps([measure_cell(job)[key] for key in ("outcome", "reason")]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert json.loads(done.stdout.splitlines()[-1]) == ["ok", ""], done.stderr

@@ -1,0 +1,110 @@
+"""Recipes of engines: how each is installed, as data."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, Self
+
+from harness.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an engine is installed; one TOML file of ``backends/recipes`` each.
+
+    Attributes
+    ----------
+    engine : str
+        Its name in the registry.
+    version : str
+        The version to install; empty for the newest.
+    imports : str
+        The module of its package.
+    python : tuple of str
+        First and last version of Python that it supports.
+    requires : tuple of str
+        Packages for pip.
+    devices : tuple of str
+        Devices on which it can run.
+    torch : str
+        The version of torch that it needs; empty for any.
+    options : tuple of str
+        Options of ``pip install``.
+    build : mapping
+        ``requires``, ``programs``, ``libraries``, ``options``, ``environment``, ``minutes`` of an
+        engine that is compiled; empty for wheels.
+    source : mapping
+        ``repository`` and ``commit`` of an engine that no package index has.
+    """
+
+    engine: str
+    version: str
+    imports: str
+    python: tuple[str, str]
+    requires: tuple[str, ...]
+    devices: tuple[str, ...]
+    torch: str = ""
+    options: tuple[str, ...] = ()
+    build: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def find(cls, requirement: str, cuda: str = "", *, torch: str = "") -> Self:
+        """Return the recipe for ``NAME`` or ``NAME==VERSION``.
+
+        Parameters
+        ----------
+        requirement : str
+            The engine.
+        cuda : str
+            The version of CUDA; empty for the CPU, or for an engine that uses torch's CUDA.
+        torch : str
+            The version of torch; empty for that of the recipe.
+
+        Raises
+        ------
+        BadInput
+            If there is no such recipe.
+        """
+        found = re.fullmatch(r"([a-z0-9-]+)(?:==([A-Za-z0-9.+!-]+))?", requirement)
+        name, version = found.groups() if found else (requirement, None)
+        known = names()
+        if name not in known:
+            raise BadInput(f"there is no recipe for {name!r}; choose one of {', '.join(known)}")
+        text = (_folder() / f"{name}.toml").read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+        variants = values.pop("cuda", {})
+        if cuda:
+            if variants and cuda not in variants:
+                offered = ", ".join(variants)
+                raise BadInput(f"{name} has no build for CUDA {cuda}; choose one of {offered}")
+            values |= variants.get(cuda, {"devices": ["cuda"]})
+        if torch and values.get("torch", torch) != torch:
+            raise BadInput(f"{name} needs torch {values['torch']}, not {torch}")
+        version = version or values["version"]
+        first, last = map(str, values["python"])
+        return cls(
+            engine=name,
+            version=version,
+            imports=values["imports"],
+            python=(first, last),
+            requires=tuple(need.format(version=version) for need in values["requires"]),
+            devices=tuple(values["devices"]),
+            torch=torch or values.get("torch", ""),
+            options=tuple(values.get("options", ())),
+            build=values.get("build", {}),
+            source=values.get("source", {}),
+        )
+
+
+def names() -> list[str]:
+    """Return the engines that have a recipe."""
+    return sorted(path.name[:-5] for path in _folder().iterdir() if path.name.endswith(".toml"))
+
+
+def _folder() -> Any:
+    return resources.files("backends") / "recipes"

@@ -1,0 +1,181 @@
+"""Engines are installed in environments of their own, whole or not at all."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backends import environments, registry
+from harness.engines import install as installing
+from harness.engines import recipe as recipes
+from harness.engines.install import cause, install
+from harness.engines.recipe import Recipe
+from harness.errors import BadInput
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "sscn-bench" / "engines"
+
+
+def harness(*words, **variables):
+    return subprocess.run(
+        [sys.executable, "-m", "harness", *words],
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_is_of_a_known_engine_and_complete(name):
+    assert name in registry.BUILT_IN
+    found = Recipe.find(name)
+    assert found.engine == name
+    assert found.imports.isidentifier()
+    assert set(found.devices) <= {"cpu", "cuda"}
+    assert found.requires or found.source
+    assert all("{" not in need for need in found.requires)
+    assert not found.source or re.fullmatch("[0-9a-f]{40}", found.source["commit"])
+    assert set(found.build) <= {
+        *("requires", "programs", "libraries", "options", "environment", "minutes")
+    }
+
+
+def test_a_version_and_a_cuda_choose_the_package():
+    assert Recipe.find("spconv==2.3.6").requires == ("spconv==2.3.6",)
+    assert Recipe.find("spconv", "12.6").requires == ("spconv-cu126==2.3.8",)
+    old = Recipe.find("spconv", "12.0")
+    assert (old.requires, old.python) == (("spconv-cu120==2.3.6",), ("3.11", "3.11"))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["nonesuch"], "there is no recipe for 'nonesuch'; choose one of fvdb, minkowski"),
+        (["spconv=2.3"], "there is no recipe for 'spconv=2.3'"),
+        (["spconv", "--cuda", "9.0"], "spconv has no build for CUDA 9.0; choose one of 12.0"),
+        (["torch-lattice", "--torch", "2.4"], "torch-lattice needs torch 2.11, not 2.4"),
+        (["sparseconvnet", "--source", "nowhere"], "there is no folder nowhere"),
+        (["warpconvnet"], "needs nvcc, which is not here"),
+    ],
+)
+def test_what_cannot_be_installed_is_one_sentence(words, sentence, cache):
+    done = harness("engines", "install", *words, PATH=str(Path(sys.executable).parent), CXX="true")
+    assert done.returncode == 2
+    [line] = done.stderr.strip().splitlines()
+    assert sentence in line or ("warpconvnet" in words and "which is not here" in line)
+    assert not list(cache.glob("*@*"))
+
+
+def test_another_python_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 10, 0))
+    with pytest.raises(BadInput, match=r"spconv 2.3.8 needs Python 3.11 to 3.13, and this is 3.10"):
+        install(Recipe.find("spconv"), None, print)
+
+
+def test_a_compiler_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BadInput, match="is compiled and needs no-such-compiler"):
+        install(Recipe.find("minkowski"), None, print)
+
+
+class Steps:
+    """Steps that write an environment and install nothing; one of them may fail."""
+
+    def __init__(self, failing=""):
+        self.failing, self.titles = failing, []
+
+    def run(self, title, command, variables=None):
+        self.titles.append(title)
+        if "venv" in command:
+            (Path(command[-1]) / "bin").mkdir(parents=True)
+        if self.failing and self.failing in title:
+            raise BadInput("it failed")
+        return "torch==2.13.0\nspconv==2.3.6\n" if "freeze" in command else "x\n30 of 30 passed\n"
+
+    def pip(self, title, words, variables=None):
+        self.run(title, words)
+
+
+def test_an_installation_is_registered_with_its_lock_and_proof(monkeypatch, cache):
+    monkeypatch.setattr(installing, "_Steps", lambda *_: Steps())
+    made = install(Recipe.find("spconv==2.3.6"), None, print)
+    assert (made.name, made.torch, made.proof) == ("spconv@2.3.6", "2.13.0", "30 of 30 passed")
+    assert environments.installed() == {made.name: made}
+    assert "spconv==2.3.6" in (made.path / installing.LOCK_FILE).read_text()
+    with pytest.raises(BadInput, match="is installed already; remove it first"):
+        install(Recipe.find("spconv==2.3.6"), None, print)
+    installing.remove(made.name)
+    assert not made.path.exists()
+    with pytest.raises(BadInput, match=r"'spconv@2.3.6' is not installed .*; installed: none"):
+        installing.remove(made.name)
+
+
+@pytest.mark.parametrize("failing", ["environment", "torch", "installs spconv", "float64"])
+def test_a_step_that_fails_leaves_nothing(failing, monkeypatch, cache):
+    monkeypatch.setattr(installing, "_Steps", lambda *_: Steps(failing))
+    with pytest.raises(BadInput, match="it failed"):
+        install(Recipe.find("spconv"), None, print)
+    assert not list(cache.glob("*@*"))
+
+
+def test_what_a_killed_installation_has_left_is_replaced(monkeypatch, cache):
+    (cache / "spconv@2.3.8" / "lib").mkdir(parents=True)
+    assert environments.installed() == {}
+    monkeypatch.setattr(installing, "_Steps", lambda *_: Steps())
+    made = install(Recipe.find("spconv"), None, print)
+    assert not (made.path / "lib").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a\nERROR: Could not find a version\nERROR: No matching distribution found for x==9\n",
+         "No matching distribution found for x==9"),
+        ("WARNING: NewConnectionError(...)\nERROR: No matching", "there is no network"),
+        ("fatal: unable to access: Could not resolve host: x\n", "there is no network"),
+        ("conv.cpp:3:1: error: expected ';'\nmake: *** [all] Error 1", "conv.cpp:3:1: error: exp"),
+        ("ok     a\nWRONG  cpu fp32 3D: x: y\nz: 1 of 2 checks passed", "WRONG  cpu fp32 3D: x: y"),
+        ("", "no output"),
+    ],
+)  # fmt: skip
+def test_the_cause_of_a_failure_is_found_in_its_output(text, said):
+    assert cause(text).startswith(said)
+
+
+@pytest.mark.slow
+def test_a_version_that_no_index_has_is_one_sentence(cache):
+    done = harness("engines", "install", "spconv==0.0.1")
+    assert done.returncode == 2
+    [line] = done.stderr.strip().splitlines()
+    assert "spconv@0.0.1 was not installed" in line
+    assert "distribution" in line or "network" in line
+    assert not list(cache.glob("*@*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_an_older_spconv_is_installed_proved_and_measured(cache, tmp_path):
+    done = harness("engines", "install", "spconv==2.3.6")
+    if "there is no network" in done.stderr or sys.version_info[:2] != (3, 11):
+        pytest.skip("needs the package index and Python 3.11")
+    assert done.returncode == 0, done.stderr
+    assert "30 of 30 checks passed" in done.stdout
+    out = tmp_path / "run.jsonl"
+    words = ("--size", "192", "--budget", "0.1", "--out", str(out))
+    done = harness("run", "demo", "--backend", "spconv@2.3.6", "--backend", "sscn", *words)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {r["outcome"] for r in found} == {"ok"}
+    versions = {r["versions"]["engine"] for r in found if r["cell"]["backend"] == "spconv@2.3.6"}
+    assert versions == {"2.3.6"}
+    assert harness("engines", "remove", "spconv@2.3.6").returncode == 0
