@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from backends import weights
 from backends.contract import Backend
 from backends.convolution_chain import ConvolutionChain
+from backends.spine_network import SpineNetwork
 from backends.uresnet import UResNet, UResNetConfig
+
+_CANONICAL = (UResNet, ConvolutionChain, SpineNetwork)
+"""Networks that take the canonical weights, and whose function is therefore known."""
 
 
 def build(backend: Backend, config: UResNetConfig) -> Any:
@@ -26,13 +30,13 @@ def build(backend: Backend, config: UResNetConfig) -> Any:
 
 def has_reference(network: nn.Module) -> bool:
     """Return whether a float64 reference of a network can be computed."""
-    return isinstance(network, (UResNet, ConvolutionChain))
+    return isinstance(network, _CANONICAL)
 
 
 def reset(network: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Load the canonical weights into a network, or initialise a network of the engine's own."""
-    if isinstance(network, (UResNet, ConvolutionChain)):
-        weights.load(network, values)
+    if isinstance(network, _CANONICAL):
+        weights.load(network, values)  # type: ignore[arg-type]
         return
     with torch.random.fork_rng():
         torch.manual_seed(0)

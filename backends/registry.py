@@ -41,6 +41,9 @@ BUILT_IN = {
     "torch-lattice": "backends.torch_lattice",
 }
 
+PROGRAMS = {"spine": "backends.spine_network"}
+"""Programs of others that bring a network and run it on an engine; suites name them explicitly."""
+
 PROBE_TIMEOUT = 60.0  # seconds; importing an engine with torch takes one to five
 
 
@@ -86,11 +89,11 @@ def module_name(name: str) -> str:
     UnknownBackend
         If no engine has this name.
     """
-    known = environments.installed() if "@" in name else _modules()
+    known = environments.installed() if "@" in name else _modules() | PROGRAMS
     if name not in known:
         choices = ", ".join(names())
         raise UnknownBackend(f"there is no engine called {name!r}; choose one of {choices}")
-    return _modules()[environments.base(name)]
+    return (_modules() | PROGRAMS)[environments.base(name)]
 
 
 def variable(name: str) -> str:

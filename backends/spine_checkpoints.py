@@ -78,7 +78,7 @@ def is_spine(names: Mapping[str, Tensor]) -> bool:
 def _entries(config: UResNetConfig) -> Iterator[tuple[str, str, Kind]]:
     """Yield the canonical name and SPINE's name of each weight, and the kind of its layer."""
     for name, layer in weights.blank(config).layers():
-        theirs = _layer_name(name, config.depth)
+        theirs = layer_name(name, config.depth)
         if layer.kind is Kind.NORM:
             for part in ("weight", "bias", "running_mean", "running_var"):
                 yield f"{name}.{part}", f"{theirs}.bn.{part}", layer.kind
@@ -103,7 +103,7 @@ _BETWEEN = {
 """Layers between levels -> SPINE's list of levels, and the place within an entry of that list."""
 
 
-def _layer_name(name: str, depth: int) -> str:
+def layer_name(name: str, depth: int) -> str:
     """Return SPINE's name of a layer; its decoder numbers levels from the coarsest up."""
     if name in _OUTER:
         return _OUTER[name]

@@ -77,13 +77,13 @@ def run(
     from harness.run.rounds import run as measure
     from harness.run.sampling import StopRule
     from harness.run.weight_files import find_weights
-    from harness.spec.suite import ENGINES, find_suite, parse_engine
+    from harness.spec.suite import find_suite, parse_engine
     from harness.temporary import require_temporary_space
     from harness.terminal import command_line, program
 
     chosen = find_suite(suite)
     require_temporary_space()
-    engines = [parse_engine(text)[0] for text in backend or ENGINES]
+    engines = [parse_engine(text)[0] for text in backend or chosen.engines]
     left_out = set(exclude or ())
     for name in (*engines, *left_out):
         module_name(name)

@@ -71,6 +71,12 @@ class Suite:
         """The image sizes of all grids, ascending."""
         return sorted({size for grid in self.grids for size in grid.sizes})
 
+    @property
+    def engines(self) -> list[str]:
+        """The engines of all grids, each once, without options."""
+        named = [parse_engine(text)[0] for grid in self.grids for text in grid.backends]
+        return list(dict.fromkeys(named))
+
     def cells(
         self,
         *,
