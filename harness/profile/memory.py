@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from harness.instruments.allocator import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 from harness.instruments.memory import ResidentMemory, TorchMemory
 from harness.profile.backward import sequence_number
 from harness.profile.instrument import recording_ranges
@@ -39,9 +40,6 @@ REPEATS = 3
 
 ALLOCATOR = "allocator"
 """Name of the entry for freed memory that the C library has not returned to the system."""
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Parameters of glibc's ``mallopt``."""
 
 
 class Readings(NamedTuple):

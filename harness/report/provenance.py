@@ -20,6 +20,7 @@ FACTS = (
     ("GPU identifier", "machine.gpu_uuid"),
     ("GPU memory read by", "memory.nvml_meaning"),
     ("without NVML", "machine.nvml"),
+    ("C allocator", "allocator"),
     ("system", "machine.system"),
     ("host", "machine.host"),
 )

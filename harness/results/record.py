@@ -510,6 +510,14 @@ class Measurement(TypedDict, total=False):
             most=1e15,
         ),
     ]
+    allocator: Annotated[
+        str,
+        Field(
+            "Policy of the C library's allocator, set before the worker imported the engine; "
+            "absent where the library's own was in force.",
+            readers="harness.report.provenance",
+        ),
+    ]
     host_seconds: Annotated[
         list[float],
         Field(

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 from harness.errors import BadInput
-from harness.instruments import machine
+from harness.instruments import allocator, machine
 from harness.instruments.clock import Clock, CudaClock, HostClock
 from harness.instruments.energy import EnergyCounter, NvmlEnergy, RaplEnergy, joules_per_event
 from harness.instruments.gpu import (
@@ -207,6 +207,8 @@ class CellMeasurement:
             "affinity": sorted(os.sched_getaffinity(0)),
         }
         self.record["versions"] = {**machine.versions(), "torch": torch.__version__}
+        if allocator.policy():
+            self.record["allocator"] = allocator.policy()
         self._nvml = self._handle = None
         self._synchronize: Callable[[], Any] = lambda: None
         self._clock: Clock = HostClock()

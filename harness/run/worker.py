@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from harness.child_process import die_with_parent, private_output
 from harness.errors import BadInput, MachineFailure
+from harness.instruments.allocator import keep_freed_memory
 from harness.run import sampling
 from harness.run.cell_measurement import CellMeasurement
 from harness.run.failures import classify
@@ -101,6 +102,7 @@ def serve(commands: IO[str], channel: IO[str]) -> None:
 def main() -> None:
     """Serve on the two channels whose file descriptors are the arguments."""
     die_with_parent()
+    keep_freed_memory()
     private_output().close()
     with os.fdopen(int(sys.argv[1])) as commands, os.fdopen(int(sys.argv[2]), "w") as channel:
         serve(commands, channel)

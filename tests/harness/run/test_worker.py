@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from collections import namedtuple
@@ -349,3 +350,33 @@ print(json.dumps([measure_cell(job)[key] for key in ("outcome", "reason")]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert json.loads(done.stdout.splitlines()[-1]) == ["ok", ""], done.stderr
+
+
+def test_every_engine_has_the_same_allocator_policy_and_the_record_says_so():
+    policies = []
+    for engine in ("sscn", "fvdb"):  # present or not: it is not imported yet
+        job = Job(Cell("s", engine, 192, 1, "forward", "cold"), check=False)
+        worker = LocalWorker(EngineSource.here().command(sys.executable))
+        worker.request({"do": "prepare", "job": job.to_json()}, 300)
+        policies.append(worker.partial["allocator"])
+        worker.close()
+    assert policies == ["freed memory is kept (mmap from 32 MiB, trim from 1 GiB)"] * 2
+
+
+def test_a_first_call_finds_no_results_of_compilers(tmp_path):
+    echo = (
+        "import json, os, sys; names = ('TRITON_CACHE_DIR', 'CUDA_CACHE_PATH'); "
+        "os.write(int(sys.argv[2]), json.dumps({n: os.environ.get(n) for n in names}).encode() + "
+        "b'\\n'); os.read(int(sys.argv[1]), 1)"
+    )
+    places = []
+    for _ in range(2):
+        worker = LocalWorker([sys.executable, "-c", echo], caches=str(tmp_path))
+        places.append(worker.request({}, 60)["TRITON_CACHE_DIR"])
+        Path(places[-1]).mkdir()
+        worker.close()
+    assert len(set(places)) == 2
+    assert list(tmp_path.iterdir()) == []  # the caches end with their worker
+    worker = LocalWorker([sys.executable, "-c", echo])
+    assert worker.request({}, 60)["TRITON_CACHE_DIR"] == os.environ.get("TRITON_CACHE_DIR")
+    worker.close()
