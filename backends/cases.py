@@ -81,6 +81,16 @@ def odd_size(dim: int) -> SparseBatch:
     return batch_of(sites, 13, 2)
 
 
+def wide_volume(dim: int) -> SparseBatch:
+    """Two tracks and scattered sites in a volume in which seven levels have several sites each."""
+    steps = torch.arange(256)
+    events = []
+    for event, ends in enumerate(([steps, steps, 255 - steps], [steps, 255 - steps, steps // 2])):
+        track = torch.stack([torch.full_like(steps, event), *ends[:dim]], 1)
+        events += [track, scattered(150, 256, dim, event)]
+    return batch_of(torch.unique(torch.cat(events), dim=0), 256, 2)
+
+
 def one_site(dim: int) -> SparseBatch:
     """An event of a single site; a norm has no variance for it in training."""
     return batch_of([[0] + [7] * dim], 16, 1)
@@ -159,7 +169,8 @@ def with_reference(
     case: str, dim: int, config: UResNetConfig, phase: str, without_jumps: bool = True
 ) -> tuple[SparseBatch, Weights, Reference]:
     """Return a case's batch, weights and reference, computed once a session."""
-    batch = (one_site if case == "one_site" else CASES[case])(dim)
+    special = {each.__name__: each for each in (one_site, wide_volume)}
+    batch = (special | CASES)[case](dim)
     roots = [batch.features ** (1 / degree) for degree in range(1, config.in_channels + 1)]
     assert batch.labels is not None
     batch = replace(batch, features=torch.cat(roots, 1), labels=batch.labels % config.classes)
