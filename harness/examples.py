@@ -13,7 +13,7 @@ EXAMPLES = {
     "compare": "latest --report report",
     "history": "--report history",
     "profile": "--backend sscn --size 192 --batch 4 --out mine",
-    "predict": "mine.root --weights trained.npz --out labels.h5",
+    "predict": "mine.root --out labels.h5",
     "train": "--events mine.root --out training --minutes 60",
     "study": "--out study --scale smoke",
     "study page": "study",

@@ -16,4 +16,5 @@ SUITE = Suite(
             count=EVENTS,
         ),
     ),
+    needs_labels=True,
 )

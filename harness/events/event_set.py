@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, overload
 
 from harness.errors import BadInput
-from harness.events.event import Event
+from harness.events.event import CLASSES, Event
 
 _HASHED_WHOLE = 64 << 20
 _HASHED_END = 1 << 20
+_LOOKED_AT = 16  # events, for labels
 
 
 class EventSet(Sequence[Event], ABC):
@@ -50,6 +51,12 @@ class EventSet(Sequence[Event], ABC):
             listed = ", ".join(map(str, self.sizes))
             raise BadInput(f"{self.name} holds events of {listed} px; choose one with size")
         return self.sizes[0]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether one of the first events has a voxel of one of the five classes."""
+        first = self[: min(len(self), _LOOKED_AT)]
+        return any(bool((event.labels < CLASSES).any()) for event in first)
 
     @abstractmethod
     def read(self, start: int, stop: int) -> list[Event]:

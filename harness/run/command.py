@@ -122,7 +122,7 @@ def run(
         resume=resume,
         command=command_line(),
     )
-    cells = with_events(cells, events)
+    cells = with_events(cells, events, needs_labels=chosen.needs_labels)
     console = Console()
     executor: Any = measure_locally
     machines: Machines = this_machine

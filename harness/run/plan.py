@@ -35,7 +35,7 @@ class Availability(Protocol):
         ...
 
 
-def with_events(cells: Sequence[Cell], source: str) -> list[Cell]:
+def with_events(cells: Sequence[Cell], source: str, *, needs_labels: bool = False) -> list[Cell]:
     """Return the cells with their events named.
 
     Cells of sizes that a file does not have are left out. A file of up to ``EVENTS_APART`` events
@@ -48,6 +48,8 @@ def with_events(cells: Sequence[Cell], source: str) -> list[Cell]:
         Without events.
     source : str
         ``sample`` or the path of a file.
+    needs_labels : bool
+        Whether the events must have labels.
 
     Raises
     ------
@@ -64,6 +66,8 @@ def with_events(cells: Sequence[Cell], source: str) -> list[Cell]:
             has = ", ".join(map(str, events.sizes))
             wanted = ", ".join(map(str, _sizes(cells)))
             raise BadInput(f"{source} has events of {has} px, the suite measures {wanted} px")
+        if needs_labels and not events.has_labels:
+            raise BadInput(f"{source} has no labels to compare with; give events with labels")
         filled = [i for i in range(len(events)) if len(events[i])] if _few(events) else []
     name = Path(source).name
     found = []

@@ -59,12 +59,15 @@ class Suite:
         They do not depend on the installed engines, so that runs of all machines can be compared.
     budget : float
         Seconds of sampling per cell and round, unless the user gives another number.
+    needs_labels : bool
+        Whether events without labels leave its question open.
     """
 
     name: str
     question: str
     grids: tuple[Grid, ...]
     budget: float = 10.0
+    needs_labels: bool = False
 
     @property
     def sizes(self) -> list[int]:

@@ -11,7 +11,6 @@ from rich.console import Console
 from harness.accuracy.classification import measure_accuracy
 from harness.accuracy.text import accuracy_lines
 from harness.errors import BadInput
-from harness.events import CLASSES
 from harness.events.child_reader import open_in_child
 from harness.events.track_shower import TrackShowerSet
 from harness.files import check_target, make_folder
@@ -176,8 +175,7 @@ def _sizes(sources: list[str]) -> dict[str, int]:
     for source in sources:
         with open_in_child(_first_file(source)) as events:
             sizes[source] = events.size
-            first = events[: min(len(events), 16)]
-            if not any((event.labels < CLASSES).any() for event in first):
+            if not events.has_labels:
                 raise BadInput(f"{source} has no labels to train with; give events with labels")
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 

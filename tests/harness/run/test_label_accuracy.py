@@ -10,6 +10,7 @@ from backends import weights
 from backends.contract import SparseBatch
 from backends.float64_reference import compute_reference
 from backends.uresnet import UResNetConfig
+from harness.__main__ import main
 from harness.accuracy.michel import reconstruct, summarize_michels
 from harness.compare.comparison import changes
 from harness.events import collate, open_events
@@ -207,3 +208,13 @@ def eight_bits(values):
     """Round to 256 levels between the extremes."""
     step = (values.max() - values.min()) / 255
     return values if step == 0 else (values / step).round() * step
+
+
+def test_a_file_without_labels_has_no_accuracy(tmp_path, capfd):
+    with EventWriter(tmp_path / "bare.h5", 192, 3, "test") as writer:
+        event = open_events("sample", size=192)[0]
+        writer.append(replace(event, labels=np.full(len(event), 5, np.uint8)))
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "accuracy", "--events", str(tmp_path / "bare.h5"), "--backend", "sscn"])
+    assert ended.value.code == 2
+    assert "has no labels to compare with" in capfd.readouterr().err
