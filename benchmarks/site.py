@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -59,15 +60,19 @@ def main(
 
 def _first_paint(page: Path) -> None:
     """Print when Chromium paints the page first, and when its tables are there."""
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
     try:
         from selenium import webdriver
     except ImportError:
-        print("first paint: needs selenium")
+        programs = [None]
+    if None in programs:
+        print("first paint: needs selenium, chromium and chromedriver")
         return
     options = webdriver.ChromeOptions()
+    options.binary_location = programs[0] or ""
     for flag in ("--headless=new", "--no-sandbox"):
         options.add_argument(flag)
-    browser = webdriver.Chrome(options=options)
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs[1]))
     try:
         browser.get(page.as_uri())
         paint, loaded = browser.execute_script(
