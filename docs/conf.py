@@ -1,5 +1,6 @@
 """Sphinx: the documentation is the Markdown of this folder."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ extensions = ["myst_nb"]
 exclude_patterns: list[str] = []
 myst_enable_extensions = ["deflist", "colon_fence"]
 myst_heading_anchors = 3
+os.environ["PLOTLY_RENDERER"] = "notebook"  # figures as HTML, which needs no network
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
