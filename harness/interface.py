@@ -5,9 +5,8 @@ Everything here is a name of ``harness`` itself: ``import harness; harness.measu
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from harness.events.child_reader import open_in_child
 from harness.events.event import Event
 from harness.events.event_set import EventSet
 from harness.spec.cell import TRAINED
+from harness.terminal import silence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +83,7 @@ def measure(
     """
     from harness.run.command import run
 
-    with redirect_stdout(io.StringIO()) if quiet else nullcontext():
+    with silence() if quiet else nullcontext():
         outs = run(
             suite,
             backend=list(engines) or None,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +39,26 @@ def program() -> str:
 def command_line() -> str:
     """Return the command line of this process as it can be typed again."""
     return " ".join([program(), *map(shlex.quote, sys.argv[1:])])
+
+
+_QUIET = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Print no progress until the end of the context, in a notebook neither."""
+    token = _QUIET.set(True)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
+
+
+def progress_console() -> Console:
+    """Return a console for messages and progress."""
+    from rich.console import Console
+
+    return Console(quiet=_QUIET.get())
 
 
 def table_console() -> Console:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from harness.errors import BadInput
 from harness.options import positive
@@ -79,7 +78,7 @@ def run(
     from harness.run.weight_files import find_weights
     from harness.spec.suite import find_suite, parse_engine
     from harness.temporary import require_temporary_space
-    from harness.terminal import command_line, program
+    from harness.terminal import command_line, program, progress_console
 
     chosen = find_suite(suite)
     require_temporary_space()
@@ -123,7 +122,7 @@ def run(
         command=command_line(),
     )
     cells = with_events(cells, events, needs_labels=chosen.needs_labels)
-    console = Console()
+    console = progress_console()
     executor: Any = measure_locally
     machines: Machines = this_machine
     if dask is not None:
