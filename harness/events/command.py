@@ -148,10 +148,14 @@ def convert(
     ] = None,
     first: Annotated[int, typer.Option(min=0, help="The first of them")] = 0,
     plane: Annotated[str | None, typer.Option(help="Project on xy, yz or zx")] = None,
+    to: Annotated[str, typer.Option(help="sscn-bench, or spine for training SPINE")] = "sscn-bench",
 ) -> None:
-    """Write the events of any source to the project's own format."""
+    """Write the events of any source to the project's own format, or to SPINE's."""
     from harness.events.native import EventWriter
+    from harness.events.spine_file import SpineWriter
 
+    if to not in ("sscn-bench", "spine"):
+        raise BadInput(f"--to must be sscn-bench or spine, not {to!r}")
     check_target(out)
     with _opened(source, size, plane) as events:
         if out.exists() and Path(source).exists() and out.samefile(source):
@@ -160,7 +164,11 @@ def convert(
         dim = 3 if plane is None else 2
         if plane is None and len(part):
             dim = part[0].dim
-        with EventWriter(out, events.size, dim, f"converted from {part.name}") as writer:
+        with (
+            SpineWriter(out, dim)
+            if to == "spine"
+            else EventWriter(out, events.size, dim, f"converted from {part.name}")
+        ) as writer:
             for event in _tracked(part, len(part), "converting"):
                 writer.append(event)
     typer.echo(f"{out}: {len(part)} events")
