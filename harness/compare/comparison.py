@@ -357,7 +357,8 @@ def _finding(cells: Sequence[CellSummary]) -> Finding:
     contests = [sorted(r, key=_seconds) for own in machines.values() for r in _by_question(own)]
     contests = [r for r in contests if len(_rivals(r)) > 1]
     if not contests:
-        return Finding("No question was answered by two engines: there is nothing to rank.", [], [])
+        claim = "No question was answered by two engines: there is nothing to rank."
+        return Finding(claim, _precisions(cells), [])
     wins = Counter(rivals[0].cell.backend for rivals in contests)
     best, won = wins.most_common(1)[0]
     own = [rivals for rivals in contests if rivals[0].cell.backend == best]
@@ -368,9 +369,36 @@ def _finding(cells: Sequence[CellSummary]) -> Finding:
         f"{best} is the fastest engine here"
         if sure
         else f"{best} looks fastest here, but this run cannot settle it",
-        [_record(best, won, len(contests), leads, wins), *_quote(quoted), *_lost(quoted, contests)],
+        [
+            _record(best, won, len(contests), leads, wins),
+            *_quote(quoted),
+            *_lost(quoted, contests),
+            *_precisions(cells),
+        ],
         quoted,
     )
+
+
+def _precisions(cells: Sequence[CellSummary]) -> list[str]:
+    """Compare the accuracy of an engine at each precision with that at fp32, event by event."""
+    usual = {
+        (m.engine, replace(m.question, precision=""), id(m.environment)): m
+        for m in cells
+        if m.ok and m.cell.precision == "fp32"
+    }
+    sentences = []
+    for m in cells:
+        key = m.engine, replace(m.question, precision=""), id(m.environment)
+        base = usual.get(key)
+        if base is None or m is base or not (m.ok and m.labelling and base.labelling):
+            continue
+        found = judge_accuracy(base.labelling, m.labelling)
+        sentences.append(
+            f"{m.engine} in {m.cell.precision} takes {_seconds(m) / _seconds(base):.3g}x the time "
+            f"of fp32 at {m.cell.size} px, batch {m.cell.batch}; its accuracy is {found.verdict}: "
+            f"{found.reason}."
+        )
+    return sentences
 
 
 def _seconds(measured: CellSummary) -> float:

@@ -106,6 +106,28 @@ def test_the_finding_names_no_winner_of_a_close_race(write_records, make_record)
     assert "not sure" in " ".join(said.sentences)
 
 
+def test_precisions_of_an_engine_are_compared_event_by_event(write_records, make_record):
+    rng = np.random.default_rng(0)
+    right = rng.integers(90, 98, 40).tolist()
+    worse = [share - 5 for share in right]
+
+    def record(precision, seconds, correct):
+        accuracy = {
+            "nonzero": float(np.mean(correct)) / 100,
+            "event_correct": correct,
+            "event_labelled": [100] * 40,
+        }
+        return make_record(seconds, precision=precision, accuracy=accuracy)
+
+    runs = [record("fp32", 0.05, right), record("bf16", 0.025, worse), record("fp16", 0.03, right)]
+    said = finding(pooled(write_records, runs)).sentences
+    assert len(said) == 2
+    assert "sscn in bf16 takes 0.5" in said[0]
+    assert "accuracy is WORSE" in said[0]
+    assert "signed-rank test over 40 events" in said[0]
+    assert "accuracy is SAME" in said[1]
+
+
 def test_one_engine_alone_is_not_ranked(write_records, make_record):
     assert "nothing to rank" in finding(pooled(write_records, [make_record()])).claim
 
