@@ -26,6 +26,7 @@ from harness.compare.comparison import (
 )
 from harness.compare.rows import accuracy_text, change_rows, spread, standing_rows
 from harness.errors import BadInput
+from harness.events.open import SAMPLE
 from harness.report.rows import Format, speed, write_rows
 from harness.results.store import AGAINST, load, read, resolve
 from harness.results.summary import CellSummary, summarize
@@ -185,6 +186,9 @@ def compare(
     report: Annotated[
         Path | None, typer.Option(help="Write the page index.html into this directory.")
     ] = None,
+    events: Annotated[
+        str, typer.Option(help="The file of events of the run, to show one on the page.")
+    ] = SAMPLE,
     format: Annotated[Format, typer.Option(help="How to print.")] = Format.table,
     fail_on: Annotated[
         str, typer.Option(help=f"Exit 1 on any of these verdicts: {', '.join(GATES)}.")
@@ -232,7 +236,7 @@ def compare(
     if report is not None:
         from harness.compare.page import write_page
 
-        path = write_page(report, frame, cells, ranked, found, frame_before)
+        path = write_page(report, frame, cells, ranked, found, frame_before, events)
         typer.echo(f"page: {path}", err=format is not Format.table)
     hit = tripped(gates, verdicts)
     if hit:

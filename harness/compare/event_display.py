@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.errors import BadInput
 from harness.events.batches import IGNORED, benchmark_batch, labelled_batches
+from harness.events.child_reader import open_in_child
 from harness.events.classes import CLASS_LOOKS
 from harness.events.event import CLASSES, Label
-from harness.events.open import SAMPLE, open_events
+from harness.events.event_set import EventSet
+from harness.events.open import SAMPLE
 from harness.events.scene import cube
 from harness.results.summary import CellSummary
 from harness.spec.cell import Cell
@@ -47,35 +51,57 @@ class EventDisplay:
     right: float = 0.0
 
 
-def display_event(cells: Sequence[CellSummary]) -> EventDisplay | None:
+def display_event(cells: Sequence[CellSummary], source: str = SAMPLE) -> EventDisplay | None:
     """Draw the event with the most sites of a cell, and the labels of the fastest engine.
 
     Cells with labels are preferred, then large images, but none of more than ``FINEST`` voxels per
     side, and large batches.
 
+    Parameters
+    ----------
+    cells : sequence of CellSummary
+        The cells of a page.
+    source : str
+        ``sample``, or the file of events of the cells, whose path records do not hold.
+
     Returns
     -------
     EventDisplay or None
-        None where the events are a file of the user's, which may have moved, or are not in three
-        dimensions.
+        None where no cell has these events in three dimensions.
+
+    Raises
+    ------
+    BadInput
+        If a file cannot be read, or is not that of the cells.
     """
-    usable = [m for m in cells if m.cell.events.set == SAMPLE and m.cell.dim == 3]
+    if source == SAMPLE:
+        usable = [m for m in cells if m.cell.events.set == SAMPLE and m.cell.dim == 3]
+    else:
+        with open_in_child(source) as events:
+            digest = events.sha256
+        usable = [m for m in cells if m.cell.events.sha256 == digest and m.cell.dim == 3]
+        if not usable:
+            raise BadInput(f"{source} is not the file of events that this run has measured")
     if not usable:
         return None
     best = max(map(_rank, usable))
     chosen = [m for m in usable if _rank(m) == best]
     fastest = min(chosen, key=lambda m: math.inf if m.seconds is None else m.seconds)
     cell, labelling = fastest.cell, fastest.labelling
-    voxels, labels = _shown_event(cell, None if labelling is None else labelling.shown_event)
+    position = None if labelling is None else labelling.shown_event
+    with open_in_child(source, size=cell.size) as events:
+        voxels, labels = _shown_event(cell, events, position)
     truth = to_element(by_class(voxels, labels), cell.size, "event")
+    origin = "the sample" if source == SAMPLE else Path(source).name
     words = (
-        f"A liquid-argon event of the sample: {len(voxels):,} active sites of "
+        f"A liquid-argon event of {origin}: {len(voxels):,} active sites of "
         f"{cell.size}³ voxels, which is {100 * len(voxels) / cell.size**3:.2g} %"
     )
     found = None if labelling is None else labelling.labels_of_shown_event(len(voxels))
     if found is None:
         return EventDisplay(truth, words)
-    right = float((found == labels)[labels != IGNORED].mean())
+    labelled = labels != IGNORED
+    right = float((found == labels)[labelled].mean()) if labelled.any() else math.nan
     predicted = to_element(by_class(voxels, found), cell.size, "prediction")
     return EventDisplay(truth, words, predicted, fastest.engine, right)
 
@@ -86,9 +112,13 @@ def _rank(m: CellSummary) -> tuple[bool, bool, int, int]:
     return labelled, m.cell.size <= FINEST, m.cell.size, m.cell.batch
 
 
-def _shown_event(cell: Cell, position: int | None) -> tuple[NDArray[Any], NDArray[Any]]:
+def _shown_event(
+    cell: Cell, events: EventSet, position: int | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the sites and labels of the event at a position, by default of the largest one."""
-    events = open_events(SAMPLE, size=cell.size)
+    index = cell.events.index
+    if index is not None:
+        events = events[index : index + 1]
     count, seed = cell.events.count, cell.events.seed
     if count:
         batch = next(labelled_batches(events, count, count, seed))

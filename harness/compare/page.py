@@ -32,6 +32,7 @@ from harness.compare.figures import (
     time_of,
 )
 from harness.compare.rows import accuracy_text, change_rows, spread, standing_rows
+from harness.events.open import SAMPLE
 from harness.report.html import SHAPES, environment, save
 from harness.report.provenance import facts, recipe
 from harness.report.rows import Format, write_rows
@@ -53,6 +54,7 @@ def write_page(
     ranked: Sequence[Standing],
     found: Sequence[Change],
     frame_before: pd.DataFrame | None = None,
+    events: str = SAMPLE,
 ) -> Path:
     """Write ``index.html`` into a folder.
 
@@ -68,6 +70,8 @@ def write_page(
         Changes since the run before; empty for a single run.
     frame_before
         Records of the run before, or None.
+    events
+        ``sample``, or the file of the events, to show one.
 
     Returns
     -------
@@ -77,9 +81,9 @@ def write_page(
     Raises
     ------
     BadInput
-        If the folder cannot be written.
+        If the folder cannot be written, or the file of events is not that of the run.
     """
-    text = render(frame, cells, ranked, found, frame_before)
+    text = render(frame, cells, ranked, found, frame_before, events)
     return save(text, folder / "index.html", "--report")
 
 
@@ -89,6 +93,7 @@ def render(
     ranked: Sequence[Standing],
     found: Sequence[Change],
     frame_before: pd.DataFrame | None = None,
+    events: str = SAMPLE,
 ) -> str:
     """Return the page as HTML; the parameters are ``write_page``'s."""
     from plotly.offline import get_plotlyjs
@@ -98,7 +103,7 @@ def render(
     shown = [s for s in ranked if s.measured.tried]
     timed = [m for m in measured if m.ok]
     said = finding(cells)
-    event = display_event(measured)
+    event = display_event(measured, events)
     rows = change_rows(found) if found else standing_rows(ranked)
     moved = [c for c in found if c.judgement.verdict is not Verdict.SAME]
     text: str = (

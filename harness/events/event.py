@@ -77,6 +77,10 @@ class Event:
     def __len__(self) -> int:
         return len(self.energies)
 
+    def __repr__(self) -> str:
+        shape = " x ".join([str(self.size)] * self.dim)
+        return f"<Event {self.name}: {len(self):,} active voxels of {shape}>"
+
     @property
     def dim(self) -> int:
         """Number of spatial dimensions, 2 or 3."""

@@ -33,6 +33,10 @@ class EventSet(Sequence[Event], ABC):
     name: str
     sizes: tuple[int, ...]
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(map(str, self.sizes))
+        return f"<{type(self).__name__} {self.name}: {len(self):,} events of {sizes} px>"
+
     @property
     @abstractmethod
     def sha256(self) -> str:

@@ -83,7 +83,7 @@ def load_batch(cell: Cell, source: str) -> tuple[SparseBatch, int]:
             f"{source} is not the set of events that the cell names (its SHA-256 differs); "
             f"give the right file with --events"
         )
-    index = event_index(cell.events.set)
+    index = cell.events.index
     empty = 0
     if index is not None:
         empty = sum(not len(event) for event in events)
@@ -119,12 +119,6 @@ def sparse_batch(arrays: Mapping[str, Any]) -> SparseBatch:
         spatial_size=arrays["spatial_size"],
         batch_size=arrays["batch_size"],
     )
-
-
-def event_index(name: str) -> int | None:
-    """Return the index of the single event that a set's name selects, as in ``file.root[2]``."""
-    head, bracket, tail = name.rpartition("[")
-    return int(tail[:-1]) if head and bracket and tail[:-1].isdecimal() else None
 
 
 class Workload:

@@ -142,6 +142,12 @@ class EventSpec:
         _natural("events.seed", self.seed, least=0)
         _natural("events.count", self.count, least=0)
 
+    @property
+    def index(self) -> int | None:
+        """Index of the single event that the name of the set selects, as in ``file.root[2]``."""
+        head, bracket, tail = self.set.rpartition("[")
+        return int(tail[:-1]) if head and bracket and tail[:-1].isdecimal() else None
+
 
 @dataclass(frozen=True)
 class Question:

@@ -53,6 +53,13 @@ def test_events_are_opened_labelled_and_drawn():
     assert names == ["truth", "prediction", "wrong", "energy"]
 
 
+def test_objects_have_a_readable_form():
+    events = harness.open_events("sample", size=192)
+    assert repr(events) == "<PackedSet sample 192 px: 256 events of 192 px>"
+    assert "active voxels of 192 x 192 x 192>" in repr(events[0])
+    assert repr(harness.predict_labels(events[0])[0]).startswith("<Prediction of ")
+
+
 def test_bad_input_raises_one_sentence(tmp_path):
     with pytest.raises(BadInput, match=r"none\.h5"):
         harness.open_events(tmp_path / "none.h5")

@@ -10,9 +10,13 @@ import pytest
 from harness.__main__ import main
 from harness.compare.comparison import changes, standings
 from harness.compare.page import render, write_page
+from harness.errors import BadInput
+from harness.events.child_reader import open_in_child
+from harness.events.native import EventWriter
 from harness.report.style import Looks
 from harness.results.store import read
 from harness.results.summary import summarize
+from tests.harness.events.conftest import make_event
 
 ENGINES = ["sscn", "dense", "spconv"]
 
@@ -240,3 +244,23 @@ def test_accuracies_lead_the_figures(tmp_path, make_record):
 def test_a_page_without_accuracies_has_no_empty_column(one_run):
     frame, cells, ranked, found = one_run
     assert "accuracy" not in words(render(frame, cells, ranked, found)).lower()
+
+
+def test_the_event_of_a_users_file_is_shown(tmp_path, make_record):
+    path = tmp_path / "mine.h5"
+    with EventWriter(path, 192, 3, "test") as writer:
+        writer.append(make_event(70, 192, 0))
+        writer.append(make_event(50, 192, 1))
+    record = make_record()
+    with open_in_child(path) as events:
+        record["cell"]["events"] = {"set": "mine.h5[1]", "sha256": events.sha256, "seed": 0}
+    frame = parsed(tmp_path, "run.jsonl", [record])
+    cells = summarize(frame)
+    page = render(frame, cells, standings(cells), [], events=str(path))
+    assert "A liquid-argon event of mine.h5: 50 active sites of 192³ voxels" in words(page)
+    assert "liquid-argon event of" not in words(render(frame, cells, standings(cells), []))
+    other = tmp_path / "other.h5"
+    with EventWriter(other, 192, 3, "test") as writer:
+        writer.append(make_event(60, 192, 2))
+    with pytest.raises(BadInput, match="not the file of events that this run has measured"):
+        render(frame, cells, standings(cells), [], events=str(other))

@@ -11,8 +11,8 @@ from harness.errors import BadInput
 from harness.events import benchmark_batch, open_events
 from harness.events.native import EventWriter
 from harness.run.plan import groups, unavailable_reason, with_events
-from harness.run.workload import event_index, load_batch
-from harness.spec.cell import NETWORKS, Cell, ModelSpec
+from harness.run.workload import load_batch
+from harness.spec.cell import NETWORKS, Cell, EventSpec, ModelSpec
 from harness.spec.suite import DENSE, ENGINES, TYPICAL_SEED, find_suite, find_suites, parse_engine
 from tests.harness.events.conftest import make_event
 
@@ -159,7 +159,7 @@ def test_a_file_without_the_suites_sizes_is_refused(tmp_path):
     ("name", "index"), [("f.root[2]", 2), ("f.root", None), ("sample", None), ("f[x].root", None)]
 )
 def test_a_single_event_is_named_in_brackets(name, index):
-    assert event_index(name) == index
+    assert EventSpec(name).index == index
 
 
 CAN = Capabilities(
