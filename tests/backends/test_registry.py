@@ -246,7 +246,7 @@ def test_the_proof_finds_what_is_wrong(module, monkeypatch, tmp_path):
         class Backend(Right):
             def tensor(self, sites, features, spatial_size, batch_size):
                 found = super().tensor(sites, features, spatial_size, batch_size)
-                maps = KEPT.setdefault((len(sites), spatial_size), found.maps)
+                maps = KEPT.setdefault((sites.shape, spatial_size), found.maps)
                 return replace(found, maps=maps)
         """
     )
