@@ -217,7 +217,7 @@ def test_a_plan_of_an_earlier_version_loads(tmp_path):
     assert (plan.batch, plan.steps, plan.seconds, plan.optimiser) == (16, 200000, 1200.0, "muon")
     assert plan.events == View("out/events/mixture-192px", 192)
     assert tests == {"sample-192px": (View("sample", 192), 256)}
-    assert set(plan.to_json()) == set(json.loads(EARLIER_PLAN)["plan"])
+    assert set(plan.to_json()) >= set(json.loads(EARLIER_PLAN)["plan"])
 
 
 @pytest.mark.parametrize("text", ["", '{"plan": {', "[]", '{"plan": {}, "tests": {}}'])
