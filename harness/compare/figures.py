@@ -131,11 +131,11 @@ def accuracy_against_time(cells: Iterable[CellSummary], looks: Looks) -> list[st
             axes.set_ylim(min(ends) - margin, max(ends) + margin)
             axes.set_title(title)
             marks = [
-                (m.cell.precision, (time_of(m) or (math.nan,))[0], 100 * m.labelling.nonzero)
+                (_mark_name(m), (time_of(m) or (math.nan,))[0], 100 * m.labelling.nonzero)
                 for m in found
                 if m.labelling
             ]
-            _name_marks(axes, [(n if n != "fp32" else "", x, y) for n, x, y in marks])
+            _name_marks(axes, marks)
             drawn.append(svg(figure, f"accuracy against time per event: {title}"))
     return drawn
 
@@ -149,6 +149,14 @@ _PLACES = (
     ((0, -14), "center", "top"),
 )
 """Places of a name beside its mark: offset in points, and alignment."""
+
+
+def _mark_name(m: CellSummary) -> str:
+    """Return the precision, unless it is fp32, and the number of events if there are fewer."""
+    precision = "" if m.cell.precision == "fp32" else m.cell.precision
+    count = len(m.labelling.labelled) if m.labelling else 0
+    fewer = f"{count} of {m.cell.events.count} events" if count < m.cell.events.count else ""
+    return ", ".join(filter(None, (precision, fewer)))
 
 
 def _name_marks(axes: Axes, marks: Sequence[tuple[str, float, float]]) -> None:

@@ -68,7 +68,8 @@ def test_a_stored_run_gives_the_same_table(printed, path):
 
 def test_two_stored_runs_give_the_same_changes(printed):
     before = ROOT / "results/history/37d43b886f20-inference-forward.jsonl"
-    check(printed("compare", before, ROOT / "results/baseline.jsonl"), "ab.csv")
+    after = ROOT / "results/history/5267ceffcdbc-inference-forward.jsonl"
+    check(printed("compare", before, after), "ab.csv")
 
 
 def test_the_stored_history_has_the_same_changes_each_listed_once(tmp_path):
