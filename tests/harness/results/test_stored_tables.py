@@ -1,8 +1,8 @@
 """The tables of all stored results are those printed at commit ed412c5, to the digit.
 
 ``expected`` holds the output of ``compare --format csv`` and ``history --format csv`` then. Columns
-that were added since are not compared. The tables of the baseline are those of the day when it was
-measured again, with new sites in each cold sample. The main training of ``study-laptop`` has a row
+that were added since are not compared. The tables of the baseline and of the packaged network are
+those of the day when they were measured; so is that of two runs, both of the history. The main training of ``study-laptop`` has a row
 per commit: it was pooled over three then.
 """
 
