@@ -183,8 +183,8 @@ def trade(measured: Sequence[CellSummary], looks: Looks) -> list[Section]:
     panels = accuracy_against_time(measured, looks)
     words = (
         "Share of the active voxels that get the right label from the trained network, mean over "
-        "events, against the median time per event. Precisions other than fp32 are named, and marks "
-        "of fewer events. Up and to the left is better."
+        "events, against the median time per event. Precisions other than fp32 are named, and "
+        "marks of fewer events. Up and to the left is better."
     )
     return [("Accuracy against time", words, panels)] if panels else []
 

@@ -2,8 +2,8 @@
 
 ``expected`` holds the output of ``compare --format csv`` and ``history --format csv`` then. Columns
 that were added since are not compared. The tables of the baseline and of the packaged network are
-those of the day when they were measured; so is that of two runs, both of the history. The main training of ``study-laptop`` has a row
-per commit: it was pooled over three then.
+those of the day when they were measured; so is that of two runs, both of the history. The main
+training of ``study-laptop`` has a row per commit: it was pooled over three then.
 """
 
 import csv
