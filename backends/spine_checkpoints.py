@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from backends import weights
+from backends import minkowski_layout, weights
 from backends.contract import Kind
 from backends.uresnet import UResNetConfig
 from backends.weights import InvalidWeights, Weights
@@ -60,9 +60,7 @@ def to_spine(values: Mapping[str, Tensor], config: UResNetConfig) -> Weights:
     for ours, theirs, kind in _entries(config):
         value = values[ours]
         if _is_kernel(kind, ours):
-            order = (0, 1) if kind is Kind.INVERSE else (1, 0)
-            value = value.permute(*range(value.ndim - 1, 1, -1), *order)
-            value = value.reshape(-1, *value.shape[-2:]).contiguous()
+            value = minkowski_layout.from_canonical(kind, value).contiguous()
         state[theirs] = value
         if theirs.endswith(".running_var"):
             counter = theirs.removesuffix("running_var") + _COUNTER
@@ -133,9 +131,7 @@ def _canonical(value: Tensor, kind: Kind, dim: int, shape: tuple[int, ...], name
         raise InvalidWeights(
             f"{name} has shape {tuple(value.shape)}, the others need {(spatial[0] ** dim, *ends)}"
         )
-    order = (dim, dim + 1) if kind is Kind.INVERSE else (dim + 1, dim)
-    value = value.reshape(*spatial, *ends)
-    return value.permute(*order, *range(dim - 1, -1, -1)).contiguous()
+    return minkowski_layout.to_canonical(kind, value, dim).contiguous()
 
 
 def _size(state: Mapping[str, Tensor]) -> tuple[UResNetConfig, int]:

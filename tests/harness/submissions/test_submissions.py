@@ -77,7 +77,7 @@ def test_equal_runs_give_equal_archives(write_records, make, tmp_path):
 
 def test_nothing_of_the_user_is_packed(write_records, make):
     record = make(outcome="crashed", backend="ocnn")
-    record["reason"] = "cannot open /home/mustermann/work/secret/net.py on darkstar (mustermann)"
+    record["reason"] = "cannot open /home/mustermann/private/secret/net.py on darkstar (mustermann)"
     record["note"] = "not a field of records"
     record["machine"] |= {"gpu_uuid": "GPU-1234", "name": "my desk"}
     found = pack([str(write_records([make(), record]))], Owner(("mustermann", "root", "vm")))
