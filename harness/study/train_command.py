@@ -20,7 +20,7 @@ from harness.spec.network import HELP as NETWORK_HELP
 from harness.spec.network import find_network
 from harness.study.mixture import MIXTURE_SEED, EventFolder, simulate_folders
 from harness.study.plan import Plan
-from harness.study.views import View
+from harness.study.views import View, event_files
 
 WEIGHTS_FILE = "weights.npz"
 MOST_HELD_OUT = 256
@@ -173,18 +173,9 @@ def _sizes(sources: list[str]) -> dict[str, int]:
     """
     sizes = {}
     for source in sources:
-        with open_in_child(_first_file(source)) as events:
+        file = event_files(source)[0] if Path(source).is_dir() else source
+        with open_in_child(file) as events:
             sizes[source] = events.size
             if not events.has_labels:
                 raise BadInput(f"{source} has no labels to train with; give events with labels")
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
-
-
-def _first_file(source: str) -> str:
-    """Return the first event file of a folder, or the source itself if it is no folder."""
-    if not Path(source).is_dir():
-        return source
-    files = sorted(Path(source).glob("*.h5"))
-    if not files:
-        raise BadInput(f"{source} holds no event files (*.h5); give a file or another folder")
-    return str(files[0])

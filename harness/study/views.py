@@ -88,14 +88,25 @@ class View:
         return TrackShowerSet(events) if self.classes == 2 else events
 
 
-def _open(source: str, size: int | None) -> EventSet:
-    folder = Path(source)
-    if not folder.is_dir():
-        return open_events(source, size=size)
-    files = sorted(folder.glob("*.h5"))
+def event_files(source: str) -> list[Path]:
+    """Return the event files of a folder, by name.
+
+    Raises
+    ------
+    BadInput
+        If the folder has none.
+    """
+    files = sorted(Path(source).glob("*.h5"))
     if not files:
-        raise BadInput(f"{folder} holds no event files; make them first")
-    return JoinedSets(str(folder), [open_events(file, size=size) for file in files])
+        raise BadInput(f"{source} holds no event files (*.h5); give a file or another folder")
+    return files
+
+
+def _open(source: str, size: int | None) -> EventSet:
+    if not Path(source).is_dir():
+        return open_events(source, size=size)
+    files = event_files(source)
+    return JoinedSets(str(Path(source)), [open_events(file, size=size) for file in files])
 
 
 class CroppedSet(EventSet):
