@@ -61,7 +61,8 @@ def claim(found: Sequence[SeriesChanges]) -> str:
     """Return the headline: how many series are worse than at their best."""
     worse = sum(s.severity > 0 for s in found)
     if worse:
-        return f"{worse} of {len(found)} series are worse than they were"
+        verb, subject = ("is", "it was") if worse == 1 else ("are", "they were")
+        return f"{worse} of {len(found)} series {verb} worse than {subject}"
     gained = sum(s.severity < 0 for s in found)
     if gained:
         return f"Nothing is worse than it was; {gained} of {len(found)} series gained"

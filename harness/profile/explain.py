@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import BadInput
 from harness.profile.profile import FILE, Profile, read_profile
-from harness.profile.ranges import HOST
+from harness.profile.ranges import HOST, kind_words
 from harness.report.style import FAINT, INK, SETTINGS, svg
 from harness.spec.metrics import format_value
 from harness.terminal import program
@@ -57,6 +57,11 @@ class LayerDifference:
         what = "between layers" if self.kind == HOST else f"{self.name} {self.kind}"
         return f"{what}, {self.direction}"
 
+    @property
+    def group_words(self) -> str:
+        """Description of the kind and direction of the layer for users."""
+        return kind_words(self.kind, self.direction)
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -89,23 +94,26 @@ class Explanation:
 
     @property
     def claim(self) -> str:
-        """A sentence: which of the two is slower, and by how much."""
+        """A sentence: which of the two is slower, by how much, and the kind with most of it."""
         first, second = self.names
-        return (
+        said = (
             f"{second} takes {format_value(abs(self.difference), 's')} "
-            f"{'longer' if self.difference >= 0 else 'less'} than {first} "
-            f"({format_value(self.after, 's')} against {format_value(self.before, 's')})"
+            f"{'longer' if self.difference >= 0 else 'less'} than {first}"
         )
+        same_sign = self.groups and self.groups[0].difference * self.difference > 0
+        if same_sign and abs(self.groups[0].share) > 0.5:
+            said += f", most of it in {self.groups[0].group_words}"
+        return said
 
     @property
     def groups(self) -> list[LayerDifference]:
-        """The differences summed by kind and direction, in descending order; named by the kind."""
+        """The differences summed by kind and direction, in descending order."""
         members: dict[tuple[str, str], list[LayerDifference]] = {}
         for part in self.parts:
             members.setdefault((part.kind, part.direction), []).append(part)
         found = [
             LayerDifference(
-                "between layers" if kind == HOST else kind,
+                "",
                 kind,
                 direction,
                 math.fsum(part.before or 0.0 for part in parts),
@@ -118,13 +126,14 @@ class Explanation:
 
     @property
     def reason(self) -> str:
-        """A sentence: the kind with most of the difference, and the layer that differs most."""
+        """Sentences: both times, the kind with most of the difference, and the layer."""
+        times = f"{format_value(self.after, 's')} against {format_value(self.before, 's')}."
         if not self.parts or not self.parts[0].difference:
-            return "No layer differs."
+            return f"{times} No layer differs."
         group, top = self.groups[0], self.parts[0]
         how_much = "Most" if abs(group.share) > 0.5 else "The largest part"
         return (
-            f"{how_much} of the difference is in {group.name}, {group.direction}: "
+            f"{times} {how_much} of the difference is in {group.group_words}: "
             f"{signed(group.difference)}. The layer that differs most is {top.words}: "
             f"{signed(top.difference)}."
         )
@@ -211,6 +220,12 @@ def signed(seconds: float) -> str:
     return f"{'+' if seconds >= 0 else '−'}{format_value(abs(seconds), 's')}"
 
 
+def percent(share: float) -> str:
+    """Format a share in percent, with its sign."""
+    value = round(100 * share)
+    return f"{'−' if value < 0 else ''}{abs(value)} %"
+
+
 def explanation_rows(found: Explanation) -> list[dict[str, Any]]:
     """Flatten an explanation for a spreadsheet or a program; seconds."""
     return [
@@ -240,12 +255,12 @@ def explanation_table(found: Explanation, lines: int = 40) -> Table:
     for group in found.groups:
         made.add_row(
             "all",
-            group.name,
+            "between layers" if group.kind == HOST else group.kind,
             group.direction,
             format_value(group.before, "s"),
             format_value(group.after, "s"),
             signed(group.difference),
-            f"{100 * group.share:.0f} %",
+            percent(group.share),
             style="bold",
         )
     made.add_section()
@@ -257,7 +272,7 @@ def explanation_table(found: Explanation, lines: int = 40) -> Table:
             format_value(part.before, "s"),
             format_value(part.after, "s"),
             signed(part.difference),
-            f"{100 * part.share:.0f} %",
+            percent(part.share),
             style="red" if part.difference > 0 else "green" if part.difference < 0 else "",
         )
     made.add_section()

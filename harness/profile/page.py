@@ -10,8 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.profile.explain import comparable, display_names, explain, signed, waterfall
+from harness.profile.explain import (
+    comparable,
+    display_names,
+    explain,
+    percent,
+    signed,
+    waterfall,
+)
 from harness.profile.profile import LayerProfile, MemoryProfile, Profile
+from harness.profile.ranges import kind_words
 from harness.profile.roofline import (
     RULE,
     Limit,
@@ -135,7 +143,7 @@ def render_profile_page(profiles: Sequence[Profile]) -> str:
     pair = len(profiles) == 2 and comparable(*profiles)
     explained = explain(*profiles) if pair else None
     made = environment("harness.profile")
-    made.filters |= {"signed": signed, "breakable": _breakable}
+    made.filters |= {"signed": signed, "percent": percent, "breakable": _breakable}
     ceilings = next((found for p in profiles if (found := ceilings_of(p))), None)
     page: str = made.get_template("profile.html.j2").render(
         looks=looks,
@@ -202,9 +210,7 @@ def kinds(profile: Profile) -> list[tuple[str, str, float, float]]:
     whole = profile.total or 1.0
     found = []
     for (kind, direction), seconds in sorted(sums.items(), key=lambda item: -item[1]):
-        words = kind if direction == "step" or kind == "host" else f"{kind}, {direction}"
-        if kind == "host":
-            words = f"between layers, {direction}"
+        words = kind_words(kind, direction)
         found.append((words, KIND_COLORS[kind], seconds, seconds / whole))
     return found
 

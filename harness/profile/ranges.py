@@ -29,6 +29,13 @@ _AGAIN = 1 << 20
 """Added to the code of a range that continues an earlier one and is not a call of its own."""
 
 
+def kind_words(kind: str, direction: str) -> str:
+    """Return the description of all layers of a kind, in one direction."""
+    if kind == HOST:
+        return f"between layers, {direction}"
+    return kind if direction == "step" else f"{kind}, {direction}"
+
+
 class RangeListener(Protocol):
     """Receives the begin and end of ranges, for another profiler, for example NVTX."""
 

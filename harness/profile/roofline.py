@@ -224,10 +224,9 @@ def _roof(axes: Axes, low: float, high: float, peak: float, copy: float, precisi
     axes.plot(steps, [min(peak, x * copy) for x in steps], color=INK, lw=0.8, ls=":")
     axes.annotate(
         f"{precision} peak {rate(peak)}, copy {rate(copy, 'B/s')}",
-        (high, peak),
-        xytext=(-4, 4),
+        (low, peak),
+        xytext=(4, 4),
         textcoords="offset points",
-        ha="right",
         fontsize=8.5,
     )
 
