@@ -548,6 +548,16 @@ class Measurement(TypedDict, total=False):
             most=LONGEST,
         ),
     ]
+    load_seconds: Annotated[
+        float,
+        Field(
+            "Time to open the events and to read those of the batch, before the engine is built.",
+            "s",
+            "harness.report.provenance",
+            least=0,
+            most=LONGEST,
+        ),
+    ]
     turn_samples: Annotated[
         list[int],
         Field(

@@ -86,8 +86,10 @@ class CellMeasurement:
         self._set_up_instruments(torch)
         from harness.run.workload import load_batch
 
+        start = time.perf_counter()
         self._batch, skipped = load_batch(job.cell, job.events)
         self.record |= {
+            "load_seconds": round(time.perf_counter() - start, 6),
             "budget_seconds": job.rule.budget,
             "sites": len(self._batch.sites),
             "skipped_empty": skipped,

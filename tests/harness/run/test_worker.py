@@ -57,6 +57,7 @@ def test_a_cell_is_checked_and_timed(phase, state, references):
     found = measure_cell(make_job("sscn", phase, state, references=references))
     assert (found["outcome"], found["reason"]) == ("ok", "")
     assert found["sites"] > 100
+    assert found["load_seconds"] > 0
     assert all(seconds > 0 for seconds in found["host_seconds"])
     stolen = found["conditions"]["stolen"]
     assert stolen is None or 0 <= stolen <= 1
