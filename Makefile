@@ -57,11 +57,11 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt $(NATIVE)
 	@touch $@
 
 # ocnn goes without its dependencies: it declares torchvision, never uses it, and that would
-# replace torch.
+# replace torch. Of axe-playwright-python only axe-core is used, without playwright.
 $(VENV)/.test: $(VENV)/.demo
 	@echo "installing what the tests need"
 	@$(PIP) --editable ".[spconv,spine,simulate,dask,asv,gpu,test]"
-	@$(PIP) --no-deps ocnn
+	@$(PIP) --no-deps ocnn axe-playwright-python
 	@if [ -e "$(MINKOWSKI)" ]; then $(PIP) --no-deps --no-index --find-links "$(WHEELS)" MinkowskiEngine; fi
 	@touch $@
 

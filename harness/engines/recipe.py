@@ -39,6 +39,8 @@ class Recipe:
         engine that is compiled; empty for wheels.
     source : mapping
         ``repository`` and ``commit`` of an engine that no package index has.
+    cuda : tuple of str
+        Versions of CUDA for which the engine has builds of their own.
     """
 
     engine: str
@@ -51,6 +53,7 @@ class Recipe:
     options: tuple[str, ...] = ()
     build: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
+    cuda: tuple[str, ...] = ()
 
     @classmethod
     def find(cls, requirement: str, cuda: str = "", *, torch: str = "") -> Self:
@@ -98,6 +101,7 @@ class Recipe:
             options=tuple(values.get("options", ())),
             build=values.get("build", {}),
             source=values.get("source", {}),
+            cuda=tuple(variants),
         )
 
 

@@ -21,6 +21,9 @@ from harness.submissions.rules import check_file
 DIGITS = 4
 """Significant digits of the numbers on the pages."""
 
+STOLEN = 0.005
+"""Share of the processors' time, taken by the host, from which it is shown."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -43,12 +46,29 @@ class Machine:
 
 @dataclass(frozen=True)
 class Entry:
-    """A submission in the catalogue: its archive's name, its machine and its results."""
+    """The results of a submission on one machine.
+
+    Attributes
+    ----------
+    identifier : str
+        Start of the digest of its records, for addresses.
+    file : str
+        Name of the archive.
+    submission : Submission
+        The archive.
+    machine : Machine
+        The machine.
+    utc : str
+        When the last record was made.
+    cells : tuple of CellSummary
+        The results.
+    """
 
     identifier: str
     file: str
     submission: Submission
     machine: Machine
+    utc: str
     cells: tuple[CellSummary, ...]
 
     @property
@@ -113,7 +133,8 @@ def _entries(file: str, submission: Submission) -> Iterable[Entry]:
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as lines:
         lines.write(submission.lines)
         lines.flush()
-        cells = summarize(store.read(lines.name))
+        frame = store.read(lines.name)
+    cells, utc = summarize(frame), str(frame["utc"].max())
     by_machine: dict[str, tuple[Machine, list[CellSummary]]] = {}
     for cell in cells:
         machine = _machine(cell.environment)
@@ -124,7 +145,7 @@ def _entries(file: str, submission: Submission) -> Iterable[Entry]:
         rest = [cell for key in unknown for cell in by_machine.pop(key)[1]]
         next(iter(by_machine.values()))[1].extend(rest)
     for machine, own in by_machine.values():
-        yield Entry(submission.sha256[:12], file, submission, machine, tuple(own))
+        yield Entry(submission.sha256[:12], file, submission, machine, utc, tuple(own))
 
 
 def _machine(environment: Environment) -> Machine:
@@ -141,7 +162,7 @@ QUESTION = ("device", "phase", "map", "size", "batch", "precision", "network", "
 
 COLUMNS = (
     *("submission", "machine", "engine", "question", "outcome"),
-    *("seconds", "low", "high", "memory", "error", "accuracy", "energy"),
+    *("seconds", "low", "high", "memory", "error", "accuracy", "energy", "throttled", "stolen"),
 )
 
 
@@ -208,6 +229,8 @@ def _numbers(m: CellSummary) -> list[float | int | None]:
         m.error,
         None if m.labelling is None else m.labelling.nonzero,
         m.values.get(ENERGY.key) if ok else None,
+        m.throttled / m.side.samples if m.throttled else None,
+        m.stolen if m.stolen and m.stolen >= STOLEN else None,
     )
     return [None if value is None else _rounded(value) for value in values]
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from backends.table import INSTALL
+from backends import defects
 from harness.files import make_folder, write_text
 from harness.report.html import environment, save
 from harness.results.summary import CellSummary
 from harness.site.catalogue import COLUMNS, QUESTION, Catalogue, Entry, to_data
+from harness.site.engine import history, install_commands, install_facts, plain_name, versions
 
 INITIAL = {"phase": "forward", "map": "cold", "size": "192", "batch": "1", "precision": "fp32"}
 """The filters of the rankings when the page is opened without any."""
@@ -146,7 +147,6 @@ class _Site:
     def write_engine(self, engine: str) -> None:
         """Write the page of an engine."""
         entries = _with(self._catalogue, engine)
-        name = engine.partition(":")[0]
         machines = {entry.machine.identifier: entry.machine for entry in entries}
         links = [
             (
@@ -155,26 +155,27 @@ class _Site:
             )
             for key, machine in machines.items()
         ]
-        versions = {
-            str(m.environment.facts[f"versions.{name}"])
-            for entry in entries
-            for m in entry.cells
-            if m.engine == engine and f"versions.{name}" in m.environment.facts
-        }
+        measured = versions(entries, engine)
         self._detail(
             engine_page(engine),
             "Engine",
             engine,
-            facts=[("versions", ", ".join(sorted(versions)))] if versions else [],
-            blocks=[("Install", (INSTALL.get(name, "part of sscn-bench"),))],
+            template="engine.html.j2",
+            facts=[("measured versions", ", ".join(measured))] if measured else [],
+            install=install_facts(engine),
+            blocks=[("Install and measure", install_commands(engine))],
+            defects=defects.known(plain_name(engine)),
+            history=history(entries, engine),
             links=links,
             links_title="Machines",
             failures=_failures([m for entry in entries for m in entry.cells if m.engine == engine]),
         )
 
-    def _detail(self, name: str, kind: str, heading: str, **values: Any) -> None:
+    def _detail(
+        self, name: str, kind: str, heading: str, template: str = "detail.html.j2", **values: Any
+    ) -> None:
         usual: dict[str, Any] = {"blocks": [], "facts": []}
-        self._write("detail.html.j2", name, kind=kind, heading=heading, **(usual | values))
+        self._write(template, name, kind=kind, heading=heading, **(usual | values))
 
 
 def _with(catalogue: Catalogue, engine: str) -> list[Entry]:

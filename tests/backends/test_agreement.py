@@ -2,14 +2,12 @@
 
 import itertools
 import os
-import tomllib
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 
-from backends import cases, registry, weights
+from backends import cases, defects, registry, weights
 from backends.agreement import TOLERANCE, WITHOUT_JUMPS, compare, rel_rmse
 from backends.arithmetic import autocast
 from backends.float64_reference import DENSE_VOXELS, compute_reference, reference_network
@@ -19,7 +17,6 @@ from backends.uresnet import UResNetConfig
 pytestmark = pytest.mark.agreement
 
 REAL = UResNetConfig(filters=8, depth=5, reps=1)
-EXPECTED = tomllib.loads(Path(__file__).with_name("expected_failures.toml").read_text())["failure"]
 
 
 @pytest.fixture(autouse=True)
@@ -27,14 +24,10 @@ def _expect_known_failures(request):
     """Turn what the data file lists into strict expected failures."""
     parameters = getattr(request.node, "callspec", None)
     engine = parameters.params.get("arithmetic") if parameters else None
-    for entry in EXPECTED:
-        if (
-            engine
-            and entry["engine"] == engine.name
-            and entry.get("device", engine.device) == engine.device
-            and entry.get("test", "(no test)") in request.node.name
-        ):
-            request.applymarker(pytest.mark.xfail(reason=entry["symptom"], strict=True))
+    for defect in defects.known(engine.name) if engine else ():
+        here = defect.device in ("", engine.device)
+        if here and defect.test and defect.test in request.node.name:
+            request.applymarker(pytest.mark.xfail(reason=defect.symptom, strict=True))
 
 
 def tolerance(engine):

@@ -188,3 +188,21 @@ def open_page(tmp_path):
         errors += [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
         browser.quit()
     assert not errors
+
+
+@pytest.fixture
+def violations():
+    """Return what axe-core finds on an open page: rule, place and reason."""
+    package = pytest.importorskip("axe_playwright_python", reason="needs axe-core")
+    script = (Path(package.__path__[0]) / "axe.min.js").read_text()
+    run = """
+        const done = arguments[arguments.length - 1];
+        axe.run().then(found => done(found.violations.flatMap(rule => rule.nodes.map(
+            node => [rule.id, node.target.join(" "), node.failureSummary]))));
+    """
+
+    def find(browser):
+        browser.execute_script(script)
+        return browser.execute_async_script(run)
+
+    return find

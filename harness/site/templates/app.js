@@ -22,6 +22,7 @@
   const bytes = (value) => scaled(value, [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"], [1, "B"]]);
   const joules = (value) => scaled(value, [[1, "J"], [1e-3, "mJ"]]);
   const share = (value) => (value === null ? "–" : `${(100 * value).toFixed(2)} %`);
+  const percent = (value) => (value === null ? "–" : `${Number((100 * value).toPrecision(2))} %`);
   const error = (value) => (value === null ? "–" : value.toExponential(1));
 
   // Filters: one select per part of a question, filled with the values that occur.
@@ -71,9 +72,14 @@
       .join(", ")));
     const scroll = element("div", undefined, { class: "scroll", tabindex: "0" });
     const table = element("table"), head = element("tr");
+    // Columns that only some results have are left out where none has.
+    const optional = [["accuracy", "accuracy", share], ["energy", "energy", joules],
+      ["throttled", "GPU throttled", percent], ["stolen", "taken by the host", percent]]
+      .filter(([name]) => rows.some((row) => row[at[name]] !== null));
     for (const [title, kind] of [["engine"], ["time", "n"], ["", "length"], ["slower", "n"],
-      ["memory", "n"], ["error", "n"], ["accuracy", "n"], ["energy", "n"], ["from"]])
-      head.append(element("th", title, kind ? { class: kind, scope: "col" } : { scope: "col" }));
+      ["memory", "n"], ["error", "n"], ...optional.map(([, title]) => [title, "n"]), ["from"]])
+      head.append(title ? element("th", title, { class: kind || "", scope: "col" })
+        : element("td", undefined, { class: kind }));
     table.append(element("thead"), element("tbody"));
     table.tHead.append(head);
     const longest = timed.length ? timed[timed.length - 1][at.seconds] : 1;
@@ -97,8 +103,7 @@
         ? `${Number((row[at.seconds] / timed[0][at.seconds]).toPrecision(3))}×` : "–");
       number(bytes(row[at.memory]));
       number(error(row[at.error]));
-      number(share(row[at.accuracy]));
-      number(joules(row[at.energy]));
+      for (const [name, , format] of optional) number(format(row[at[name]]));
       const source = DATA.submissions[row[at.submission]][0];
       line.insertCell().append(element("a", source, { href: `submissions/${source}.html` }));
     }

@@ -5,10 +5,14 @@ import re
 from urllib.parse import urlencode
 
 import pytest
+from markupsafe import escape
 
+from backends import defects
 from harness.__main__ import main
 from harness.events.sample import SHA256
 from harness.site.catalogue import read_catalogue
+from harness.site.engine import history
+from harness.site.pages import write_site
 from harness.submissions.archive import make_submission, write_archive
 
 EVENTS = {size: {"set": "sample", "sha256": SHA256[size], "seed": 4} for size in SHA256}
@@ -27,10 +31,13 @@ def submit(make_record, tmp_path):
             record = make_record(result if ok else 0.05, backend=engine, size=size, **changes)
             record["cell"]["events"] = EVENTS[size]
             record["machine"] = {"processor": processor, "threads": 2}
+            record["versions"] = {engine: about.get("version", "1.0")}
+            record |= about.get("record", {})
             records.append(record)
         folder = tmp_path / "submissions"
         folder.mkdir(exist_ok=True)
-        about.pop("reason", None)
+        for name_of_test in ("reason", "version", "record"):
+            about.pop(name_of_test, None)
         write_archive(folder / f"{name}.zip", make_submission(records, **about))
         return folder
 
@@ -142,6 +149,94 @@ def test_across_machines_only_ratios_to_one_engine_are_shown(site, open_page):
     assert cells.count("1×") == 2
     assert re.search(r"\b8\.[0-9]+×", cells)
     assert " ms" not in cells
+
+
+def test_energy_and_disturbance_are_shown_where_there_are_any(submit, tmp_path, open_page):
+    conditions = {"stolen": 0.031}
+    folder = submit(
+        "one", "Disturbed CPU", [("sscn", 192, 0.01)], record={"conditions": conditions}
+    )
+    submit("two", "Metered CPU", [("sscn", 192, 0.01)], record={"energy_joules": 0.25})
+    write_site(tmp_path / "site", read_catalogue(folder))
+    browser = open_page(tmp_path / "site" / "index.html", 1280)
+    shown = {}
+    for machine in ("Disturbed", "Metered"):
+        key = machine_named(tmp_path / "site", machine)
+        browser.get(f"file://{at(tmp_path / 'site', machine=key)}")
+        browser.refresh()
+        shown[machine] = browser.find_element("css selector", "#rankings table").text
+    assert "taken by the host" in shown["Disturbed"]
+    assert "3.1 %" in shown["Disturbed"]
+    assert "energy" not in shown["Disturbed"]
+    assert "250 mJ" in shown["Metered"]
+    assert "taken by the host" not in shown["Metered"]
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
+def test_pages_are_accessible(site, open_page, violations, width, dark):
+    browser = open_page(site / "index.html", width, dark=dark)
+    pages = [site / "index.html", site / "submissions.html", site / "engines" / "spconv.html"]
+    for page in (*pages, *site.glob("machines/*.html"), *site.glob("submissions/*.html")):
+        browser.get(page.as_uri())
+        assert violations(browser) == [], page
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_every_control_is_reached_by_the_tabulator(site, open_page):
+    from selenium.webdriver.common.keys import Keys
+
+    browser = open_page(site / "index.html", 400)
+    reached = set()
+    for _ in range(60):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        focused = browser.switch_to.active_element
+        reached.add(focused.get_attribute("name") or focused.text)
+    fields = browser.find_elements("css selector", "select, input")
+    assert reached >= {field.get_attribute("name") for field in fields}
+    assert reached >= {"rankings", "machines", "engines", "submissions", "reset", "spconv"}
+
+
+def test_a_printed_page_has_its_tables_and_no_controls(site, open_page):
+    browser = open_page(site / "index.html", 700)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert not browser.find_element("id", "filter").is_displayed()
+    assert browser.find_element("css selector", "#rankings table").is_displayed()
+    scroll = browser.find_element("css selector", "#rankings .scroll")
+    assert scroll.value_of_css_property("overflow-x") == "visible"
+
+
+def test_the_page_of_an_engine_has_its_recipe_and_its_defects(site):
+    page = (site / "engines" / "spconv.html").read_text()
+    assert "python -m harness engines install spconv --cuda 12.6" in page
+    for defect in defects.known("spconv"):
+        assert escape(defect.symptom) in page
+        assert escape(defect.handled) in page
+    own = (site / "engines" / "sscn.html").read_text()
+    assert "part of sscn-bench" in own
+    assert "engines install" not in own
+    assert "None is known" in own
+    assert "No machine has two submissions" in own
+
+
+def test_the_page_of_an_engine_has_its_times_over_dates_for_each_machine(submit, tmp_path):
+    def measured(name, processor, seconds, version, day):
+        about = {"version": version, "record": {"utc": f"2026-01-{day:02}T00:00:00Z"}}
+        return submit(name, processor, [("spconv", 192, seconds)], **about)
+
+    measured("c", "Example CPU", 0.020, "2.3.8", 9)
+    measured("a", "Example CPU", 0.050, "2.3.6", 1)
+    measured("b", "Example CPU", 0.040, "2.3.7", 5)
+    folder = measured("other", "Another CPU", 0.001, "2.3.8", 7)
+    found = history(read_catalogue(folder).entries, "spconv")
+    (series,) = found
+    assert series.machine.name == "Example CPU, 2 threads"
+    assert [point.version for point in series.points] == ["2.3.6", "2.3.7", "2.3.8"]
+    assert series.ratio == pytest.approx(0.4, rel=0.05)
+    write_site(tmp_path / "site", read_catalogue(folder))
+    page = (tmp_path / "site" / "engines" / "spconv.html").read_text()
+    assert "2026-01-01, 2.3.6" in page
+    assert "2026-01-09, 2.3.8" in page
+    assert page.count("<circle") == 3
 
 
 @pytest.mark.parametrize("page", ["index.html", "machines.html", "submissions.html"])
