@@ -39,6 +39,7 @@ BUILT_IN = {
     "warpconvnet": "backends.warpconvnet",
     "fvdb": "backends.fvdb",
     "torch-lattice": "backends.torch_lattice",
+    "flex-gemm": "backends.flex_gemm",
 }
 
 PROGRAMS = {"spine": "backends.spine_network"}

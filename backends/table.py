@@ -20,6 +20,7 @@ INSTALL = {
     "warpconvnet": "engines install warpconvnet: its source distribution, on a CUDA host",
     "fvdb": "engines install fvdb: its source distribution, on a CUDA host",
     "torch-lattice": "engines install torch-lattice, with Python 3.14 on a CUDA host",
+    "flex-gemm": "engines install flex-gemm, from its repository, on a CUDA or ROCm host",
 }
 """How to install an engine that is not available."""
 

@@ -121,7 +121,9 @@ OWN = {"backends", "harness", "suites", "benchmarks", "tests"}
 DISTRIBUTIONS = {"pynvml": "nvidia-ml-py", "yaml": "PyYAML"}
 """The name of a distribution whose package has another name."""
 
-ENGINES = {"fvdb", "ocnn", "sparseconvnet", "torch_lattice", "torchsparse", "warpconvnet"}
+ENGINES = {
+    *("flex_gemm", "fvdb", "ocnn", "sparseconvnet", "torch_lattice", "torchsparse", "warpconvnet")
+}
 """Engines that ``pip`` cannot install as a dependency; docs/engines.md says how to install them."""
 
 

@@ -22,6 +22,7 @@ OWNERS = {
     "warpconvnet": "warpconvnet.py",
     "fvdb": "fvdb.py",
     "torch_lattice": "torch_lattice.py",
+    "flex_gemm": "flex_gemm.py",
 }
 
 FORBIDDEN = {"backends": ("harness", "suites"), "harness": ("suites",), "suites": ()}

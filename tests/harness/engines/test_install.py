@@ -60,7 +60,7 @@ def test_a_version_and_a_cuda_choose_the_package():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["nonesuch"], "there is no recipe for 'nonesuch'; choose one of fvdb, minkowski"),
+        (["nonesuch"], "there is no recipe for 'nonesuch'; choose one of flex-gemm, fvdb"),
         (["spconv=2.3"], "there is no recipe for 'spconv=2.3'"),
         (["spconv", "--cuda", "9.0"], "spconv has no build for CUDA 9.0; choose one of 12.0"),
         (["torch-lattice", "--torch", "2.4"], "torch-lattice needs torch 2.11, not 2.4"),
