@@ -66,7 +66,7 @@ def install(
     from harness.engines.install import install as make
     from harness.engines.recipe import Recipe
 
-    recipe = Recipe.find(engine, cuda, torch=torch)
+    recipe = Recipe.find(engine, cuda, torch=torch, own_source=source is not None)
     start = time.monotonic()
 
     def say(text: str) -> None:

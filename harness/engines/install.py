@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from backends import environments
+from backends import environments, registry
 from backends.environments import Environment
 from harness.child_process import die_with_parent
 from harness.engines.recipe import Recipe
@@ -77,13 +77,15 @@ def install(recipe: Recipe, source: Path | None, say: Say) -> Environment:
 
 def _install(recipe: Recipe, source: Path | None, path: Path, step: _Steps) -> Environment:
     step.run("makes an environment", [sys.executable, "-m", "venv", str(path)])
+    if source is None and not recipe.source:
+        _find_versions(recipe, step)  # before torch, which takes a minute
     torch = f"torch=={_torch_version(recipe.torch)}"
     # The versions of here, so that engines differ in their package alone.
     needs = [f"{name}=={importlib.metadata.version(name)}" for name in WORKER_NEEDS]
-    step.pip(f"installs {torch}", [torch, *(WORKER_NEEDS if recipe.torch else needs)])
+    step.pip(f"installs {torch}", ["install", torch, *(WORKER_NEEDS if recipe.torch else needs)])
     build = recipe.build
     if build:
-        step.pip("installs what the build needs", build["requires"])
+        step.pip("installs what the build needs", ["install", *build["requires"]])
     wanted: list[str] = list(recipe.requires)
     if recipe.source:
         wanted = [str(_checked_out(recipe, source, path / "src", step))]
@@ -94,11 +96,10 @@ def _install(recipe: Recipe, source: Path | None, path: Path, step: _Steps) -> E
     minutes = f" (about {build['minutes']} minutes)" if build else ""
     what = f"{'compiles' if build else 'installs'} {recipe.engine} {recipe.version}".rstrip()
     search = f"{path / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
-    step.pip(
-        f"{what}{minutes}", [*options, *wanted], {"PATH": search, **build.get("environment", {})}
-    )
+    variables = {"PATH": search, **build.get("environment", {})}
+    step.pip(f"{what}{minutes}", ["install", *options, *wanted], variables)
     python = str(path / "bin" / "python")
-    frozen = step.run("", [python, "-m", "pip", "freeze", "--disable-pip-version-check"])
+    frozen = step.pip("", ["freeze"])
     (path / LOCK_FILE).write_text(frozen)
     proof = _proof(recipe, python, step)
     installed = re.search(r"^torch==(\S+)$", frozen, re.MULTILINE)
@@ -114,12 +115,27 @@ def _install(recipe: Recipe, source: Path | None, path: Path, step: _Steps) -> E
     return environment
 
 
+def _find_versions(recipe: Recipe, step: _Steps) -> None:
+    """Raise ``BadInput`` if the package index lacks a version that the recipe requires."""
+    for need in recipe.requires:
+        name, _, version = need.partition("==")
+        listed = step.pip(f"looks for {need}", ["index", "versions", name])
+        found = re.search(r"^Available versions: (.*)$", listed, re.MULTILINE)
+        offered = found[1].split(", ") if found else []
+        if version and version not in offered:
+            raise BadInput(
+                f"there is no {name} {version} for Python {sys.version_info[0]}."
+                f"{sys.version_info[1]} on the package index; it has {', '.join(offered) or 'none'}"
+            )
+
+
 def _proof(recipe: Recipe, python: str, step: _Steps) -> str:
     """Run the agreement test in the environment, and return its last line."""
     code = {"PYTHONPATH": str(environments.code(ROOT))}
-    probe = f"import {recipe.imports}"
     if "cpu" in recipe.devices:
-        step.run(f"imports {recipe.imports}", [python, "-P", "-c", probe], code)
+        # The adapter, because some engines cannot be imported without its preparations.
+        adapter = f"import {registry.module_name(recipe.engine)}"
+        step.run(f"imports {recipe.imports}", [python, "-P", "-c", adapter], code)
         command = [python, "-P", "-m", "backends.proof", recipe.engine]
         return step.run("compares it with float64", command, code).strip().splitlines()[-1]
     return "not proved: it needs a GPU"
@@ -159,10 +175,10 @@ class _Steps:
 
     def pip(
         self, title: str, words: Sequence[str], variables: Mapping[str, str] | None = None
-    ) -> None:
-        """Run ``pip install`` in the environment."""
-        pip = [str(self._path / "bin" / "python"), "-m", "pip", "install", "--no-input"]
-        self.run(title, [*pip, "--disable-pip-version-check", *words], variables)
+    ) -> str:
+        """Run a command of the environment's pip and return its output."""
+        pip = [str(self._path / "bin" / "python"), "-m", "pip", "--no-input"]
+        return self.run(title, [*pip, "--disable-pip-version-check", *words], variables)
 
 
 def cause(text: str) -> str:
@@ -199,6 +215,11 @@ def _refuse(recipe: Recipe, source: Path | None) -> None:
     for library in recipe.build.get("libraries", ()):
         if ctypes.util.find_library(library) is None:
             raise BadInput(f"{recipe.engine} needs the library {library}: install lib{library}-dev")
+    for header, package in recipe.build.get("headers", {}).items():
+        compiler = [os.environ.get("CXX", "c++"), "-x", "c++", "-E", "-"]
+        include = f"#include <{header}>\n".encode()
+        if subprocess.run(compiler, input=include, capture_output=True).returncode:
+            raise BadInput(f"{recipe.engine} needs the header {header}: install {package}")
 
 
 def _torch_version(wanted: str) -> str:

@@ -35,8 +35,9 @@ class Recipe:
     options : tuple of str
         Options of ``pip install``.
     build : mapping
-        ``requires``, ``programs``, ``libraries``, ``options``, ``environment``, ``minutes`` of an
-        engine that is compiled; empty for wheels.
+        ``requires``, ``programs``, ``libraries``, ``headers`` (with the system packages that have
+        them), ``options``, ``environment``, ``minutes`` of an engine that is compiled; empty for
+        wheels.
     source : mapping
         ``repository`` and ``commit`` of an engine that no package index has.
     cuda : tuple of str
@@ -56,7 +57,9 @@ class Recipe:
     cuda: tuple[str, ...] = ()
 
     @classmethod
-    def find(cls, requirement: str, cuda: str = "", *, torch: str = "") -> Self:
+    def find(
+        cls, requirement: str, cuda: str = "", *, torch: str = "", own_source: bool = False
+    ) -> Self:
         """Return the recipe for ``NAME`` or ``NAME==VERSION``.
 
         Parameters
@@ -67,6 +70,9 @@ class Recipe:
             The version of CUDA; empty for the CPU, or for an engine that uses torch's CUDA.
         torch : str
             The version of torch; empty for that of the recipe.
+        own_source : bool
+            Whether the user gives the source: then any version can be that of an engine which is
+            built from its repository.
 
         Raises
         ------
@@ -89,6 +95,11 @@ class Recipe:
         if torch and values.get("torch", torch) != torch:
             raise BadInput(f"{name} needs torch {values['torch']}, not {torch}")
         version = version or values["version"]
+        if "source" in values and version != values["version"] and not own_source:
+            raise BadInput(
+                f"the recipe builds {name} {values['version']}; give the source of {version} with "
+                "--source"
+            )
         first, last = map(str, values["python"])
         return cls(
             engine=name,

@@ -1,5 +1,6 @@
 """Engines are installed in environments of their own, whole or not at all."""
 
+import dataclasses
 import json
 import os
 import re
@@ -46,7 +47,7 @@ def test_every_recipe_is_of_a_known_engine_and_complete(name):
     assert all("{" not in need for need in found.requires)
     assert not found.source or re.fullmatch("[0-9a-f]{40}", found.source["commit"])
     assert set(found.build) <= {
-        *("requires", "programs", "libraries", "options", "environment", "minutes")
+        *("requires", "programs", "libraries", "headers", "options", "environment", "minutes")
     }
 
 
@@ -65,6 +66,7 @@ def test_a_version_and_a_cuda_choose_the_package():
         (["spconv", "--cuda", "9.0"], "spconv has no build for CUDA 9.0; choose one of 12.0"),
         (["torch-lattice", "--torch", "2.4"], "torch-lattice needs torch 2.11, not 2.4"),
         (["sparseconvnet", "--source", "nowhere"], "there is no folder nowhere"),
+        (["sparseconvnet==9"], "the recipe builds sparseconvnet 0.2; give the source of 9 with"),
         (["warpconvnet"], "needs nvcc, which is not here"),
     ],
 )
@@ -88,6 +90,13 @@ def test_a_compiler_that_is_missing_is_named(monkeypatch):
         install(Recipe.find("minkowski"), None, print)
 
 
+def test_a_header_that_is_missing_is_named_with_its_package(monkeypatch):
+    found = Recipe.find("torchsparse")
+    build = {"headers": {"no/such/header": "libnone-dev"}}
+    with pytest.raises(BadInput, match="needs the header no/such/header: install libnone-dev"):
+        install(dataclasses.replace(found, build=build), None, print)
+
+
 class Steps:
     """Steps that write an environment and install nothing; one of them may fail."""
 
@@ -100,10 +109,13 @@ class Steps:
             (Path(command[-1]) / "bin").mkdir(parents=True)
         if self.failing and self.failing in title:
             raise BadInput("it failed")
-        return "torch==2.13.0\nspconv==2.3.6\n" if "freeze" in command else "x\n30 of 30 passed\n"
+        if "freeze" in command:
+            return "torch==2.13.0\nspconv==2.3.6\n"
+        if "versions" in command:
+            return "WARNING: x\nspconv (2.3.8)\nAvailable versions: 2.3.8, 2.3.6\n"
+        return "x\n30 of 30 passed\n"
 
-    def pip(self, title, words, variables=None):
-        self.run(title, words)
+    pip = run
 
 
 def test_an_installation_is_registered_with_its_lock_and_proof(monkeypatch, cache):
@@ -118,6 +130,15 @@ def test_an_installation_is_registered_with_its_lock_and_proof(monkeypatch, cach
     assert not made.path.exists()
     with pytest.raises(BadInput, match=r"'spconv@2.3.6' is not installed .*; installed: none"):
         installing.remove(made.name)
+
+
+def test_a_version_that_does_not_exist_is_found_out_before_torch_is_fetched(monkeypatch, cache):
+    steps = Steps()
+    monkeypatch.setattr(installing, "_Steps", lambda *_: steps)
+    with pytest.raises(BadInput, match=r"no spconv 2.3.7 for Python .*; it has 2.3.8, 2.3.6$"):
+        install(Recipe.find("spconv==2.3.7"), None, print)
+    assert not any("torch" in title for title in steps.titles)
+    assert not list(cache.glob("*@*"))
 
 
 @pytest.mark.parametrize("failing", ["environment", "torch", "installs spconv", "float64"])
@@ -157,8 +178,7 @@ def test_a_version_that_no_index_has_is_one_sentence(cache):
     done = harness("engines", "install", "spconv==0.0.1")
     assert done.returncode == 2
     [line] = done.stderr.strip().splitlines()
-    assert "spconv@0.0.1 was not installed" in line
-    assert "distribution" in line or "network" in line
+    assert "there is no spconv 0.0.1 for Python" in line or "network" in line
     assert not list(cache.glob("*@*"))
 
 
@@ -176,6 +196,6 @@ def test_an_older_spconv_is_installed_proved_and_measured(cache, tmp_path):
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert {r["outcome"] for r in found} == {"ok"}
-    versions = {r["versions"]["engine"] for r in found if r["cell"]["backend"] == "spconv@2.3.6"}
+    versions = {r["versions"]["spconv@2.3.6"] for r in found if r["cell"]["backend"] == "spconv@2.3.6"}
     assert versions == {"2.3.6"}
     assert harness("engines", "remove", "spconv@2.3.6").returncode == 0
