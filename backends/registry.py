@@ -145,7 +145,7 @@ def _check_allowed(name: str, what: str, value: str, allowed: tuple[str, ...]) -
         raise Unsupported(f"{name} does not offer the {what} {value} here: {offer}")
 
 
-def probe(name: str, timeout: float = PROBE_TIMEOUT) -> Availability:
+def probe(name: str, timeout: float = PROBE_TIMEOUT, python: str = "") -> Availability:
     """Find out what an engine can do, in a child process, because its import may crash or hang.
 
     Parameters
@@ -154,6 +154,8 @@ def probe(name: str, timeout: float = PROBE_TIMEOUT) -> Availability:
         The engine.
     timeout : float
         Seconds after which the child process is killed, together with all processes it started.
+    python : str
+        The interpreter; by default that of the engine.
 
     Raises
     ------
@@ -165,7 +167,7 @@ def probe(name: str, timeout: float = PROBE_TIMEOUT) -> Availability:
     path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryFile() as answer:  # without a name: nothing remains of a killed process
         handle = answer.fileno()
-        command = [interpreter(name), "-P", "-m", "backends.probe", module, str(handle)]
+        command = [python or interpreter(name), "-P", "-m", "backends.probe", module, str(handle)]
         try:
             child = subprocess.Popen(
                 command,
@@ -212,7 +214,10 @@ def _exit(code: int) -> str:
 
 
 def probe_all(
-    engines: Iterable[str] | None = None, timeout: float = PROBE_TIMEOUT, workers: int | None = None
+    engines: Iterable[str] | None = None,
+    timeout: float = PROBE_TIMEOUT,
+    workers: int | None = None,
+    python: str = "",
 ) -> Iterator[Availability]:
     """Probe engines in parallel and yield each result as soon as it is available.
 
@@ -224,8 +229,10 @@ def probe_all(
         Seconds per engine.
     workers : int, optional
         Child processes at a time; by default one per processor.
+    python : str
+        The interpreter; by default that of each engine.
     """
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        jobs = [pool.submit(probe, name, timeout) for name in engines or names()]
+        jobs = [pool.submit(probe, name, timeout, python) for name in engines or names()]
         for job in as_completed(jobs):
             yield job.result()

@@ -25,7 +25,12 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            if ctx.invoked_subcommand == "run" and len(result) > 1:
+                from harness.compare.command import compare
+
+                compare(str(result[0]))  # with the records of the other side, which lie beside it
+            return result
         except KeyboardInterrupt:
             resumable = ctx.invoked_subcommand == "run"
             text = "stopped; --resume goes on from here" if resumable else "stopped"

@@ -19,10 +19,10 @@ from harness.compare.comparison import (
     disturbance,
     failures,
     finding,
+    headline,
     machine_labels,
     not_judged,
     standings,
-    tally,
 )
 from harness.compare.rows import accuracy_text, change_rows, spread, standing_rows
 from harness.errors import BadInput
@@ -305,7 +305,7 @@ def _print_tables(
     moved = sum(c.judgement.verdict is not Verdict.SAME for c in found)
     if moved:
         console.print(change_table(found, reasons=console.width >= WIDE))
-    console.print(tally(found))
+    console.print(headline(found), style="bold", markup=False)
     for sentence in not_judged(found):
         console.print(sentence, markup=False)
     if moved and console.width < WIDE:

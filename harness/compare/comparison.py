@@ -41,7 +41,19 @@ class Standing:
 
 @dataclass(frozen=True)
 class Change:
-    """Change of one metric of one cell between two runs."""
+    """Change of one metric of one cell between two runs.
+
+    Attributes
+    ----------
+    measured
+        The summary after, or before where the cell has none after.
+    before, after
+        The metric in both runs.
+    two_machines
+        Whether the times are of two machines, and not judged.
+    upgrades
+        Versions that differ between the runs, in words.
+    """
 
     measured: CellSummary
     metric: Metric
@@ -49,6 +61,7 @@ class Change:
     after: float | None
     judgement: Judgement
     two_machines: bool = False
+    upgrades: tuple[str, ...] = ()
 
 
 def standings(cells: Iterable[CellSummary]) -> list[Standing]:
@@ -169,7 +182,8 @@ def changes(
             reason = f"{judgement.reason} on {shown.environment.label}"
             judgement = replace(judgement, reason=reason)
         times = (old.seconds if old else None, new.seconds if new else None)
-        found.append(Change(shown, time, *times, judgement, bool(apart)))
+        newer = tuple(old.environment.upgrades(new.environment)) if old and new else ()
+        found.append(Change(shown, time, *times, judgement, bool(apart), newer))
         if apart or old is None or new is None or not (old.ok and new.ok):
             continue
         for metric, was, now in (
@@ -541,6 +555,12 @@ def tally(found: Iterable[Change]) -> str:
     """Count the verdicts, gravest first: ``1 SLOWER, 3 UNCLEAR, 20 SAME``."""
     counts = Counter(c.judgement.verdict for c in found)
     return ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v]) or "nothing to compare"
+
+
+def headline(found: Sequence[Change]) -> str:
+    """Return the versions that differ between two runs, and the counts of the verdicts."""
+    upgrades = dict.fromkeys(words for c in found for words in c.upgrades)
+    return ": ".join(filter(None, (", ".join(upgrades), tally(found))))
 
 
 def common_drift(found: Iterable[Change]) -> float | None:

@@ -16,9 +16,9 @@ from harness.compare.comparison import (
     disturbance,
     failures,
     finding,
+    headline,
     machine_labels,
     not_judged,
-    tally,
 )
 from harness.compare.event_display import display_event
 from harness.compare.figures import (
@@ -123,7 +123,7 @@ def render(
             two_runs=frame_before is not None,
             changes=moved[:ROWS_SHOWN],
             change_count=len(moved),
-            tally=tally(found),
+            headline=headline(found),
             not_judged=not_judged(found),
             drift=common_drift(found),
             disturbance=disturbance(measured),

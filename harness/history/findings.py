@@ -178,7 +178,9 @@ def _lost(points: Sequence[Point]) -> Change | None:
 
 
 def _range(points: Sequence[Point], good: int, bad: int) -> str:
-    return f"{short(points[max(good, 0)].commit)}..{short(points[bad].commit)}"
+    """Return a range of commits; one commit for points of two environments."""
+    ends = (short(points[max(good, 0)].commit), short(points[bad].commit))
+    return "..".join(dict.fromkeys(ends))
 
 
 def short(commit: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 from bisect import bisect_right
 from collections import defaultdict
@@ -123,7 +124,7 @@ def load(results: Path, commits: Commits) -> dict[Key, list[Point]]:
     Returns
     -------
     dict
-        Points in the order of commits, by series.
+        Points in the order of commits, those of one commit in the order of versions, by series.
     """
     series: dict[Key, list[Point]] = defaultdict(list)
     recorded: set[Identity] = set()
@@ -134,7 +135,15 @@ def load(results: Path, commits: Commits) -> dict[Key, list[Point]]:
         if _asv_identity(value) not in recorded:
             key, point = _of_asv(value, commits)
             series[key].append(point)
-    return {key: sorted(points, key=lambda p: p.order) for key, points in series.items()}
+    return {
+        key: sorted(points, key=lambda p: (p.order, _version_order(p.versions)))
+        for key, points in series.items()
+    }
+
+
+def _version_order(versions: Mapping[str, str]) -> list[list[int]]:
+    """Order the points of one commit, of several environments, by their versions."""
+    return [[int(digits) for digits in re.findall(r"\d+", text)] for text in versions.values()]
 
 
 def _files(results: Path) -> list[Path]:
@@ -158,14 +167,14 @@ def _of_records(files: Sequence[Path], commits: Commits) -> Iterator[tuple[Key, 
         order = commits.order(commit.rstrip(DIRTY), str(part["utc"].min()))
         if commit.endswith(DIRTY):
             order = order[0] + 0.25, order[1]  # after the commit itself
-        versions = _versions(part)
         for measured in summarize(part.reset_index(drop=True)):
-            own_versions = {
-                name: versions[name]
+            facts = measured.environment.facts
+            versions = {
+                name: str(facts[f"versions.{name}"])
                 for name in (measured.cell.backend, "torch")
-                if name in versions
+                if f"versions.{name}" in facts
             }
-            yield from _points(measured, commit, machine, order, own_versions)
+            yield from _points(measured, commit, machine, order, versions)
 
 
 def _machines(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -192,17 +201,6 @@ def _text(value: Any) -> str:
     if value is None or value != value:
         return ""
     return str(int(value)) if isinstance(value, float) else str(value)
-
-
-def _versions(frame: pd.DataFrame) -> dict[str, str]:
-    """The versions in the records of one commit; the last of several."""
-    found = {}
-    for column in frame.columns:
-        if str(column).startswith("versions."):
-            values = [v for v in frame[column].tolist() if isinstance(v, str)]
-            if values:
-                found[str(column).removeprefix("versions.")] = values[-1]
-    return found
 
 
 def _points(

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from harness.child_process import die_with_parent, private_output
+from harness.instruments.allocator import keep_freed_memory
 from harness.profile import memory
 from harness.profile.cell_profiler import CellProfiler, Settings
 from harness.run.failures import classify
@@ -33,6 +34,8 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         resident = request.get("resident")
         if resident is not None:
             memory.return_freed_memory()
+        else:
+            keep_freed_memory()  # as in the workers of a run
         profiler = CellProfiler(Job.from_json(request["job"]), Settings(**request["settings"]))
         if resident is not None:
             found = profiler.profile_memory(*resident)

@@ -14,6 +14,7 @@ from harness.errors import BadInput
 from harness.profile.profile import Profile, memory_from_json, write_profile
 from harness.results import store
 from harness.run.job import Job
+from harness.run.source import EngineSource
 from harness.spec.cell import RANDOM, TRAINED, Cell, EventSpec
 from harness.spec.network import HELP as NETWORK_HELP
 from harness.spec.network import find_network
@@ -35,6 +36,10 @@ def profile(
     weights: Annotated[
         str, typer.Option(help="trained, random, or an .npz file of a network's weights.")
     ] = TRAINED,
+    env: Annotated[
+        str | None,
+        typer.Option(help="An installed engine NAME@VERSION, or the path of a Python to use."),
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads; 0: all processors.", min=0)] = 0,
     seconds: Annotated[
         float, typer.Option(help="Time for calls, alternately with and without ranges.", min=0.01)
@@ -46,6 +51,7 @@ def profile(
 ) -> None:
     """Show the time and memory of each layer of a cell, beside the limits of the machine."""
     from backends.registry import module_name, probe
+    from harness.run.against import environment_source
     from harness.run.plan import unavailable_reason, with_events, with_weights
     from harness.run.weight_files import find_weights
     from harness.spec.suite import TYPICAL_SEED, parse_engine
@@ -70,13 +76,16 @@ def profile(
     if cell.phase not in ("forward", "step"):
         raise BadInput(f"only forward and step can be profiled, not {cell.phase}")
     cell = with_weights(with_events([cell], events), find_weights(weights))[0]
-    reason = unavailable_reason(cell, probe(name))
+    code, only = environment_source(env) if env is not None else (EngineSource.here(), "")
+    if only and name.partition("@")[0] != only:
+        raise BadInput(f"{env} has {only} alone, not {name}")
+    reason = unavailable_reason(cell, probe(name, python=code.python))
     if reason:
         raise BadInput(f"cannot profile {cell.engine}: {reason}")
     folder = out or new_folder(cell)
     used = "" if cell.weights == RANDOM else weights
     job = Job(cell, events, threads=threads, weights=used)
-    found = profile_cell(job, folder, seconds, timeout)
+    found = profile_cell(job, folder, seconds, timeout, code)
     write_profile(found, folder)
     print_profile(found, folder, table_console())
 
@@ -87,8 +96,23 @@ def new_folder(cell: Cell, results: Path = store.RESULTS) -> Path:
     return results / "profiles" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{'-'.join(words)}"
 
 
-def profile_cell(job: Job, folder: Path, seconds: float, timeout: float) -> Profile:
+def profile_cell(
+    job: Job, folder: Path, seconds: float, timeout: float, code: EngineSource | None = None
+) -> Profile:
     """Profile a cell in a separate process that has the device to itself.
+
+    Parameters
+    ----------
+    job : Job
+        The cell.
+    folder : Path
+        Destination of the trace.
+    seconds : float
+        Time for calls with and without ranges.
+    timeout : float
+        Longest time for the passes of one process, in seconds.
+    code : EngineSource, optional
+        The engines; by default those beside this harness.
 
     Raises
     ------
@@ -98,7 +122,6 @@ def profile_cell(job: Job, folder: Path, seconds: float, timeout: float) -> Prof
     from backends.registry import interpreter
     from harness.run.failures import Failed
     from harness.run.locks import device_lock
-    from harness.run.source import EngineSource
     from harness.run.worker_process import LocalWorker
 
     try:
@@ -107,8 +130,9 @@ def profile_cell(job: Job, folder: Path, seconds: float, timeout: float) -> Prof
         raise BadInput(
             f"cannot write to {folder} ({error.strerror}); give another folder with --out"
         ) from None
-    code = EngineSource.here()
-    command = code.command(interpreter(job.cell.backend), "harness.profile.child")
+    code = code or EngineSource.here()
+    python = code.python or interpreter(job.cell.backend)
+    command = code.command(python, "harness.profile.child")
     request: dict[str, Any] = {
         "job": job.to_json(),
         "settings": {

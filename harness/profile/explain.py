@@ -179,14 +179,25 @@ def comparable(first: Profile, second: Profile) -> bool:
 
 
 def display_names(profiles: Sequence[Profile]) -> Any:
-    """Name each profile by its engine, and by its commit if an engine occurs more than once."""
+    """Name each profile by its engine.
+
+    If an engine occurs more than once, the versions that differ are added, or else the commits.
+    """
     engines = [profile.cell.engine for profile in profiles]
     named = []
     for profile, engine in zip(profiles, engines, strict=True):
-        twice = engines.count(engine) > 1
+        twins = [each for each in profiles if each.cell.engine == engine]
+        apart = [
+            version if package == profile.cell.backend else f"{package} {version}"
+            for package, version in profile.versions.items()
+            if package != "sscn-bench"  # the commit says more
+            and any(twin.versions.get(package, version) != version for twin in twins)
+        ]
         commit = str(profile.code.get("commit", ""))[:10]
         dirty = "+" if profile.code.get("dirty") else ""
-        named.append(f"{engine} {commit}{dirty}".strip() if twice else engine)
+        if len(twins) > 1:
+            engine = f"{engine} {', '.join(apart) or commit + dirty}".strip()
+        named.append(engine)
     return tuple(
         name if named.count(name) == 1 else f"{name} ({place})"
         for place, name in enumerate(named, 1)

@@ -31,6 +31,7 @@ RANGES = (
     ("memory limit of a worker", ("memory.limit_bytes",), "bytes"),
     ("interval of NVML readings", ("memory.nvml_interval_s",), "s"),
     ("reading the events of a batch", ("load_seconds",), "s"),
+    ("warm-up, with compilation and tuning", ("tuning_seconds",), "s"),
     ("load", tuple(f"{moment}load" for moment in CONDITIONS), ""),
     ("GPU clock", tuple(f"{moment}sm_clock_mhz" for moment in CONDITIONS), "MHz"),
     ("GPU temperature", tuple(f"{moment}temperature_c" for moment in CONDITIONS), "°C"),

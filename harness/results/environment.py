@@ -67,6 +67,14 @@ class Environment:
         both = (name for name in self.facts if name in other.facts)
         return [name for name in both if self.facts[name] != other.facts[name]]
 
+    def upgrades(self, later: Environment) -> list[str]:
+        """Return the versions that differ, in words: ``spconv 2.3.6 to 2.3.8``."""
+        return [
+            f"{_name(name)} {self.facts[name]} to {later.facts[name]}"
+            for name in self.differing(later)
+            if name.startswith("versions.")
+        ]
+
     def difference(self, other: Environment) -> str:
         """Return the facts that differ, in words: ``threads 2 and 4, torch 2.12 and 2.13``."""
         return ", ".join(

@@ -518,6 +518,17 @@ class Measurement(TypedDict, total=False):
             readers="harness.report.provenance",
         ),
     ]
+    tuning_seconds: Annotated[
+        float,
+        Field(
+            "Time of the first call and of the calls until they got no faster, with the "
+            "compilation and tuning of the engine; absent where the first call is the sample.",
+            "s",
+            "harness.spec.metrics, harness.report.provenance",
+            above=0,
+            most=LONGEST,
+        ),
+    ]
     host_seconds: Annotated[
         list[float],
         Field(

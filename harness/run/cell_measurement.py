@@ -122,6 +122,7 @@ class CellMeasurement:
         if cell.map != "first":
             self._measure_memory()
             self._warm(seconds)
+            self.record["tuning_seconds"] = round(seconds + sum(self._warm_up), 6)
 
     def sample(self, seconds: float) -> tuple[list[float], list[float]]:
         """Take at least one sample, and more for a given duration.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,6 +57,13 @@ def run(
     against: Annotated[
         str | None, typer.Option(help="A commit to measure in turns with this code.")
     ] = None,
+    against_env: Annotated[
+        str | None,
+        typer.Option(
+            help="An installed engine NAME@VERSION, or the path of a Python with torch and the "
+            "engines, to measure in turns with this environment."
+        ),
+    ] = None,
     dask: Annotated[
         str | None, typer.Option(help="A scheduler's address, or local:N for N devices here.")
     ] = None,
@@ -70,6 +78,7 @@ def run(
 ) -> list[Path]:
     """Measure a suite, and write a record for each cell."""
     from backends.registry import module_name, probe_all
+    from harness.run.against import checked_out, environment_engines, environment_source
     from harness.run.plan import with_events, with_weights
     from harness.run.resume import Machines, this_machine
     from harness.run.rounds import Settings, default_out, latest_out, measure_locally
@@ -82,6 +91,12 @@ def run(
 
     chosen = find_suite(suite)
     require_temporary_space()
+    if against is not None and against_env is not None:
+        raise BadInput("give --against or --against-env, not both")
+    other, only = None, ""
+    if against_env is not None:
+        other, only = environment_source(against_env)
+        backend = backend or ([only] if only else None)
     engines = [parse_engine(text)[0] for text in backend or chosen.engines]
     left_out = set(exclude or ())
     for name in (*engines, *left_out):
@@ -93,6 +108,12 @@ def run(
             raise BadInput(
                 f"{name} cannot run here: {found[name].reason}; see: {program()} backends"
             )
+    found_against = None
+    if other is not None:
+        foreign = [name for name in engines if only and name.partition("@")[0] != only]
+        if foreign:
+            raise BadInput(f"{against_env} has {only} alone, not {foreign[0]}")
+        found_against = environment_engines(other, engines, engines if backend else ())
     if device is None:
         capable = [answer.capabilities for answer in found.values() if answer.capabilities]
         device = "cuda" if any("cuda" in can.devices for can in capable) else "cpu"
@@ -130,13 +151,9 @@ def run(
 
         executor, machines = dask_executor(dask), dask_machines(dask)
     where: Any = {"executor": executor, "machines": machines}
-    if against is None:
-        outs = measure(cells, settings, found, console, **where)
-    else:
-        from harness.run.against import checked_out
-
-        with checked_out(against) as other:
-            outs = measure(cells, settings, found, console, against=other, **where)
+    with checked_out(against) if against is not None else nullcontext(other) as beside:
+        sides: Any = {"against": beside, "found_against": found_against}
+        outs = measure(cells, settings, found, console, **sides, **where)
     for path in outs:
         console.print(f"records: {path}", highlight=False, soft_wrap=True)
     return outs

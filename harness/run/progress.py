@@ -31,7 +31,7 @@ class RunProgress:
     now : callable
         Clock, in seconds.
     other : EngineSource, optional
-        Source that is measured in turns with this one; its cells are shown with its commit.
+        Source that is measured in turns with this one; its cells are shown with its label.
     cost : callable, optional
         The expected time of a cell, in any unit; by default all cells take equally long.
     work : float
@@ -113,10 +113,10 @@ class RunProgress:
         self._live.update(self._line, completed=self._done)
 
     def _title(self, cell: Cell, source: EngineSource | None) -> str:
-        """Return the title of a cell, with the commit if it is the other source's."""
+        """Return the title of a cell, with the source's label if it is the other one."""
         if self._other is None or source != self._other:
             return cell.title
-        return f"{cell.title} at {self._other.commit[:12]}"
+        return f"{cell.title} {source.label}"
 
     def _left(self) -> str:
         """Return an estimate of the time left, from the cells measured so far."""

@@ -72,7 +72,7 @@ def recorded_cells(
         cell = Cell.from_json(record["cell"])
         if record.get("machine") and cell.device not in present:
             present[cell.device] = machines(cell.device, threads)
-        own = _current(source, cell, found, budget, python(cell.backend))
+        own = _current(source, cell, found, budget, source.python or python(cell.backend))
         differences = [
             _differences(record, {**own, **{f"machine.{name}": v for name, v in each.items()}})
             for each in present.get(cell.device) or [{}]

@@ -78,9 +78,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Side:
-    """A source of engines, and the file of its records."""
+    """A source of engines, what they can do there, and the file of their records."""
 
     source: EngineSource
+    found: Mapping[str, Availability]
     out: Path
 
 
@@ -112,6 +113,7 @@ def run(
     *,
     source: EngineSource | None = None,
     against: EngineSource | None = None,
+    found_against: Mapping[str, Availability] | None = None,
     executor: Executor = measure_locally,  # type: ignore[assignment]
     machines: Machines = this_machine,
     python: Callable[[str], str] = interpreter,
@@ -132,6 +134,8 @@ def run(
         The engines to measure; by default those beside this harness.
     against : EngineSource, optional
         Other source, measured in turns with this one; its records go to ``against_path``.
+    found_against : mapping, optional
+        Name of an engine -> its availability there; by default as here.
     executor : callable
         Measures the tasks.
     machines : callable
@@ -144,16 +148,17 @@ def run(
     list of Path
         The files of records.
     """
-    sides = [Side(source or EngineSource.here(), settings.out)]
+    sides = [Side(source or EngineSource.here(), found, settings.out)]
     if against is not None:
-        sides.append(Side(against, against_path(settings.out)))
+        sides.append(Side(against, found_against or found, against_path(settings.out)))
+        found = _on_both(*sides)
     for side in sides:
         refuse_irregular(side.out)
         store.check_writable(side.out)
     with contextlib.ExitStack() as stack:
         for side in sides:
             stack.enter_context(file_lock(side.out))
-        identity, seed, done = _begin(sides, settings, found, python, machines)
+        identity, seed, done = _begin(sides, settings, python, machines)
         references = stack.enter_context(run_folder())
         todo = _tasks(cells, sides, settings, found, str(references), seed, python)
         todo = [
@@ -254,10 +259,27 @@ def latest_out(suite: str, results: Path = store.RESULTS) -> Path:
     return found
 
 
+@dataclass(frozen=True)
+class _Absent:
+    """The availability of an engine that cannot run."""
+
+    reason: str
+    capabilities: None = None
+
+
+def _on_both(here: Side, other: Side) -> dict[str, Availability]:
+    """Return what engines can do here, and which of them cannot run on the other side."""
+    return {
+        name: _Absent(f"{own.reason} ({other.source.label})")
+        if own.capabilities is None and here.found[name].capabilities is not None
+        else here.found[name]
+        for name, own in other.found.items()
+    }
+
+
 def _begin(
     sides: Sequence[Side],
     settings: Settings,
-    found: Mapping[str, Availability],
     python: Callable[[str], str],
     machines: Machines,
 ) -> tuple[str, int, set[tuple[EngineSource, str, int]]]:
@@ -271,7 +293,7 @@ def _begin(
         cells, run, recorded_seed = recorded_cells(
             side.out,
             side.source,
-            found,
+            side.found,
             threads=settings.threads,
             budget=settings.rule.budget,
             machines=machines,
@@ -317,7 +339,7 @@ def _tasks(
                         ),
                         round=number,
                         source=side.source,
-                        python=python(cell.backend),
+                        python=side.source.python or python(cell.backend),
                         timeout=settings.timeout,
                     )
                     for cell in group

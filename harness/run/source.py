@@ -1,4 +1,4 @@
-"""The source of the engines that a worker measures: this working copy or another commit."""
+"""The source of the engines that a worker measures: a commit, and the environment it runs in."""
 
 from __future__ import annotations
 
@@ -23,11 +23,22 @@ class EngineSource:
         Its commit; empty outside a repository.
     dirty : bool
         Whether tracked files differ from that commit.
+    python : str
+        The interpreter of every engine; empty for that of each engine.
+    environment : str
+        The interpreter as the user names it; empty if ``python`` is.
     """
 
     root: Path
     commit: str
     dirty: bool
+    python: str = ""
+    environment: str = ""
+
+    @property
+    def label(self) -> str:
+        """The source beside this working copy, in words."""
+        return f"in {self.environment}" if self.environment else f"at {self.commit[:12]}"
 
     @classmethod
     def here(cls) -> EngineSource:

@@ -28,8 +28,17 @@ _ERROR_BYTES = 4000
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
-_CACHE_VARIABLES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH")
-"""Where Triton, torch.compile and the CUDA driver keep what they have compiled."""
+_TUNERS = (
+    *("WARPCONVNET_BENCHMARK_CACHE_DIR", "WARPCONVNET_BENCHMARK_CACHE_DIR_OVERRIDE"),
+    *("FLEX_GEMM_AUTOTUNE_CACHE_PATH", "TRITON_CACHE_DIR"),
+)
+"""Variables of the places where engines keep which of their kernels they found to be fastest.
+
+``spconv-triton`` keeps that in Triton's cache, beside what Triton has compiled.
+"""
+
+_COMPILERS = ("TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH")
+"""Where torch.compile and the CUDA driver keep what they have compiled."""
 
 
 class Worker(Protocol):
@@ -61,9 +70,12 @@ class LocalWorker:
         Starts the worker; the file descriptors of its two channels are appended.
     threads : int
         Threads for OpenMP and BLAS; 0 for one per processor that this process may use.
-    caches : str or None
-        A folder in which compilers get a cache of this worker's own, so that they start without the
-        results of earlier processes; empty for the temporary folder, None for the user's caches.
+    caches : str
+        A folder for the caches of this worker's own, in which tuners find no choices of earlier
+        processes; empty for the temporary folder.
+    first : bool
+        Whether the first call is measured: compilers get a cache of this worker's own, too. What
+        they compile does not depend on measurements, and other workers use the user's caches.
 
     Raises
     ------
@@ -73,13 +85,13 @@ class LocalWorker:
         If the temporary folder cannot be used.
     """
 
-    def __init__(self, command: list[str], threads: int = 0, *, caches: str | None = None) -> None:
+    def __init__(
+        self, command: list[str], threads: int = 0, *, caches: str = "", first: bool = False
+    ) -> None:
         count = str(threads or len(os.sched_getaffinity(0)))
         try:
             self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
-            self._caches = None
-            if caches is not None:
-                self._caches = tempfile.TemporaryDirectory(dir=caches or None)
+            self._caches = tempfile.TemporaryDirectory(dir=caches or None)
         except OSError as error:
             raise temporary_failure(error) from None
         commands, self._commands = os.pipe()
@@ -88,10 +100,12 @@ class LocalWorker:
         self._unread = b""
         self._closed = False
         self.partial: Measurement = {}
+        names = (*_TUNERS, *_COMPILERS) if first else _TUNERS
+        own = {name: str(Path(self._caches.name, name.lower())) for name in names}
         try:
             self._process = subprocess.Popen(
                 [*command, str(commands), str(answers)],
-                env=os.environ | dict.fromkeys(_THREAD_VARIABLES, count) | self._private(),
+                env=os.environ | dict.fromkeys(_THREAD_VARIABLES, count) | own,
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
@@ -104,12 +118,6 @@ class LocalWorker:
         finally:
             os.close(commands)
             os.close(answers)
-
-    def _private(self) -> dict[str, str]:
-        """Return the variables that place the caches of compilers in a folder of this worker."""
-        if self._caches is None:
-            return {}
-        return {name: str(Path(self._caches.name, name.lower())) for name in _CACHE_VARIABLES}
 
     @property
     def pid(self) -> int:
@@ -210,8 +218,7 @@ class LocalWorker:
             self._process.wait(GRACE)
         self._signal(signal.SIGKILL)
         self._process.wait()
-        if self._caches is not None:
-            self._caches.cleanup()
+        self._caches.cleanup()
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -236,5 +243,6 @@ def _oom_kills() -> int:
 def start_local(task: Task) -> Worker:
     """Start a worker for a task on this machine."""
     command = task.source.command(task.python)
-    caches = task.job.references if task.job.cell.map == "first" else None
-    return LocalWorker(command, task.job.threads, caches=caches)
+    job = task.job
+    first = job.cell.map == "first"
+    return LocalWorker(command, job.threads, caches=job.references, first=first)

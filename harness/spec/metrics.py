@@ -84,6 +84,7 @@ NVML_PEAK = Metric(
 OUTSIDE_TORCH = Metric(
     "memory.outside_torch_bytes", "device memory outside torch", "bytes", "lower", 0.05
 )
+WARM_UP = Metric("tuning_seconds", "warm-up with tuning", "s", "lower", 0.5)
 ENERGY = Metric("energy_joules", "energy an event", "J", "lower", 0.05)
 MAX_ABS_ERROR = Metric("error.max_abs", "largest error of a logit", "", "lower", 1e-3)
 REL_RMSE = Metric("error.rel_rmse", "relative error of the logits", "", "lower", 1e-4)
@@ -103,6 +104,7 @@ METRICS = (
     TORCH_RESERVED,
     NVML_PEAK,
     OUTSIDE_TORCH,
+    WARM_UP,
     ENERGY,
     MAX_ABS_ERROR,
     REL_RMSE,

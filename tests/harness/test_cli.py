@@ -115,6 +115,12 @@ def one_sentence(done):
         (["run", "demo", "--backend", "sscn", "--batch", "0"], "batch must be a whole number"),
         (["run", "demo", "--backend", "sscn", "--device", "tpu"], "device must be one of"),
         (["run", "demo", "--backend", "sscn", "--against", "nocommit"], "is no commit of"),
+        (["run", "demo", "--backend", "sscn", "--against-env", "nowhere"], "is neither an inst"),
+        (["run", "demo", "--against", "HEAD", "--against-env", "x"], "not both"),
+        (
+            ["profile", "--backend", "sscn", "--size", "192", "--batch", "1", "--env", "nowhere"],
+            "is neither an installed environment",
+        ),
         (["run", "demo", "--backend", "sscn", "--dask", "local:0"], "write local:2"),
         (["run", "demo", "--timeout", "nan"], "--timeout must be a finite number above 0, not nan"),
         (["run", "demo", "--budget", "inf"], "--budget must be a finite number above 0, not inf"),

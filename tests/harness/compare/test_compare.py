@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from harness.compare.command import compare
-from harness.compare.comparison import changes, common_drift, finding, standings, tally
+from harness.compare.comparison import changes, common_drift, finding, headline, standings, tally
 from harness.errors import BadInput
 from harness.report.rows import speed
 from harness.results.store import read
@@ -233,6 +233,24 @@ def test_a_run_measured_against_another_commit_is_compared_with_it(write_records
     result = run(after, "--fail-on", "slower")
     assert result.exit_code == 1
     assert "failed on 6 SLOWER" in result.output
+
+
+def test_versions_that_differ_stand_in_the_headline(write_records, run_records):
+    def measured(version, **changes):
+        found = run_records(rounds=2, **changes)
+        for record in found:
+            record["versions"] = {"torch": "2.13.0", record["cell"]["backend"]: version}
+        return found
+
+    before = write_records(measured("2.3.6"), "run.against.jsonl")
+    after = write_records(measured("2.3.8"), "run.jsonl")
+    found = changes(summarize(read(before)), summarize(read(after)))
+    engines = dict.fromkeys(c.measured.cell.backend for c in found)
+    words = [f"{engine} 2.3.6 to 2.3.8" for engine in engines]
+    said = headline(found)
+    assert sorted(said.partition(": ")[0].split(", ")) == sorted(words)
+    assert said.endswith(tally(found))
+    assert said in " ".join(run(after).output.split())
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,8 @@ def test_an_older_spconv_is_installed_proved_and_measured(cache, tmp_path):
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert {r["outcome"] for r in found} == {"ok"}
-    versions = {r["versions"]["spconv@2.3.6"] for r in found if r["cell"]["backend"] == "spconv@2.3.6"}
+    versions = {
+        r["versions"]["spconv@2.3.6"] for r in found if r["cell"]["backend"] == "spconv@2.3.6"
+    }
     assert versions == {"2.3.6"}
     assert harness("engines", "remove", "spconv@2.3.6").returncode == 0

@@ -10,7 +10,7 @@ from harness.__main__ import main
 from harness.errors import BadInput
 from harness.history.asv_database import PHASES, read_asv
 from harness.history.command import history
-from harness.history.findings import change_rows, find_all_changes
+from harness.history.findings import change_rows, find_all_changes, upgrades
 from harness.history.page import value_range, write_history_page
 from harness.history.series import Commits, load
 from harness.report.rows import Format
@@ -101,6 +101,20 @@ def test_a_new_version_of_an_engine_marks_its_series_alone(measured, tmp_path):
     found = found_in(tmp_path)
     assert by_engine(found, "spconv").upgrades == [(5, "spconv 2.3.6 to 2.3.8")]
     assert by_engine(found, "sscn").upgrades == []
+
+
+def test_two_versions_measured_in_turns_are_two_points_of_their_commit(
+    measured, make_record, write_records, tmp_path, repository
+):
+    measured()
+    for version, name in (("2.3.10", "ab.jsonl"), ("2.3.8", "ab.against.jsonl")):
+        versions = {"torch": "2.13.0", "spconv": version}
+        own = {"backend": "spconv", "commit": repository[-1], "run": "ab", "versions": versions}
+        write_records([make_record(0.1, **own)], f"results/runs/{name}")
+    series = by_engine(found_in(tmp_path), "spconv")
+    assert len(series.points) == 21
+    assert series.upgrades[1:] == [(20, "spconv 2.3.8 to 2.3.10")]
+    assert upgrades([series])["spconv 2.3.8 to 2.3.10", repository[-1][:8]] == 1
 
 
 def test_a_step_with_an_upgrade_names_it(measured, tmp_path):

@@ -42,6 +42,16 @@ def test_the_layer_that_became_slower_is_named_first():
     assert found.unexplained == pytest.approx(0, abs=1e-12)
 
 
+def test_profiles_of_one_engine_in_two_environments_are_named_by_their_versions():
+    def found(**versions):
+        return explain.display_names([made.profile(), made.profile(versions=versions)])
+
+    first = made.profile(versions={"torch": "2.13.0", "sscn": "1"})
+    second = made.profile(versions={"torch": "2.13.0", "sscn": "2"})
+    assert explain.explain(first, second).names == ("sscn 1", "sscn 2")
+    assert found(torch="2.9.0") == ("sscn torch 2.13.0", "sscn torch 2.9.0")
+
+
 def test_the_unexplained_difference_is_shown():
     first, second = planted()
     found = explain.explain(first, replace(second, seconds=second.seconds + 3e-3))

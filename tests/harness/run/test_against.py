@@ -1,13 +1,15 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from backends.environments import Environment
 from harness.errors import BadInput
 from harness.instruments import machine
 from harness.run import against
-from harness.run.against import checked_out
+from harness.run.against import checked_out, environment_engines, environment_source
 from harness.run.source import EngineSource
 from harness.run.worker_process import LocalWorker
 
@@ -82,6 +84,40 @@ def test_a_worker_takes_its_engines_from_the_code_it_is_given(tmp_path):
         assert worker.request({}, 60) == {"word": "other"}
     finally:
         worker.close()
+
+
+def test_an_installed_environment_is_named_and_has_one_engine(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = Environment("ocnn", "9.9", "ocnn", "2.13", "", "")
+    made.python.parent.mkdir(parents=True)
+    made.python.symlink_to(sys.executable)
+    made.register()
+    source, engine = environment_source("ocnn@9.9")
+    assert (source.python, source.label, engine) == (str(made.python), "in ocnn@9.9", "ocnn")
+    with pytest.raises(BadInput, match=r"'ocnn@1' is neither .* environment \(ocnn@9.9\) nor an "):
+        environment_source("ocnn@1")
+
+
+def test_the_path_of_an_interpreter_is_an_environment():
+    source, engine = environment_source(sys.executable)
+    assert (source.python, engine) == (sys.executable, "")
+    assert environment_engines(source, ["dense"], ["dense"])["dense"].capabilities
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("exit 3", "the probe ended without an answer (exit code 3)"),
+        (f'exec {sys.executable} -S "$@"', "not installed: No module named"),  # lacks torch
+    ],
+)
+def test_an_interpreter_without_the_engine_is_one_sentence(script, reason, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    source, _ = environment_source(str(python))
+    with pytest.raises(BadInput, match=re.escape(f"dense cannot run in {python}: {reason}")):
+        environment_engines(source, ["dense"], ["dense"])
 
 
 @pytest.mark.slow

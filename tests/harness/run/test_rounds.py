@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -202,6 +203,38 @@ def test_two_sides_take_turns_and_write_to_two_files(tmp_path, monkeypatch):
     assert [r["round"] for r in mine] == [r["round"] for r in theirs] == [0, 1]
     assert {r["run"] for r in mine} == {r["run"] for r in theirs}
     assert {len(r["turn_samples"]) for r in mine + theirs} == {3}
+
+
+def test_another_environment_takes_turns_with_its_interpreter(tmp_path, monkeypatch):
+    out = tmp_path / "run.jsonl"
+    listed = cells("steady", "absent")
+    here = EngineSource(tmp_path, "a" * 40, False)
+    there = replace(here, python="/there/python", environment="steady@1")
+    absent = SimpleNamespace(capabilities=None, reason="not installed: No module")
+    used = []
+    whole = turns.measure_in_turns
+
+    def watched(tasks, *arguments):
+        used.extend((task.source.environment, task.python) for task in tasks)
+        return whole(tasks, *arguments)
+
+    monkeypatch.setattr(turns, "measure_in_turns", watched)
+    with (tmp_path / "log").open("w") as log:
+        paths = run.run(
+            listed,
+            Settings(out),
+            everything_runs(listed),
+            Console(file=log, width=200),
+            source=here,
+            against=there,
+            found_against=everything_runs(listed) | {"absent": absent},
+            python=lambda engine: "/here/python",
+        )
+    assert used == [("", "/here/python"), ("steady@1", "/there/python")]
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[0] == "absent is left out: not installed: No module (in steady@1)"
+    assert sum(" in steady@1: " in line for line in lines) == 1
+    assert [[r["outcome"] for r in records(path)] for path in paths] == [["unavailable", "ok"]] * 2
 
 
 KILLED = """

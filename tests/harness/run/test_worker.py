@@ -73,6 +73,8 @@ def test_a_cell_is_checked_and_timed(phase, state, references):
     assert found["machine"]["affinity"]
     assert found["versions"]["torch"] == torch.__version__
     assert found["precision_readback"]
+    assert ("tuning_seconds" in found) == (state != "first")
+    assert found.get("tuning_seconds", 1) >= min(found["host_seconds"])
 
 
 @pytest.mark.parametrize("phase", ["forward", "step"])
@@ -364,20 +366,23 @@ def test_every_engine_has_the_same_allocator_policy_and_the_record_says_so():
     assert policies == ["freed memory is kept (mmap from 32 MiB, trim from 1 GiB)"] * 2
 
 
-def test_a_first_call_finds_no_results_of_compilers(tmp_path):
+def test_a_first_call_finds_no_results_of_compilers_and_no_call_those_of_tuners(tmp_path):
     echo = (
-        "import json, os, sys; names = ('TRITON_CACHE_DIR', 'CUDA_CACHE_PATH'); "
+        "import json, os, sys; names = ('CUDA_CACHE_PATH', 'WARPCONVNET_BENCHMARK_CACHE_DIR'); "
         "os.write(int(sys.argv[2]), json.dumps({n: os.environ.get(n) for n in names}).encode() + "
         "b'\\n'); os.read(int(sys.argv[1]), 1)"
     )
     places = []
     for _ in range(2):
-        worker = LocalWorker([sys.executable, "-c", echo], caches=str(tmp_path))
-        places.append(worker.request({}, 60)["TRITON_CACHE_DIR"])
+        worker = LocalWorker([sys.executable, "-c", echo], caches=str(tmp_path), first=True)
+        places.append(worker.request({}, 60)["CUDA_CACHE_PATH"])
         Path(places[-1]).mkdir()
         worker.close()
     assert len(set(places)) == 2
     assert list(tmp_path.iterdir()) == []  # the caches end with their worker
-    worker = LocalWorker([sys.executable, "-c", echo])
-    assert worker.request({}, 60)["TRITON_CACHE_DIR"] == os.environ.get("TRITON_CACHE_DIR")
+    worker = LocalWorker([sys.executable, "-c", echo], caches=str(tmp_path))
+    found = worker.request({}, 60)
+    assert found["CUDA_CACHE_PATH"] == os.environ.get("CUDA_CACHE_PATH")
+    assert Path(found["WARPCONVNET_BENCHMARK_CACHE_DIR"]).parents[1] == tmp_path
     worker.close()
+    assert list(tmp_path.iterdir()) == []
