@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +23,13 @@ from harness.compare.comparison import (
     not_judged,
     standings,
 )
-from harness.compare.rows import accuracy_text, change_rows, spread, standing_rows
+from harness.compare.rows import (
+    accuracy_text,
+    change_rows,
+    change_words,
+    spread,
+    standing_rows,
+)
 from harness.errors import BadInput
 from harness.events.open import SAMPLE
 from harness.report.rows import Format, speed, write_rows
@@ -108,6 +113,7 @@ STYLES = {
 def change_table(found: Sequence[Change], reasons: bool = True) -> Table:
     """Return a table of the changes for a terminal; ``tally`` counts the verdicts SAME."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -118,25 +124,15 @@ def change_table(found: Sequence[Change], reasons: bool = True) -> Table:
     if reasons:
         table.add_column("why", overflow="fold")
     moved = [c for c in found if c.judgement.verdict is not Verdict.SAME]
-    for c in moved[:LINES_ON_A_SCREEN]:
-        ratio = c.judgement.ratio
-        table.add_row(
-            f"[{STYLES[c.judgement.verdict]}]{c.judgement.verdict}[/]",
-            c.metric.name,
-            c.measured.engine,
-            c.measured.where if reasons else c.measured.question.label,
-            format_value(c.before, c.metric.unit),
-            format_value(c.after, c.metric.unit),
-            percent(ratio) if math.isfinite(ratio) else "–",
-            *([_reason(c)] if reasons else []),
-        )
+    moved = moved[:LINES_ON_A_SCREEN]
+    for c, words in zip(moved, change_words(moved), strict=True):
+        words["verdict"] = f"[{STYLES[c.judgement.verdict]}]{c.judgement.verdict}[/]"
+        words["why"] = escape(words["why"])
+        if not reasons:
+            words["where"] = c.measured.question.label
+            del words["why"]
+        table.add_row(*words.values())
     return table
-
-
-def _reason(c: Change) -> str:
-    from rich.markup import escape
-
-    return "two machines" if c.two_machines else escape(c.judgement.reason)
 
 
 def parse_gates(text: str) -> set[Verdict]:
@@ -231,7 +227,9 @@ def compare(
     if format is Format.table:
         _print_tables(ranked, cells, found, frame_before is not None)
     else:
-        rows = standing_rows(ranked) if frame_before is None else change_rows(found)
+        rows: Sequence[Mapping[str, Any]] = standing_rows(ranked)
+        if frame_before is not None:
+            rows = change_words(found) if format is Format.markdown else change_rows(found)
         typer.echo(write_rows(rows, format))
     if report is not None:
         from harness.compare.page import write_page

@@ -9,6 +9,8 @@ from typing import Any
 from harness.compare.comparison import Change, Standing
 from harness.results.labelling import ENTRY
 from harness.results.summary import CellSummary
+from harness.results.verdict import percent
+from harness.spec.metrics import format_value
 
 
 def standing_rows(ranked: Iterable[Standing]) -> list[dict[str, Any]]:
@@ -63,6 +65,23 @@ def change_rows(found: Iterable[Change]) -> list[dict[str, Any]]:
             "high": _finite(c.judgement.high),
             "p": _finite(c.judgement.p),
             "reason": c.judgement.reason,
+        }
+        for c in found
+    ]
+
+
+def change_words(found: Iterable[Change]) -> list[dict[str, str]]:
+    """Return changes in words, for people."""
+    return [
+        {
+            "verdict": str(c.judgement.verdict),
+            "metric": c.metric.name,
+            "engine": c.measured.engine,
+            "where": c.measured.where,
+            "before": format_value(c.before, c.metric.unit),
+            "after": format_value(c.after, c.metric.unit),
+            "change": percent(c.judgement.ratio) if math.isfinite(c.judgement.ratio) else "–",
+            "why": "two machines" if c.two_machines else c.judgement.reason,
         }
         for c in found
     ]
