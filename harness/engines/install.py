@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,10 @@ WORKER_NEEDS = ("numpy", "scipy")
 
 LOCK_FILE = "requirements.lock"
 """All packages of an environment with their versions, as ``pip freeze`` writes them."""
+
+
+SOURCE, SCRATCH = "src", "tmp"
+"""Folders of an environment while it is made: the engine's source, and temporary files of pip."""
 
 
 def install(recipe: Recipe, source: Path | None, say: Say) -> Environment:
@@ -88,7 +93,7 @@ def _install(recipe: Recipe, source: Path | None, path: Path, step: _Steps) -> E
         step.pip("installs what the build needs", ["install", *build["requires"]])
     wanted: list[str] = list(recipe.requires)
     if recipe.source:
-        wanted = [str(_checked_out(recipe, source, path / "src", step))]
+        wanted = [str(_checked_out(recipe, source, path / SOURCE, step))]
     elif source is not None:
         wanted = [str(source)]
     options = [*recipe.options, *build.get("options", ())]
@@ -98,8 +103,10 @@ def _install(recipe: Recipe, source: Path | None, path: Path, step: _Steps) -> E
     search = f"{path / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
     variables = {"PATH": search, **build.get("environment", {})}
     step.pip(f"{what}{minutes}", ["install", *options, *wanted], variables)
+    shutil.rmtree(path / SOURCE, ignore_errors=True)
     python = str(path / "bin" / "python")
     frozen = step.pip("", ["freeze"])
+    shutil.rmtree(path / SCRATCH, ignore_errors=True)
     (path / LOCK_FILE).write_text(frozen)
     proof = _proof(recipe, python, step)
     installed = re.search(r"^torch==(\S+)$", frozen, re.MULTILINE)
@@ -158,18 +165,25 @@ class _Steps:
             log.write(f"$ {' '.join(command)}\n")
             log.flush()
             start = log.tell()
-            done = subprocess.run(
+            started = subprocess.Popen(
                 list(command),
                 env=kept | dict(variables or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 preexec_fn=die_with_parent,
+                start_new_session=True,
             )
+            try:
+                code = started.wait()
+            finally:  # with the compilers that it has started
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(started.pid, signal.SIGKILL)
+                started.wait()
         with self._log.open("rb") as log:
             log.seek(start)
             text = log.read().decode(errors="replace")
-        if done.returncode:
+        if code:
             raise BadInput(f"{self._path.name} was not installed: {cause(text)}; log: {self._log}")
         return text
 
@@ -178,7 +192,10 @@ class _Steps:
     ) -> str:
         """Run a command of the environment's pip and return its output."""
         pip = [str(self._path / "bin" / "python"), "-m", "pip", "--no-input"]
-        return self.run(title, [*pip, "--disable-pip-version-check", *words], variables)
+        scratch = self._path / SCRATCH  # of builds, and removed with the environment
+        scratch.mkdir(exist_ok=True)
+        kept = {"TMPDIR": str(scratch), **(variables or {})}
+        return self.run(title, [*pip, "--disable-pip-version-check", *words], kept)
 
 
 def cause(text: str) -> str:

@@ -157,6 +157,26 @@ def test_what_a_killed_installation_has_left_is_replaced(monkeypatch, cache):
     assert not (made.path / "lib").exists()
 
 
+def test_a_build_that_is_stopped_leaves_no_process_and_nothing_but_its_log(cache, monkeypatch):
+    pid = cache.parent / "pid"
+    start = f"sleep 600 & echo $! > {pid}; kill -INT $PPID; wait"
+    run = installing._Steps.run
+
+    def stopped(self, title, command, variables=None):
+        making = ["mkdir", "-p", command[-1]]
+        return run(self, title, ["sh", "-c", start] if "torch" in title else making, variables)
+
+    monkeypatch.setattr(installing._Steps, "run", stopped)
+    monkeypatch.setattr(installing, "_find_versions", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        install(Recipe.find("spconv"), None, print)
+    while Path(f"/proc/{pid.read_text().strip()}/stat").exists():  # killed, perhaps not yet reaped
+        if Path(f"/proc/{pid.read_text().strip()}/stat").read_text().split()[2] == "Z":
+            break
+    assert sorted(path.name for path in cache.iterdir()) == [".spconv.lock", "logs"]
+    assert "$ " in (cache / "logs" / "spconv@2.3.8.log").read_text()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
