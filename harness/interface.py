@@ -39,6 +39,7 @@ def measure(
     repeats: int = 1,
     budget: float | None = None,
     against: str | None = None,
+    against_env: str | None = None,
     out: str | Path | None = None,
     quiet: bool = True,
 ) -> Path:
@@ -66,6 +67,9 @@ def measure(
         Longest time of sampling per cell and round, in seconds; that of the suite by default.
     against : str, optional
         A commit to measure in turns with this code.
+    against_env : str, optional
+        An installed engine ``NAME@VERSION``, or the path of a Python, to measure in turns with this
+        environment.
     out : str or Path, optional
         File of records; by default a new one under ``results/runs``.
     quiet : bool
@@ -96,6 +100,7 @@ def measure(
             repeats=repeats,
             budget=budget,
             against=against,
+            against_env=against_env,
             out=None if out is None else Path(out),
         )
     return outs[0]
@@ -131,7 +136,8 @@ def compare_runs(run: str | Path = "latest", after: str | Path | None = None) ->
     Parameters
     ----------
     run : str or Path
-        As for ``load_records``. A run that was measured against a commit is compared with it.
+        As for ``load_records``. A run that was measured against a commit or an environment is
+        compared with it.
     after : str or Path, optional
         The run after it.
 

@@ -129,6 +129,21 @@ def test_a_real_commit_is_built_and_measured():
     assert Path(machine.ROOT, "backends").is_dir()
 
 
+@pytest.mark.slow
+def test_a_run_against_an_environment_ends_with_verdicts(tmp_path):
+    words = ["run", "inference", "--backend", "sscn", "--size", "192", "--batch", "1"]
+    words += ["--budget", "0.1", "--out", str(tmp_path / "run.jsonl")]
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", *words, "--against-env", sys.executable],
+        cwd=machine.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"trained in {sys.executable}: " in done.stdout
+    assert re.search(r"\d (SAME|UNCLEAR|SLOWER|FASTER)", done.stdout.splitlines()[-1])
+
+
 def test_an_installation_says_that_it_needs_a_clone(monkeypatch):
     monkeypatch.setattr(against, "in_clone", lambda: False)
     sentence = r"--against needs a clone of sscn-bench with the commit 'main'.* compare A.jsonl"
