@@ -40,6 +40,7 @@ BUILT_IN = {
     "fvdb": "backends.fvdb",
     "torch-lattice": "backends.torch_lattice",
     "flex-gemm": "backends.flex_gemm",
+    "spira": "backends.spira",
 }
 
 PROGRAMS = {"spine": "backends.spine_network"}

@@ -21,6 +21,7 @@ INSTALL = {
     "fvdb": "engines install fvdb: its source distribution, on a CUDA host",
     "torch-lattice": "engines install torch-lattice, with Python 3.14 on a CUDA host",
     "flex-gemm": "engines install flex-gemm, from its repository, on a CUDA or ROCm host",
+    "spira": "engines install spira, from its repository, on a CUDA host",
 }
 """How to install an engine that is not available."""
 

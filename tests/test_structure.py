@@ -122,7 +122,16 @@ DISTRIBUTIONS = {"pynvml": "nvidia-ml-py", "yaml": "PyYAML"}
 """The name of a distribution whose package has another name."""
 
 ENGINES = {
-    *("flex_gemm", "fvdb", "ocnn", "sparseconvnet", "torch_lattice", "torchsparse", "warpconvnet")
+    *(
+        "flex_gemm",
+        "fvdb",
+        "ocnn",
+        "sparseconvnet",
+        "spira",
+        "torch_lattice",
+        "torchsparse",
+        "warpconvnet",
+    )
 }
 """Engines that ``pip`` cannot install as a dependency; docs/engines.md says how to install them."""
 

@@ -250,11 +250,11 @@ def _checked_out(recipe: Recipe, source: Path | None, target: Path, step: _Steps
     """Return the engine's source: a copy of the given folder, or its repository's commit."""
     if source is not None:
         shutil.copytree(source, target, symlinks=True)
-        return target
+        return target / str(recipe.source.get("folder", ""))
     repository, commit = recipe.source["repository"], recipe.source["commit"]
     step.run(f"clones {repository}", ["git", "clone", "--recursive", repository, str(target)])
     step.run("", ["git", "-C", str(target), "checkout", "--quiet", commit])
-    return target
+    return target / str(recipe.source.get("folder", ""))
 
 
 @contextlib.contextmanager

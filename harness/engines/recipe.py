@@ -39,7 +39,8 @@ class Recipe:
         them), ``options``, ``environment``, ``minutes`` of an engine that is compiled; empty for
         wheels.
     source : mapping
-        ``repository`` and ``commit`` of an engine that no package index has.
+        ``repository`` and ``commit`` of an engine that no package index has, and the ``folder`` of
+        its package if it is not the repository itself.
     cuda : tuple of str
         Versions of CUDA for which the engine has builds of their own.
     """

@@ -23,6 +23,7 @@ OWNERS = {
     "fvdb": "fvdb.py",
     "torch_lattice": "torch_lattice.py",
     "flex_gemm": "flex_gemm.py",
+    "spira": "spira.py",
 }
 
 FORBIDDEN = {"backends": ("harness", "suites"), "harness": ("suites",), "suites": ()}
