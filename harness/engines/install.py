@@ -97,7 +97,9 @@ def _install(recipe: Recipe, source: Path | None, path: Path, step: _Steps) -> E
     elif source is not None:
         wanted = [str(source)]
     options = [*recipe.options, *build.get("options", ())]
-    options += ["--no-build-isolation", "--no-binary", ":all:"] if build and not source else []
+    if build:  # a wheel that pip has kept may be compiled with another torch
+        options += ["--no-build-isolation", "--no-cache-dir"]
+        options += [f"--no-binary={need.partition('==')[0]}" for need in recipe.requires]
     minutes = f" (about {build['minutes']} minutes)" if build else ""
     what = f"{'compiles' if build else 'installs'} {recipe.engine} {recipe.version}".rstrip()
     search = f"{path / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -126,7 +128,7 @@ def _find_versions(recipe: Recipe, step: _Steps) -> None:
     """Raise ``BadInput`` if the package index lacks a version that the recipe requires."""
     for need in recipe.requires:
         name, _, version = need.partition("==")
-        listed = step.pip(f"looks for {need}", ["index", "versions", name])
+        listed = step.pip(f"looks for {need}", ["index", "versions", "--pre", name])
         found = re.search(r"^Available versions: (.*)$", listed, re.MULTILINE)
         offered = found[1].split(", ") if found else []
         if version and version not in offered:

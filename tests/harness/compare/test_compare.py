@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from harness.compare.command import compare
 from harness.compare.comparison import changes, common_drift, finding, headline, standings, tally
 from harness.errors import BadInput
+from harness.report.provenance import facts
 from harness.report.rows import speed
 from harness.results.store import read
 from harness.results.summary import summarize
@@ -233,6 +234,15 @@ def test_a_run_measured_against_another_commit_is_compared_with_it(write_records
     result = run(after, "--fail-on", "slower")
     assert result.exit_code == 1
     assert "failed on 6 SLOWER" in result.output
+
+
+def test_the_seconds_of_tuning_are_listed_with_the_cell(make_record, write_records):
+    taken = [make_record(tuning_seconds=s, round=i) for i, s in enumerate((4.0, 6.0, 5.0))]
+    (row,) = csv.DictReader(io.StringIO(run(write_records(taken), "--format", "csv").output))
+    assert float(row["tuning_seconds"]) == 5
+    assert ("warm-up, with compilation and tuning", "4 s to 6 s") in facts(
+        read(write_records(taken))
+    )
 
 
 def test_versions_that_differ_stand_in_the_headline(write_records, run_records):

@@ -141,6 +141,28 @@ def test_a_version_that_does_not_exist_is_found_out_before_torch_is_fetched(monk
     assert not list(cache.glob("*@*"))
 
 
+@pytest.mark.parametrize("source", [False, True])
+def test_a_compiled_engine_is_built_with_the_torch_of_its_environment(
+    source, monkeypatch, tmp_path
+):
+    steps, built = Steps(), []
+    run = steps.run
+
+    def watched(title, words, variables=None):
+        built.extend(words if "compiles" in title else ())
+        return run(title, words, variables)
+
+    steps.pip = watched
+    monkeypatch.setattr(installing, "_Steps", lambda *_: steps)
+    monkeypatch.setattr(installing, "_refuse", lambda *_: None)
+    monkeypatch.setattr(installing, "_find_versions", lambda *_: None)
+    install(Recipe.find("minkowski"), tmp_path if source else None, print)
+    # Neither a wheel of the index, nor one that pip has kept, nor a torch of the build's own.
+    wanted = {"--no-build-isolation", "--no-cache-dir", "--no-binary=MinkowskiEngine"}
+    assert wanted < set(built)
+    assert built[-1] == (str(tmp_path) if source else "MinkowskiEngine==0.5.4")
+
+
 @pytest.mark.parametrize("failing", ["environment", "torch", "installs spconv", "float64"])
 def test_a_step_that_fails_leaves_nothing(failing, monkeypatch, cache):
     monkeypatch.setattr(installing, "_Steps", lambda *_: Steps(failing))
