@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from backends import registry
+from backends import proof, registry
 from backends.capabilities import Capabilities, Kind, Unsupported
 from backends.proof import prove
 
@@ -250,6 +250,14 @@ def test_the_proof_finds_wrong_results(module, monkeypatch, tmp_path):
     agreement = [found for found in prove(name) if "against float64" in found.title]
     assert all("1.0e-02" in found.wrong for found in agreement if found.wrong)
     assert sum(bool(found.wrong) for found in agreement) > len(agreement) / 2
+
+
+@pytest.mark.parametrize("name", ["sscn", "spconv", "minkowski", "ocnn"])
+def test_the_proof_counts_no_map_in_a_warm_pass_of_an_installed_engine(name):
+    if registry.probe(name).capabilities is None:
+        pytest.skip(f"{name} is not installed")
+    found = proof._maps(registry.load(name, dim=3, device="cpu", precision="fp32"))
+    assert (found.wrong, "in a cold pass" in found.note) == ("", True)
 
 
 def test_the_proof_finds_maps_that_are_kept(module, monkeypatch, tmp_path):
