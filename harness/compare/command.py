@@ -36,7 +36,7 @@ from harness.report.rows import Format, speed, write_rows
 from harness.results.store import AGAINST, load, read, resolve
 from harness.results.summary import CellSummary, summarize
 from harness.results.verdict import Verdict, percent
-from harness.spec.metrics import format_value
+from harness.spec.metrics import ENERGY, format_value
 from harness.terminal import program, table_console
 
 if TYPE_CHECKING:
@@ -62,9 +62,11 @@ def standing_table(ranked: Sequence[Standing], notes: bool = True) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("engine")
     accurate = any(accuracy_text(s.measured) for s in ranked)
+    metered = any(s.measured.values.get(ENERGY.key) for s in ranked)
     for name in (
         *("time", "spread", "memory", "error"),
         *(("accuracy",) if accurate else ()),
+        *(("energy",) if metered else ()),
         *("than dense", "than best other"),
     ):
         table.add_column(name, justify="right")
@@ -77,7 +79,7 @@ def standing_table(ranked: Sequence[Standing], notes: bool = True) -> Table:
             if question is not None:
                 table.add_section()
             question = m.question
-            table.add_row(f"[bold]{m.where}[/bold]", *[""] * (6 + accurate), m.extent)
+            table.add_row(f"[bold]{m.where}[/bold]", *[""] * (6 + accurate + metered), m.extent)
         quickest = s.over_best is not None and s.over_best >= 1
         style = "green" if quickest else ""
         table.add_row(
@@ -87,6 +89,7 @@ def standing_table(ranked: Sequence[Standing], notes: bool = True) -> Table:
             format_value(m.memory, "bytes"),
             "–" if m.error is None else f"{m.error:.1e}",
             *((accuracy_text(m) or "–",) if accurate else ()),
+            *((format_value(m.values.get(ENERGY.key), ENERGY.unit),) if metered else ()),
             speed(s.over_dense),
             speed(s.over_best),
             *([escape(m.note)] if notes else []),

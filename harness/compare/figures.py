@@ -13,7 +13,7 @@ from harness.compare.rows import accuracy_text
 from harness.report.style import FAINT, INK, SETTINGS, Looks, svg
 from harness.results.summary import CellSummary
 from harness.results.verdict import Verdict
-from harness.spec.metrics import TIME, format_value
+from harness.spec.metrics import ENERGY, TIME, format_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +47,12 @@ def call_of(measured: CellSummary) -> Bar | None:
     return measured.seconds, measured.low, measured.high
 
 
+def energy_of(measured: CellSummary) -> Bar | None:
+    """Return the energy per event in joules, without a bar: a call is not measured by itself."""
+    joules = measured.values.get(ENERGY.key) if measured.ok else None
+    return (joules, joules, joules) if joules else None
+
+
 def memory_of(measured: CellSummary) -> Bar | None:
     """Return the memory in bytes, without a bar: it hardly varies between rounds."""
     if not (measured.ok and measured.memory and measured.memory > 0):
@@ -59,8 +65,8 @@ def against_size(
 ) -> list[str]:
     """Draw one panel per phase, map and batch: a quantity against image size.
 
-    Where all images have one size, the panel has a bar per engine instead of a line. Outcomes
-    without a time are crosses at the upper edge, with their name.
+    Where all images have one size, the panel has a bar per engine instead of a line. Panels of a
+    kind share their axis. Outcomes without a time are crosses at the upper edge, with their name.
     """
     panels: dict[str, list[CellSummary]] = defaultdict(list)
     cells = [m for m in cells if not m.cell.layer]
@@ -70,6 +76,8 @@ def against_size(
     if not any(quantity(m) for m in cells):
         return []
     limits = _limits(cells, quantity)
+    single = [found for found in panels.values() if len({m.cell.size for m in found}) == 1]
+    most = max((bar[2] for found in single for m in found if (bar := quantity(m))), default=0.0)
     drawn = []
     for title, found in panels.items():
         if not any(quantity(m) for m in found):
@@ -77,7 +85,7 @@ def against_size(
         sizes = {m.cell.size for m in found}
         if len(sizes) == 1:
             title = f"{sizes.pop()} px, {title}"
-            drawn.append(_bar_panel(title, found, looks, quantity, unit, label))
+            drawn.append(_bar_panel(title, found, looks, quantity, unit, label, most))
         else:
             drawn.append(_size_panel(title, found, looks, quantity, unit, label, limits))
     return drawn
@@ -98,10 +106,16 @@ def accuracy_against_time(cells: Iterable[CellSummary], looks: Looks) -> list[st
             most = max(1, c.events.count or c.batch)
             events = "1 event" if most == 1 else f"{most} events"
             panels[f"{c.size} px, {c.map} map, batch {c.batch}, {events} on {c.device}"].append(m)
+    panels = {title: found for title, found in panels.items() if len(found) > 1}
     drawn = []
+    every = [m for found in panels.values() for m in found]
+    ends = [
+        100 * (m.labelling.nonzero + sign * (m.labelling.standard_error or 0.0))
+        for m in every
+        if m.labelling
+        for sign in (-1, 1)
+    ]
     for title, found in sorted(panels.items(), key=lambda item: item[1][0].question.order):
-        if len(found) < 2:
-            continue
         with plt.rc_context(SETTINGS):
             figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
             for m in found:
@@ -117,16 +131,10 @@ def accuracy_against_time(cells: Iterable[CellSummary], looks: Looks) -> list[st
                     elinewidth=0.8,
                 )
             axes.set_xscale("log")
-            axes.set_xlim(*_limits(found, time_of))
+            axes.set_xlim(*_limits(every, time_of))
             _log_axis(axes.xaxis, axes.get_xlim(), "s", wide=30)
             axes.set_xlabel("time per event")
             axes.set_ylabel("voxels labelled right [%]")
-            ends = [
-                100 * (m.labelling.nonzero + sign * (m.labelling.standard_error or 0.0))
-                for m in found
-                if m.labelling
-                for sign in (-1, 1)
-            ]
             margin = max(0.5, 0.15 * (max(ends) - min(ends)))
             axes.set_ylim(min(ends) - margin, max(ends) + margin)
             axes.set_title(title)
@@ -201,10 +209,10 @@ def against_sites(
     for m in cells:
         if m.sites and quantity(m) and not m.cell.layer:
             panels[_setting(m)].append(m)
+    panels = {t: found for t, found in panels.items() if len({m.sites for m in found}) > 1}
+    every = [m for found in panels.values() for m in found]
     drawn = []
     for title, found in panels.items():
-        if len({m.sites for m in found}) < 2:
-            continue
         with plt.rc_context(SETTINGS):
             figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
             for engine in looks.engines:
@@ -216,8 +224,10 @@ def against_sites(
                 _bars(axes, points, looks, engine, line=False)
             axes.set_xscale("log")
             axes.set_xlabel("active sites in the batch")
+            counts = [m.sites or 0 for m in every]
+            axes.set_xlim(min(counts) / 1.2, max(counts) * 1.2)
             _count_axis(axes)
-            _finish(axes, title, label, unit, _limits(found, quantity))
+            _finish(axes, title, label, unit, _limits(every, quantity))
             drawn.append(svg(figure, f"{label} against active sites: {title}"))
     return drawn
 
@@ -235,6 +245,7 @@ def against_level(
             kind = m.cell.layer.rpartition("-")[0]
             setting = f"{m.cell.size} px, batch {m.cell.batch}"
             panels[f"{kind}, {m.cell.phase}, {setting}"].append(m)
+    every = [m for found in panels.values() for m in found]
     drawn = []
     for title, found in panels.items():
         with plt.rc_context(SETTINGS):
@@ -248,7 +259,7 @@ def against_level(
                 _bars(axes, points, looks, engine, line=True)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlabel("level of the network")
-            _finish(axes, title, label, unit, _limits(found, quantity))
+            _finish(axes, title, label, unit, _limits(every, quantity))
             drawn.append(svg(figure, f"{label} against level: {title}"))
     return drawn
 
@@ -367,8 +378,12 @@ def _bar_panel(
     quantity: Quantity,
     unit: str,
     label: str,
+    most: float,
 ) -> str:
-    """Draw a bar per engine with its number, the smallest first, and the failures below."""
+    """Draw a bar per engine with its number, the smallest first, and the failures below.
+
+    ``most`` is the largest value of the axis.
+    """
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
@@ -376,7 +391,6 @@ def _bar_panel(
     lost = [m for m in found if not quantity(m)]
     with plt.rc_context(SETTINGS):
         figure, axes = plt.subplots(figsize=(WIDTH, max(1.4, 0.9 + 0.3 * len(found))))
-        most = max(high for (_, _, high), _ in bars)
         for row, ((value, low, high), m) in enumerate(bars):
             error = [[value - low], [high - value]]
             axes.barh(row, value, 0.6, xerr=error, color=looks.color(m.engine), ecolor=INK)

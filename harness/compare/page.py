@@ -28,6 +28,7 @@ from harness.compare.figures import (
     against_size,
     call_of,
     change_figure,
+    energy_of,
     memory_of,
     time_of,
 )
@@ -39,6 +40,7 @@ from harness.report.rows import Format, write_rows
 from harness.report.style import Looks
 from harness.results.summary import CellSummary
 from harness.results.verdict import Verdict
+from harness.spec.metrics import ENERGY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,6 +118,8 @@ def render(
             spread=spread,
             accuracy=accuracy_text,
             accurate=any(accuracy_text(m) for m in measured),
+            energy=ENERGY.key,
+            metered=any(m.values.get(ENERGY.key) for m in measured),
             legend=[e for e in looks.engines if any(m.engine == e and m.tried for m in measured)],
             shapes=SHAPES,
             said=said,
@@ -202,6 +206,11 @@ def figures(measured: Sequence[CellSummary], looks: Looks) -> list[Section]:
             "Memory against image size",
             "Peak memory of a call above what the process used before it.",
             against_size(measured, looks, memory_of, "bytes", "peak memory"),
+        ),
+        (
+            "Energy against image size",
+            "Energy per event, from the counter of the processor or the GPU.",
+            against_size(measured, looks, energy_of, "J", "energy per event"),
         ),
         (
             "Against the number of sites",

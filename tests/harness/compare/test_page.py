@@ -9,6 +9,7 @@ import pytest
 
 from harness.__main__ import main
 from harness.compare.comparison import changes, standings
+from harness.compare.figures import against_sites, against_size, call_of
 from harness.compare.page import render, write_page
 from harness.errors import BadInput
 from harness.events.child_reader import open_in_child
@@ -188,12 +189,46 @@ def test_compare_writes_the_page(write_records, run_records, tmp_path):
     assert (tmp_path / "page" / "index.html").is_file()
 
 
+def test_energy_is_shown_where_it_was_measured(one_run, page, tmp_path, run_records):
+    assert "energy per event" not in words(page)
+    records = [record | {"energy_joules": 0.25} for record in run_records()]
+    frame = parsed(tmp_path, "metered.jsonl", records)
+    cells = summarize(frame)
+    text = words(render(frame, cells, standings(cells), []))
+    assert "Energy against image size" in text
+    assert "energy per event" in text
+    assert "0.25 J" in text
+
+
+def test_panels_of_a_kind_share_their_axes(run_records, tmp_path):
+    cells = summarize(parsed(tmp_path, "run.jsonl", run_records()))
+    looks = Looks(ENGINES)
+    ticks = [
+        re.findall(r"<text[^>]*>([^<]* m?s)</text>", panel)
+        for panel in against_sites(
+            [m for m in cells if m.cell.batch == 1 or m.engine == "sscn"],
+            looks,
+            call_of,
+            "s",
+            "time",
+        )
+        + against_size(cells, looks, call_of, "s", "time")
+    ]
+    assert len(ticks) == 3
+    assert ticks[1] == ticks[2] != []
+    single = [m for m in cells if m.cell.size == 192]
+    bars = against_size(single, looks, call_of, "s", "time")
+    axes = [re.findall(r'<g id="xtick_\d+">.*?<text[^>]*>([^<]*)</text>', b, re.S) for b in bars]
+    assert axes[0] == axes[1] != []
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("runs", ["one_run", "two_runs"])
-def test_the_page_looks_right_in_a_browser(runs, width, request, tmp_path, open_page):
+def test_the_page_looks_right_in_a_browser(runs, width, request, tmp_path, open_page, violations):
     path = write_page(tmp_path, *request.getfixturevalue(runs))
-    browser = open_page(path, width)
+    browser = open_page(path, width, dark=width == 400)
+    assert violations(browser) == []
     assert browser.execute_script("return window.innerWidth") == width
     overflow = browser.execute_script(
         "return document.documentElement.scrollWidth - document.documentElement.clientWidth"

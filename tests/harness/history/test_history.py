@@ -357,13 +357,14 @@ def test_without_stored_runs_the_message_says_how_to_measure(tmp_path, monkeypat
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 400])
 def test_the_page_filters_in_a_browser(
-    measured, asv_database, tmp_path, width, open_page, make_record, repository
+    measured, asv_database, tmp_path, width, open_page, violations, make_record, repository
 ):
     measured()
     alone = make_record(0.05, size=768, commit=repository[3], run="alone")
     (tmp_path / "results/runs/00.jsonl").write_text(json.dumps(alone) + "\n")
     path = write_history_page(tmp_path / "page", found_in(tmp_path))
     browser = open_page(path, width)
+    assert violations(browser) == []
 
     def shown():
         return browser.execute_script(

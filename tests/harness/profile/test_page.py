@@ -152,9 +152,10 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("which", ["one", "two", "several"])
-def test_the_page_looks_right_in_a_browser(which, width, request, tmp_path, open_page):
+def test_the_page_looks_right_in_a_browser(which, width, request, tmp_path, open_page, violations):
     path = write_profile_page(tmp_path / which, request.getfixturevalue(which))
     browser = open_page(path, width)
+    assert violations(browser) == []
     overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert browser.execute_script(overflow) <= 0
     shown = "return [...document.querySelectorAll('figure svg')].map(s => s.clientWidth)"

@@ -113,8 +113,9 @@ def test_the_page_of_a_killed_study_has_what_is_complete_and_names_what_is_damag
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 400])
-def test_tables_fit_and_figures_use_the_width_of_a_browser(killed, width, open_page):
+def test_tables_fit_and_figures_use_the_width_of_a_browser(killed, width, open_page, violations):
     browser = open_page(write_study_page(killed), width)
+    assert violations(browser) == []
     overflow = browser.execute_script(
         "return [document.documentElement, ...document.querySelectorAll('.scroll')]"
         ".map(e => e.scrollWidth - e.clientWidth)"
