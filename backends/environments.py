@@ -68,9 +68,17 @@ class Environment:
 
 
 def folder() -> Path:
-    """Return the folder of all environments: ``sscn-bench/engines`` in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "sscn-bench" / "engines"
+    """Return the folder of all environments.
+
+    ``SSCN_BENCH_ENGINES`` names it, which a container image or a shared file system needs;
+    otherwise it is ``sscn-bench/engines`` in the user's cache.
+    """
+    named = os.environ.get("SSCN_BENCH_ENGINES")
+    return Path(named) if named else _cache() / "engines"
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sscn-bench"
 
 
 def code(root: Path) -> Path:
@@ -86,7 +94,7 @@ def code(root: Path) -> Path:
     """
     if root.name not in ("site-packages", "dist-packages"):
         return root
-    linked = folder().parent / "code" / hashlib.sha256(str(root).encode()).hexdigest()[:12]
+    linked = _cache() / "code" / hashlib.sha256(str(root).encode()).hexdigest()[:12]
     for name in ("backends", "harness", "suites"):
         linked.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):

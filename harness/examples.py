@@ -6,6 +6,7 @@ EXAMPLES = {
     "engines install": "spconv==2.3.6",
     "engines remove": "spconv@2.3.6",
     "engines doctor": "",
+    "engines slurm": "inference --gpus 1 --partition gpu --time 02:00:00",
     "engines prove": "spconv",
     "suites": "",
     "run": "inference --backend sscn --backend spconv --size 192",

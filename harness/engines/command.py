@@ -90,6 +90,36 @@ def remove(
 
 
 @app.command()
+def slurm(
+    suite: Annotated[str, typer.Argument(help="The suite to run.")],
+    options: Annotated[
+        list[str] | None, typer.Argument(help="Further options of run, after --.")
+    ] = None,
+    backend: Annotated[list[str] | None, typer.Option(help="Engines to run.")] = None,
+    partition: Annotated[str, typer.Option(help="Partition; by default the cluster's.")] = "",
+    account: Annotated[str, typer.Option(help="Account to charge.")] = "",
+    time: Annotated[str, typer.Option(help="Longest duration of the job.")] = "02:00:00",
+    cpus: Annotated[int, typer.Option(help="Processors.", min=1)] = 8,
+    gpus: Annotated[int, typer.Option(help="GPUs.", min=0)] = 0,
+    memory: Annotated[str, typer.Option(help="Memory, such as 32G.")] = "",
+    exclusive: Annotated[
+        bool, typer.Option("--exclusive", help="Let no other job run on the node.")
+    ] = False,
+    image: Annotated[Path | None, typer.Option(help="An image of Apptainer to run in.")] = None,
+) -> None:
+    """Print a job script for Slurm that runs a suite on one node; pipe it into ``sbatch``."""
+    from backends.registry import module_name
+    from harness.engines.slurm import Node, job_script
+    from harness.spec.suite import find_suite, parse_engine
+
+    find_suite(suite)
+    for text in backend or ():
+        module_name(parse_engine(text)[0])
+    node = Node(partition, account, time, cpus, gpus, memory, exclusive)
+    typer.echo(job_script(suite, backend or (), options or (), node, image), nl=False)
+
+
+@app.command()
 def doctor(timeout: Timeout = 60.0) -> None:
     """Check the tools that installations need, and each installed engine.
 
