@@ -9,7 +9,9 @@ NATIVE := CMakeLists.txt $(shell find backends/sscn -name '*.cpp' -o -name '*.h'
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 REPORT := report
 
-.PHONY: demo test docs setup minkowski clean help
+SITE := build/site
+
+.PHONY: demo test docs site entries setup minkowski clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +32,17 @@ test: $(VENV)/.test  ## lint, types and every test that this machine can run
 docs: $(VENV)/.docs  ## build the documentation, in build/docs
 	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky docs build/docs
 	@echo "documentation: build/docs/index.html"
+
+site: $(VENV)/.docs  ## build the documentation and the rankings of results/submissions, in build/site
+	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky --tag site docs build/docs-of-site
+	$(BIN)/python -m harness site results/submissions --docs build/docs-of-site --out $(SITE)
+
+entries: $(VENV)/.demo  ## measure this machine (hours) and pack it as NAME.zip in results/submissions
+	@test -n "$(NAME)" || { echo "name the machine: make entries NAME=zen4-2-cores"; exit 2; }
+	for suite in inference training accuracy spine; do \
+	    $(BIN)/python -m harness run $$suite $(ENTRY_OPTIONS) --resume --out build/entries-$$suite.jsonl || exit; \
+	done
+	$(BIN)/python -m harness submit pack build/entries-*.jsonl --out results/submissions/$(NAME).zip
 
 setup: $(VENV)/.test  ## everything that a developer needs
 

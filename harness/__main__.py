@@ -78,21 +78,35 @@ A module has a Typer application ``app``, or a function with the name of the com
 def _mount(arguments: list[str]) -> None:
     """Add the commands of other modules; only that of the called one is imported."""
     called = next((word for word in arguments if not word.startswith("-")), None)
-    for name, (module, text) in COMMANDS.items():
-        if name != called:
+    for name, (_, text) in COMMANDS.items():
+        if name == called:
+            _add(app, name)
+        else:
             app.command(name, help=text)(lambda: None)
-            continue
-        found: Any = importlib.import_module(module)
-        if hasattr(found, "app"):
-            for command in found.app.registered_commands:
-                if not command.hidden:
-                    verb = command.name or command.callback.__name__
-                    command.epilog = _example(f"{name} {verb}")
-            app.add_typer(found.app, name=name, help=text, epilog=_example(name))
-        else:  # a module of one command, which is a function of its name
-            settings = getattr(found, "CONTEXT", None)
-            mount = app.command(name, help=text, epilog=_example(name), context_settings=settings)
-            mount(getattr(found, name))
+
+
+def _add(to: typer.Typer, name: str) -> None:
+    """Import a command and add it."""
+    module, text = COMMANDS[name]
+    found: Any = importlib.import_module(module)
+    if hasattr(found, "app"):
+        for command in found.app.registered_commands:
+            if not command.hidden:
+                verb = command.name or command.callback.__name__
+                command.epilog = _example(f"{name} {verb}")
+        to.add_typer(found.app, name=name, help=text, epilog=_example(name))
+    else:  # a module of one command, which is a function of its name
+        settings = getattr(found, "CONTEXT", None)
+        mount = to.command(name, help=text, epilog=_example(name), context_settings=settings)
+        mount(getattr(found, name))
+
+
+def command_tree() -> Any:
+    """Return all commands as an object of click, for the documentation and its tests."""
+    every = typer.Typer(name="harness", add_completion=False)
+    for name in COMMANDS:
+        _add(every, name)
+    return typer.main.get_command(every)
 
 
 def _example(command: str) -> str:

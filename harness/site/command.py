@@ -15,6 +15,9 @@ from harness.terminal import plain
 def site(
     submissions: Annotated[Path, typer.Argument(help="Folder with archives of submit pack.")],
     out: Annotated[Path, typer.Option(help="Folder of the pages.")],
+    docs: Annotated[
+        Path | None, typer.Option(help="Folder of the built documentation, to copy beside them.")
+    ] = None,
 ) -> None:
     """Write static pages of submissions; archives that break a rule are named and left out."""
     from harness.site.catalogue import read_catalogue
@@ -22,6 +25,8 @@ def site(
 
     if not submissions.is_dir():
         raise BadInput(f"{submissions} is no folder; give the one with the archives")
+    if docs is not None and not (docs / "index.html").is_file():
+        raise BadInput(f"{docs} has no index.html; build the documentation first: make docs")
     found = read_catalogue(submissions)
     console = Console(highlight=False)
     for name, reasons in found.refused.items():
@@ -29,5 +34,5 @@ def site(
         console.print(text, markup=False, soft_wrap=True)
     if not found.entries:
         raise BadInput(f"{submissions} has no archive that keeps the rules; see: submit check")
-    page = write_site(out, found)
+    page = write_site(out, found, docs)
     console.print(f"site: {page}", markup=False, soft_wrap=True)

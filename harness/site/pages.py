@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from backends import defects
-from harness.files import make_folder, write_text
+from harness.files import make_folder, refuse, write_text
 from harness.report.html import environment, save
 from harness.results.summary import CellSummary
 from harness.site.catalogue import COLUMNS, QUESTION, Catalogue, Entry, to_data
@@ -21,8 +22,21 @@ INITIAL = {"phase": "forward", "map": "cold", "size": "192", "batch": "1", "prec
 """The filters of the rankings when the page is opened without any."""
 
 
-def write_site(folder: Path, catalogue: Catalogue) -> Path:
+DOCUMENTATION = "docs"
+"""Folder of the documentation within the site."""
+
+
+def write_site(folder: Path, catalogue: Catalogue, docs: Path | None = None) -> Path:
     """Write all pages into a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder of the site.
+    catalogue : Catalogue
+        The results.
+    docs : Path, optional
+        Folder of the built documentation, which is copied into the site.
 
     Returns
     -------
@@ -34,7 +48,12 @@ def write_site(folder: Path, catalogue: Catalogue) -> Path:
     BadInput
         If the folder cannot be written.
     """
-    site = _Site(folder, catalogue)
+    site = _Site(folder, catalogue, docs is not None)
+    if docs is not None:
+        try:
+            shutil.copytree(docs, folder / DOCUMENTATION, dirs_exist_ok=True)
+        except OSError as error:
+            refuse(folder, error, "--out")
     site.write_rankings()
     site.write_lists()
     for entry in catalogue.entries:
@@ -56,11 +75,11 @@ def engine_page(engine: str) -> str:
 class _Site:
     """The pages of a catalogue in a folder."""
 
-    def __init__(self, folder: Path, catalogue: Catalogue) -> None:
+    def __init__(self, folder: Path, catalogue: Catalogue, documented: bool) -> None:
         self._folder, self._catalogue = folder, catalogue
         self._templates = environment("harness.site")
         files = {entry.file for entry in catalogue.entries}
-        self._common = {"count": len(files)}
+        self._common = {"count": len(files), "documented": documented}
         for name in ("", "machines", "engines", "submissions"):
             make_folder(folder / name, "--out")
 

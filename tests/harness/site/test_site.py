@@ -256,6 +256,27 @@ def test_every_link_leads_to_a_page(site):
                 assert (page.parent / address).is_file(), f"{page.name}: {address}"
 
 
+def test_the_documentation_is_part_of_the_site(submit, tmp_path, capfd):
+    folder = submit("one", "Example CPU", [("sscn", 192, 0.01)])
+    docs, out = tmp_path / "built", tmp_path / "site"
+    docs.mkdir()
+    command = ["site", str(folder), "--docs", str(docs), "--out", str(out)]
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 2
+    assert "make docs" in capfd.readouterr().err
+    (docs / "_static").mkdir()
+    (docs / "_static" / "style.css").write_text("")
+    (docs / "index.html").write_text("documentation")
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert not ended.value.code
+    assert (out / "docs" / "_static" / "style.css").is_file()
+    for page in ("index.html", "engines/sscn.html"):
+        address = re.search(r'href="([^"]*docs/index.html)"', (out / page).read_text())
+        assert (out / page).parent.joinpath(address[1]).is_file()
+
+
 def test_refused_archives_are_listed_with_their_reason(site):
     assert "no ZIP archive" in (site / "submissions.html").read_text()
 

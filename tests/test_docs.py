@@ -1,0 +1,107 @@
+"""The documentation: its commands are accepted, its links lead somewhere, and it builds."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import pytest
+import typer
+
+from harness.__main__ import command_tree
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "results/submissions/README.md")),
+    *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "commands.md"),
+]
+BLOCK = re.compile(r"^( *)```(?:sh|console|bash)?\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+PROGRAM = re.compile(r"(?:^|[;&|] *)(?:python -m harness|sscn-bench)( .*)?$")
+
+
+def shown(page):
+    """Return the lines of a page's blocks of commands, without comments and continuations."""
+    text = "\n".join(block for _, block in BLOCK.findall(page.read_text()))
+    lines = text.replace("\\\n", " ").splitlines()
+    return [re.sub(r"(^|\s)#.*", "", line).strip() for line in lines]
+
+
+def commands():
+    for page in PAGES:
+        for line in shown(page):
+            found = PROGRAM.search(line)
+            if found:
+                words = (found[1] or "").strip()
+                yield pytest.param(words, id=f"{page.relative_to(ROOT)}: {words}"[:90])
+
+
+@cache
+def tree():
+    return command_tree()
+
+
+def parse(words):
+    """Parse a command line as the program does, without running it."""
+    command, name, context = tree(), "harness", None
+    words = [word for word in shlex.split(words) if word not in ("\u2026",)]
+    while True:
+        context = command.make_context(name, list(words), parent=context)
+        verbs = getattr(command, "commands", None)
+        rest = [*context._protected_args, *context.args]
+        if verbs is None or not rest:
+            return context
+        name, command, words = command.resolve_command(context, rest)
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_a_shown_command_is_accepted(words):
+    with suppress(typer.Exit):  # of --help
+        parse(words)
+
+
+@pytest.mark.parametrize("words", ["run inference --sise 192", "compere latest", "boundary much"])
+def test_a_wrong_command_would_be_found(words):
+    with pytest.raises(typer.BadParameter.__base__):  # any error of usage
+        parse(words)
+
+
+def targets():
+    text = (ROOT / "Makefile").read_text()
+    return set(re.findall(r"^([a-z-]+):", text, re.MULTILINE))
+
+
+def test_shown_targets_of_make_exist():
+    for page in PAGES:
+        for line in shown(page):
+            found = re.match(r"make ([a-z-]+)", line)
+            assert not found or found[1] in targets(), f"{page.name}: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for address in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        if not address.startswith("http") and address != "commands.md":
+            assert (page.parent / address).exists(), address
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_as_shown(tmp_path):
+    lines = shown(ROOT / "docs" / "tutorial.md")
+    lines = [line for line in lines if line and not line.startswith(("make", ". "))]
+    assert len(lines) >= 4
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for line in lines:
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=tmp_path,
+            env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
+    assert (tmp_path / "report" / "index.html").is_file()
