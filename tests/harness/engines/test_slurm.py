@@ -14,6 +14,7 @@ import pytest
 
 from harness.engines.slurm import Node, job_script
 from harness.errors import BadInput
+from harness.run.cluster import RESOURCE
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -198,3 +199,27 @@ def test_a_scheduler_runs_the_script(scheduler, tmp_path, monkeypatch):
         ["sbatch"], input=job_script("demo", [], [], Node("long")), capture_output=True, text=True
     )
     assert "invalid partition" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestWarning")
+def test_jobs_of_dask_jobqueue_are_devices(scheduler, tmp_path, monkeypatch):
+    jobqueue = pytest.importorskip("dask_jobqueue")
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.chdir(tmp_path)
+    with (
+        jobqueue.SLURMCluster(
+            queue="short",
+            cores=1,
+            processes=1,
+            memory="100MB",
+            walltime="00:10:00",
+            python=sys.executable,
+            job_directives_skip=["--mem"],
+            worker_extra_args=["--resources", "device=1"],
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        cluster.scale(jobs=1)
+        job = client.submit(os.getenv, "SLURM_JOB_ID", resources=RESOURCE)
+        assert job.result(timeout=120) == "1"
