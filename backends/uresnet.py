@@ -171,7 +171,11 @@ class UResNet(nn.Module):
 
     def forward(self, x: Any) -> Tensor:
         """Return the logits, (N, classes), rows in input order."""
-        return self.backend.features(self.linear(self.norm(self.unet(self.stem(x)))))
+        return self.backend.features(self.apply_layers(x))
+
+    def apply_layers(self, x: Any) -> Any:
+        """Return the logits as a tensor of the engine."""
+        return self.linear(self.norm(self.unet(self.stem(x))))
 
     def layers(self) -> Iterator[tuple[str, EngineLayer]]:
         """Yield the canonical name of each layer that owns weights, and the layer."""

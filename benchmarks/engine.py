@@ -1,7 +1,8 @@
 """Bounds of our engine's performance on a CPU, checked on records and profiles of the harness.
 
-Nothing is timed here: the harness measures cells in worker processes that take turns, compares each
-result with the float64 reference, and stores the records and profiles in ``--out``::
+The harness measures cells in worker processes that take turns, compares each result with the
+float64 reference, and stores the records and profiles in ``--out``. Only ``latency`` times passes
+here, two forms of one network in turns::
 
     python -m benchmarks.engine                      # all checks
     python -m benchmarks.engine race --size 192      # one of them
@@ -15,16 +16,19 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from backends.agreement import TOLERANCE
+from backends.profiling_hooks import replaced
 from backends.registry import probe
 from harness.errors import BadInput
 from harness.events.batches import benchmark_batch
@@ -64,6 +68,12 @@ PEAK_SHARE = 0.6
 
 ROOFLINE_RATIO = 2.0
 """Largest ratio of a warm forward pass to its limit on the machine."""
+
+LATENCY_RATIO = 1.1
+"""Largest ratio of a cold pass of one event to the time of it in C++."""
+
+LATENCY_PASSES = 100
+"""Passes per size, each on an image of its own."""
 
 MAPS_SHARE = 0.1
 """Largest share of the construction of maps in a cold forward pass."""
@@ -325,8 +335,91 @@ def maps_bound(found: Profile, title: str) -> Bound:
     )
 
 
+def latency(options: Options) -> Iterator[Bound]:
+    """Time of cold passes of one event, compared with the time of them in C++."""
+    import torch
+
+    from backends import network as networks
+    from backends.registry import load
+    from backends.sscn.planned_network import PLANNED
+    from backends.uresnet import UResNet, UResNetConfig
+    from harness.run.images import BatchImages
+    from harness.run.workload import sparse_batch
+
+    torch.set_num_threads(options.threads)
+    backend = load(OURS, dim=3, device="cpu", precision="fp32", options={})
+    planned = networks.build(backend, UResNetConfig())
+    layerwise = UResNet(backend, UResNetConfig())
+
+    def seconds(network: Any, image: Any, phase: str) -> float:
+        """Make one pass, and return its duration without that of the loss."""
+        with torch.set_grad_enabled(phase == "step"):
+            start = perf_counter()
+            logits = network(
+                network.tensor(image.sites, image.features, image.spatial_size, image.batch_size)
+            )
+            spent = perf_counter() - start
+            if phase == "step":
+                grad = torch.ones_like(logits)
+                start = perf_counter()
+                logits.backward(grad)
+                spent += perf_counter() - start
+                network.zero_grad(set_to_none=True)
+        return spent
+
+    for phase, size in itertools.product(("forward", "step"), options.sizes):
+        planned.train(phase == "step")
+        layerwise.train(phase == "step")
+        arrays, _ = benchmark_batch(open_events("sample", size=size), 1, TYPICAL_SEED)
+        images = BatchImages(sparse_batch(arrays), 2**4, TYPICAL_SEED)
+        wall, native, other = [], [], []
+        for image in images.take(LATENCY_PASSES):
+            with _native_seconds() as spent:
+                wall.append(seconds(planned, image, phase))
+            assert backend.last_pass == PLANNED
+            native.append(sum(spent))
+            other.append(seconds(layerwise, image, phase))
+        warm = slice(LATENCY_PASSES // 5, None)
+        ratio = median(a / b for a, b in zip(wall[warm], native[warm], strict=True))
+        yield Bound(
+            f"{phase}, {size} px: {1e3 * median(wall[warm]):.2f} ms, {ratio:.2f} times the time in "
+            f"C++, at most {LATENCY_RATIO:g}; layer by layer {1e3 * median(other[warm]):.2f} ms, "
+            f"{median(b / a for a, b in zip(wall[warm], other[warm], strict=True)):.2f} times",
+            ratio <= LATENCY_RATIO,
+        )
+
+
+@contextmanager
+def _native_seconds() -> Iterator[list[float]]:
+    """Collect the durations of the calls into C++."""
+    from backends.sscn.cpu import _kernels, processor
+    from backends.sscn.cpu.plan import Plan
+
+    spent: list[float] = []
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            start = perf_counter()
+            result = function(*arguments)
+            spent.append(perf_counter() - start)
+            return result
+
+        return call
+
+    with ExitStack() as stack:
+        for owner, name in (
+            (_kernels, "sort_sites"),
+            (processor, "run"),
+            (Plan, "run_forward"),
+            (Plan, "run_backward"),
+        ):
+            stack.enter_context(replaced(owner, name, timed))
+        yield spent
+
+
 CHECKS = {
-    check.__name__: check for check in (race, bf16, maps, roofline, convolutions, threads, sites)
+    check.__name__: check
+    for check in (race, bf16, maps, roofline, convolutions, threads, sites, latency)
 }
 
 

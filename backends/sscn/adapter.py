@@ -28,6 +28,7 @@ from backends.sscn.layers import (
     reordered,
     without_norm,
 )
+from backends.uresnet import UResNet, UResNetConfig
 
 
 def probe() -> Capabilities:
@@ -68,14 +69,29 @@ class Backend(TorchArithmetic):
         if self.kernel_set == "cpu.bf16":
             self.storage = torch.float32  # bf16: only the factors of products are rounded
         self.graph = DeferredGraph(selection.load(self.kernel_set))
+        self.last_pass = ""
+
+    def network(self, config: UResNetConfig) -> UResNet:
+        """Return the UResNet; on the CPU, passes without gradients are planned."""
+        products = getattr(self.graph.kernels, "products", None)
+        if products is None:
+            return UResNet(self, config)
+        from backends.sscn.planned_network import PlannedUResNet
+
+        return PlannedUResNet(self, config, products)
 
     def precision_readback(self) -> dict[str, Any]:
-        """Return torch's precision settings, and the kernels in use."""
-        return super().precision_readback() | {
-            "sscn.kernels": self.kernel_set,
-            "sscn.storage": str(self.storage),
-            "sscn.instructions": self.graph.kernels.instruction_set,
-        }
+        """Return torch's precision settings, the kernels in use, and how the last pass ran."""
+        found = {} if not self.last_pass else {"sscn.pass": self.last_pass}
+        return (
+            super().precision_readback()
+            | found
+            | {
+                "sscn.kernels": self.kernel_set,
+                "sscn.storage": str(self.storage),
+                "sscn.instructions": self.graph.kernels.instruction_set,
+            }
+        )
 
     def tensor(
         self, sites: Tensor, features: Tensor, spatial_size: int, batch_size: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
 
@@ -42,6 +42,11 @@ class CoordinateManager:
         2 or 3.
     graph : DeferredGraph
         Records the layers that use the maps; its kernel set builds them.
+
+    Attributes
+    ----------
+    planned : tuple or None
+        The plan that has run on these sites, and the maps that it built.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class CoordinateManager:
         self.order = order
         self.dim = dim
         self.graph = graph
+        self.planned: tuple[Any, Any] | None = None
         self._input_orders: dict[int, tuple[Tensor, Tensor]] = {}
 
     def submanifold(self, level: int, kernel_size: int) -> KernelMap:

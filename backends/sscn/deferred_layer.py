@@ -107,8 +107,16 @@ class BatchNorm:
     def set_folding(self, folding: Folding) -> None:
         """Store the result of folding, and mark the running statistics as modified for torch."""
         self.folding = folding
-        for changed in self.running:
-            torch.autograd.graph.increment_version(changed)
+        increment_versions(self.running)
+
+
+def increment_versions(changed: Sequence[Tensor]) -> None:
+    """Mark tensors as modified for torch."""
+    try:
+        torch.autograd.graph.increment_version(changed)
+    except TypeError:  # earlier versions of torch take one tensor per call
+        for each in changed:
+            torch.autograd.graph.increment_version(each)
 
 
 class ScaleShift(NamedTuple):

@@ -119,8 +119,11 @@ class _KernelMapLayer(nn.Module):
             storage = sources[0].dtype
             if weight.dtype is not storage:
                 weight = weight.to(storage)
-            record = _run_operator if torch.compiler.is_compiling() else DeferredGraph.record
-            return record(graph, sources, weight, kernel_map, norm, residual, self.training)
+            if torch.compiler.is_compiling():
+                return _run_operator(
+                    graph, sources, weight, kernel_map, norm, residual, self.training
+                )
+            return graph.record(sources, weight, kernel_map, norm, residual, self.training)
 
         pending: Callable[[Rows | None], Rows] = compute
         if graph.observer is not None:

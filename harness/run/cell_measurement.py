@@ -174,6 +174,8 @@ class CellMeasurement:
             self.record["energy_joules"] = self._measure_energy(self._energy)
         if self.job.check and self.job.cell.map != "first":
             self._check_last_call()
+        # Engines also report how their passes ran.
+        self.record["precision_readback"] = self._workload.backend.precision_readback()
         if self.job.cell.events.count:
             self._label_events()
         self.record |= {

@@ -3,6 +3,11 @@
 Addresses are ``data_ptr()`` of contiguous arrays, 0 for an absent array.
 """
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
+fingerprint: int
+
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
 def use(name: str) -> None: ...
@@ -15,3 +20,32 @@ def coarsen(keys: int, rows: int, dim: int, coarse: int, first: int) -> int: ...
 def connect_down(*arguments: int) -> None: ...
 def connect_up(*arguments: int) -> None: ...
 def run(words: int, number: int, times: int, threads: int) -> None: ...
+def block_rows(rows: int) -> int: ...
+
+class PlannedPass:
+    def without_arrays(self) -> PlannedPass: ...
+
+_Listed: TypeAlias = tuple[
+    Sequence[int], Sequence[tuple[int, int, int, int]], Sequence[tuple[int, int, int, int]]
+]
+
+class Plan:
+    def __init__(
+        self,
+        forward: _Listed,
+        backward: _Listed,
+        maps: Sequence[tuple[int, int]],
+        levels: int,
+        dim: int,
+    ) -> None: ...
+    def set_word(self, word: int, value: int) -> None: ...
+    def forward(
+        self,
+        before: PlannedPass | None,
+        keys: int,
+        rows: int,
+        spatial_size: int,
+        given: Sequence[int],
+        threads: int,
+    ) -> PlannedPass: ...
+    def backward(self, passed: PlannedPass, given: Sequence[int], threads: int) -> None: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from backends.sscn.cpu.processor import block_rows
 from backends.sscn.kernel_map import GatherMap
 
 _FLOAT = torch.float32
@@ -21,11 +22,6 @@ def checked(values: Tensor) -> Tensor:
     if values.dtype is not _FLOAT or not values.is_cpu:
         raise ValueError(f"the cpu kernels need float32 on the CPU, not {values.dtype}")
     return values.contiguous()
-
-
-def block_rows(rows: int) -> int:
-    """Return the output rows per block; blocks are smaller for few rows, to use all threads."""
-    return 256 if rows >= 8192 else 128 if rows >= 2048 else 64
 
 
 def empty_map(rows: int, taps: int, like: Tensor) -> GatherMap:

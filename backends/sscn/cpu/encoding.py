@@ -11,6 +11,7 @@ C++ structs that read them, ``instructions.hpp``, are generated from it::
 
 from __future__ import annotations
 
+import zlib
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
@@ -221,14 +222,13 @@ def camel(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
 
 
+def fingerprint() -> int:
+    """Return a number that stands for the table; Python and C++ must have the same."""
+    return zlib.crc32("\n".join(_structs()).encode())
+
+
 def header() -> str:
     """Return the text of ``instructions.hpp``."""
-    groups = {
-        entry.struct: entry.fields
-        for entries in FIELDS.values()
-        for entry in entries
-        if isinstance(entry, Group)
-    }
     return "\n".join(
         [
             "// Instructions as C++ structs. Generated from encoding.py, do not edit:",
@@ -244,34 +244,48 @@ def header() -> str:
             "",
             "namespace sscn {",
             "",
-            f"constexpr int64_t kWords = {WORDS};  // per instruction",
+            f"constexpr int64_t kFingerprint = {fingerprint()};  // of the table",
             "",
-            "enum class Opcode : int64_t {",
-            *(f"  k{camel(code.name)} = {code.value}," for code in Opcode),
-            "};",
-            "",
-            *(
-                f"static_assert(static_cast<int>(Products::k{camel(kind.name)}) == {kind.value});"
-                for kind in Products
-            ),
-            "",
-            "// Return a word as a pointer, a float, a double or an integer.",
-            "template <class T>",
-            "T as(int64_t word) {",
-            "  if constexpr (std::is_pointer_v<T>)",
-            "    return reinterpret_cast<T>(static_cast<uintptr_t>(word));",
-            "  else if constexpr (std::is_floating_point_v<T>)",
-            "    return static_cast<T>(std::bit_cast<double>(word));",
-            "  else",
-            "    return static_cast<T>(word);",
-            "}",
-            "",
-            *(line for name, fields in groups.items() for line in _group_reader(name, fields)),
-            *(line for code in Opcode for line in _struct(code)),
+            *_structs(),
             "}  // namespace sscn",
             "",
         ]
     )
+
+
+def _structs() -> list[str]:
+    groups = {
+        entry.struct: entry.fields
+        for entries in FIELDS.values()
+        for entry in entries
+        if isinstance(entry, Group)
+    }
+    return [
+        f"constexpr int64_t kWords = {WORDS};  // per instruction",
+        "",
+        "enum class Opcode : int64_t {",
+        *(f"  k{camel(code.name)} = {code.value}," for code in Opcode),
+        "};",
+        "",
+        *(
+            f"static_assert(static_cast<int>(Products::k{camel(kind.name)}) == {kind.value});"
+            for kind in Products
+        ),
+        "",
+        "// Return a word as a pointer, a float, a double or an integer.",
+        "template <class T>",
+        "T as(int64_t word) {",
+        "  if constexpr (std::is_pointer_v<T>)",
+        "    return reinterpret_cast<T>(static_cast<uintptr_t>(word));",
+        "  else if constexpr (std::is_floating_point_v<T>)",
+        "    return static_cast<T>(std::bit_cast<double>(word));",
+        "  else",
+        "    return static_cast<T>(word);",
+        "}",
+        "",
+        *(line for name, fields in groups.items() for line in _group_reader(name, fields)),
+        *(line for code in Opcode for line in _struct(code)),
+    ]
 
 
 def _group_reader(name: str, fields: tuple[Field, ...]) -> list[str]:

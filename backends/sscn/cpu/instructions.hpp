@@ -11,6 +11,8 @@
 
 namespace sscn {
 
+constexpr int64_t kFingerprint = 1570670861;  // of the table
+
 constexpr int64_t kWords = 26;  // per instruction
 
 enum class Opcode : int64_t {

@@ -32,7 +32,7 @@ class CpuKernels(KernelSet):
 
     def __init__(self, name: str, products: Products) -> None:
         self.name = name
-        self._products = products
+        self.products = products
 
     sort_sites = staticmethod(maps.sort_sites)
     submanifold_map = staticmethod(maps.submanifold_map)
@@ -63,7 +63,7 @@ class CpuKernels(KernelSet):
     ) -> tuple[Tensor, Tensor]:
         """Convolve, add the residual, and sum the result."""
         return convolution.convolve(
-            x, skip, weight, gather_map, scale, shift, residual, statistics, slope, self._products
+            x, skip, weight, gather_map, scale, shift, residual, statistics, slope, self.products
         )
 
     def gradients(
@@ -85,18 +85,18 @@ class CpuKernels(KernelSet):
         """Compute the requested gradients of a convolution."""
         return convolution.gradients(
             grad, out, grad_sums, x, skip, weight, kernel_map, scale, shift, slope, to_input,
-            to_weight, self._products,
+            to_weight, self.products,
         )  # fmt: skip
 
     def forward_runner(self) -> ForwardProgram:
         """Return a runner that runs all layers in one call of C++."""
-        return ForwardProgram(self._products)
+        return ForwardProgram(self.products)
 
     def backward_runner(
         self, saved: Sequence[Tensor], needed: Sequence[bool], /
     ) -> BackwardProgram:
         """Return a runner that computes all gradients in one call of C++."""
-        return BackwardProgram(saved, needed, self._products)
+        return BackwardProgram(saved, needed, self.products)
 
 
 FLOAT32 = CpuKernels("cpu", Products.FLOAT32)

@@ -3,13 +3,20 @@
 // Arrays are passed as addresses of contiguous memory, which the Python code has checked.
 // Converting torch tensors would take longer than many of the layers.
 #include "engine.hpp"
+#include "plan.hpp"
 #include "program.hpp"
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
+#include <stdexcept>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #if defined(__GLIBC__)
@@ -22,6 +29,19 @@ using namespace sscn;
 namespace {
 
 using Address = uintptr_t;
+
+// Words, references and arrays of a program.
+using Four = std::tuple<int64_t, int64_t, int64_t, int64_t>;
+using Listed = std::tuple<std::vector<int64_t>, std::vector<Four>, std::vector<Four>>;
+
+Program program_of(const Listed& listed) {
+  Program program{std::get<0>(listed), {}, {}};
+  for (const auto& [word, meaning, index, offset] : std::get<1>(listed))
+    program.references.push_back({word, static_cast<Meaning>(meaning), index, offset});
+  for (const auto& [level, bytes, first, last] : std::get<2>(listed))
+    program.arrays.push_back({level, bytes, first, last});
+  return program;
+}
 
 std::vector<const Engine*> available() {
   std::vector<const Engine*> engines;
@@ -58,6 +78,9 @@ NB_MODULE(_kernels, m) {
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
 #endif
   m.doc() = "Sparse convolutions in C++; see backends.sscn.cpu for the checked interface.";
+
+  nb::set_leak_warnings(false);  // tensors may live until the end of the program
+  m.attr("fingerprint") = kFingerprint;
 
   m.def(
       "instruction_sets",
@@ -128,4 +151,60 @@ NB_MODULE(_kernels, m) {
         run(*engine, at<int64_t>(words), number, at<double>(times), threads);
       },
       "Run a stream of instructions; see program.hpp.");
+
+  m.def("block_rows", block_rows, "Return the output rows per block of a gather map.");
+
+  nb::class_<PlannedPass>(m, "PlannedPass", "A planned forward pass that has run.")
+      .def(
+          "without_arrays",
+          [](const PlannedPass& pass) {
+            return std::make_unique<PlannedPass>(PlannedPass{pass.maps, nullptr});
+          },
+          "Return its maps, for other passes on the same sites.");
+
+  nb::class_<Plan>(m, "Plan", "The instructions of passes; see plan.hpp.")
+      .def("__init__",
+           [](Plan* plan, const Listed& forward, const Listed& backward,
+              const std::vector<std::tuple<int64_t, int64_t>>& maps, int64_t levels, int dim) {
+             new (plan) Plan{program_of(forward), program_of(backward), {}, levels, dim};
+             for (const auto& [level, size] : maps) plan->maps.push_back({level, size});
+           })
+      .def(
+          "set_word",
+          [](Plan& plan, int64_t word, int64_t value) {
+            plan.forward.words.at(static_cast<size_t>(word)) = value;
+          },
+          "Change a word of the forward pass, such as the address of weights.")
+      .def(
+          "forward",
+          [](const Plan& plan, const PlannedPass* before, Address keys, int64_t rows,
+             int64_t spatial_size, const std::vector<Address>& given, int threads) {
+            const nb::gil_scoped_release released;
+            const bool training = !plan.backward.words.empty();
+            auto pass = std::make_unique<PlannedPass>();
+            if (before)
+              pass->maps = before->maps;
+            else
+              pass->maps = std::make_shared<PlannedMaps>(*engine, plan, at<int64_t>(keys), rows,
+                                                         spatial_size, threads);
+            if (training && pass->maps->fewest_rows() < 2)
+              throw std::invalid_argument("batch normalisation in training needs at least 2 sites");
+            auto arrays = std::make_unique<PlacedArrays>(plan.forward, *pass->maps);
+            run_program(*engine, plan.forward, *pass->maps, *arrays, nullptr, given, threads);
+            if (training) pass->arrays = std::move(arrays);
+            return pass;
+          },
+          nb::arg("before").none(), nb::arg("keys"), nb::arg("rows"), nb::arg("spatial_size"),
+          nb::arg("given"), nb::arg("threads"),
+          "Run a forward pass on sorted sites, on the maps of an earlier pass if there is one.")
+      .def(
+          "backward",
+          [](const Plan& plan, const PlannedPass& pass, const std::vector<Address>& given,
+             int threads) {
+            const nb::gil_scoped_release released;
+            const PlacedArrays arrays(plan.backward, *pass.maps);
+            run_program(*engine, plan.backward, *pass.maps, arrays, pass.arrays.get(), given,
+                        threads);
+          },
+          "Run the backward pass of a forward pass.");
 }

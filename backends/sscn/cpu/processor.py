@@ -8,9 +8,36 @@ from __future__ import annotations
 
 import os
 
-from backends.sscn.cpu._kernels import instruction_set, instruction_sets, peak, run, use
+from backends.sscn.cpu import _kernels
+from backends.sscn.cpu.encoding import fingerprint
 
-__all__ = ["instruction_set", "instruction_sets", "peak", "run", "use"]
+if getattr(_kernels, "fingerprint", None) != fingerprint():
+    raise ImportError(
+        "the compiled kernels are of another version than the Python code; compile them again with "
+        "`pip install -e .`, or use kernels=reference"
+    )
+
+from backends.sscn.cpu._kernels import (
+    Plan,
+    PlannedPass,
+    block_rows,
+    instruction_set,
+    instruction_sets,
+    peak,
+    run,
+    use,
+)
+
+__all__ = [
+    "Plan",
+    "PlannedPass",
+    "block_rows",
+    "instruction_set",
+    "instruction_sets",
+    "peak",
+    "run",
+    "use",
+]
 
 if "SSCN_INSTRUCTION_SET" in os.environ:
     use(os.environ["SSCN_INSTRUCTION_SET"])

@@ -34,7 +34,7 @@ from backends.sscn.deferred_layer import (
 from backends.sscn.kernel_set import IntervalCallback
 
 
-class _FreeArrays:
+class FreeArrays:
     """Arrays of floats that earlier instructions no longer use and later ones may overwrite."""
 
     def __init__(self) -> None:
@@ -67,8 +67,8 @@ def _two_rows(channels: int) -> Tensor:
     return torch.empty((2, channels), dtype=torch.float64)
 
 
-class _FreeSums:
-    """As ``_FreeArrays``, for (2, channels) float64 arrays."""
+class FreeSums:
+    """As ``FreeArrays``, for (2, channels) float64 arrays."""
 
     def __init__(self) -> None:
         self._by_channels: dict[int, list[Tensor]] = {}
@@ -93,12 +93,21 @@ class ForwardProgram:
     ----------
     products : Products
         Rounding of factors.
+    stream : InstructionStream or None
+        Where to write; a stream of its own by default.
+    free : FreeArrays or None
+        Arrays to use.
     """
 
-    def __init__(self, products: Products) -> None:
+    def __init__(
+        self,
+        products: Products,
+        stream: InstructionStream | None = None,
+        free: FreeArrays | None = None,
+    ) -> None:
         self._products = products
-        self._stream = InstructionStream()
-        self._free = _FreeArrays()
+        self._stream = stream or InstructionStream()
+        self._free = free or FreeArrays()
 
     def add(self, layer: DeferredLayer) -> None:
         """Write the instructions of a layer: its norm, if it is not folded yet, and itself."""
@@ -189,15 +198,27 @@ class BackwardProgram:
         As in ``KernelSet.backward_runner``.
     products : Products
         Rounding of factors in input gradients.
+    stream, free : optional
+        As in ``ForwardProgram``.
+    free_sums : FreeSums or None
+        Arrays of sums to use.
     """
 
-    def __init__(self, saved: Sequence[Tensor], needed: Sequence[bool], products: Products) -> None:
+    def __init__(
+        self,
+        saved: Sequence[Tensor],
+        needed: Sequence[bool],
+        products: Products,
+        stream: InstructionStream | None = None,
+        free: FreeArrays | None = None,
+        free_sums: FreeSums | None = None,
+    ) -> None:
         self._saved = saved
         self._needed = needed
         self._products = products
-        self._stream = InstructionStream()
-        self._free = _FreeArrays()
-        self._free_sums = _FreeSums()
+        self._stream = stream or InstructionStream()
+        self._free = free or FreeArrays()
+        self._free_sums = free_sums or FreeSums()
         self._by_slot: dict[int, _Gradient] = {}
         self._sums: dict[int, Tensor] = {}
         self._parameters: list[tuple[int, Tensor]] = []
@@ -357,6 +378,25 @@ class BackwardProgram:
     def run(self) -> None:
         """Run the instructions."""
         self._stream.run()
+
+    def leaf_arrays(self) -> list[tuple[int, Tensor]]:
+        """Return the slot and the array of each needed gradient, if instructions write them all.
+
+        Raises
+        ------
+        ValueError
+            If a gradient is a sum of several arrays, or is not that of a parameter.
+        """
+        others = [
+            *self._by_slot,
+            *self._sums,
+            *(slot for _, slots in self._norms for slot in slots),
+        ]
+        written = [(slot, values) for slot, values in self._parameters if self._needed[slot]]
+        slots = [slot for slot, _ in written] + [slot for slot in others if self._needed[slot]]
+        if len(slots) > len(written) or len(set(slots)) < len(slots):
+            raise ValueError("a parameter is used more than once, or gradients reach an input")
+        return written
 
     @property
     def gradients(self) -> dict[int, Tensor]:

@@ -12,7 +12,7 @@ SETS = ["reference", "cpu"] if COMPILED else ["reference"]
 needs_cpu = pytest.mark.skipif(not COMPILED, reason="the C++ kernels are not built")
 
 
-def engine(name: str, precision: str = "fp32"):
+def engine(name: str, precision: str = "fp32", dim: int = 3):
     return registry.load(
-        "sscn", dim=3, device="cpu", precision=precision, options={"kernels": name}
+        "sscn", dim=dim, device="cpu", precision=precision, options={"kernels": name}
     )

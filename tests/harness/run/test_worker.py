@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from backends.contract import Unsupported
+from backends.uresnet import UResNet
 from harness.errors import BadInput
 from harness.instruments.clock import HostClock
 from harness.run import workload
@@ -111,11 +112,14 @@ def test_the_kernel_map_is_built_in_cold_calls_and_kept_in_warm_ones(monkeypatch
 
 
 def broken(monkeypatch, change):
-    """Make our engine's results wrong by ``change`` of each convolution's output."""
-    from backends.sscn.adapter import Backend
+    """Make an engine's results wrong by ``change`` of the logits."""
+    whole = UResNet.__call__
 
-    whole = Backend.features
-    monkeypatch.setattr(Backend, "features", lambda self, x: change(whole(self, x)))
+    def call(self, x):
+        found = whole(self, x)
+        return change(found) if isinstance(found, torch.Tensor) else found
+
+    monkeypatch.setattr(UResNet, "__call__", call)
 
 
 @pytest.mark.parametrize(
@@ -139,17 +143,9 @@ def test_a_wrong_engine_gets_no_times(phase, change, reason, references, monkeyp
 
 
 def test_zero_gradients_are_wrong(references, monkeypatch):
-    from backends.sscn import adapter
-
     job = make_job("sscn", "step", references=references)
     load_reference(job)
-    whole = adapter.Backend.features
-
-    def features(self, x):
-        out = whole(self, x)
-        return out.detach() + 0 * out
-
-    monkeypatch.setattr(adapter.Backend, "features", features)
+    broken(monkeypatch, lambda out: out.detach() + 0 * out)
     found = measure_cell(job)
     assert found["outcome"] == "wrong"
     assert "gradient" in found["reason"]

@@ -1,0 +1,340 @@
+"""The UResNet of the engine on the CPU: its passes are planned once.
+
+A planned pass has the bits of a pass layer by layer. Where a plan cannot serve, for example because
+a module has a hook, the layers run as in any other network; ``last_pass`` of the backend has the
+reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from backends.sscn.coordinates import CoordinateManager
+from backends.sscn.cpu.encoding import Products
+from backends.sscn.cpu.plan import Plan, Recording, Unplannable
+from backends.sscn.deferred import DeferredGraph
+from backends.sscn.deferred_layer import DeferredLayer, InputNorm, Rows
+from backends.sscn.kernel_map import KernelMap
+from backends.sscn.layers import SiteTensor
+from backends.sscn.norm import Norm
+from backends.uresnet import UResNet, UResNetConfig
+
+if TYPE_CHECKING:
+    from backends.sscn.adapter import Backend
+
+PLANNED = "planned"
+"""The value of ``last_pass`` after a planned pass."""
+
+_HOOKS = (
+    torch_module._global_forward_hooks,
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_backward_hooks,
+    torch_module._global_backward_pre_hooks,
+)
+
+
+class PlannedUResNet(UResNet):
+    """A UResNet whose passes are planned: in evaluation without gradients, in training with them.
+
+    Parameters
+    ----------
+    backend : Backend
+        The engine, with one of the kernel sets of the CPU.
+    config : UResNetConfig
+        Its size.
+    products : Products
+        Rounding of factors.
+    """
+
+    def __init__(self, backend: Backend, config: UResNetConfig, products: Products) -> None:
+        super().__init__(backend, config)
+        self._engine = backend
+        self._products = products
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, which makes plans of its own."""
+        return self.__dict__ | {"_state": None, "_plans": {}, "_refusals": {}}
+
+    def _forget(self) -> None:
+        self._state: _ModuleState | None = None
+        self._plans: dict[bool, _CheckedPlan] = {}
+        self._refusals: dict[bool, tuple[object, str]] = {}
+
+    def forward(self, x: SiteTensor) -> Tensor:
+        """Return the logits, (N, classes), rows in input order."""
+        reason = self._reason(x)
+        self._engine.last_pass = f"layer by layer: {reason}" if reason else PLANNED
+        if reason:
+            return super().forward(x)
+        plan = self._plans[self.training].plan
+        if not self.training:
+            logits, _ = plan.forward(x)
+            return logits
+        apply: Callable[..., Tensor] = _PlannedPasses.apply
+        return apply(plan, x, plan.bias, *plan.leaves)
+
+    def _reason(self, x: SiteTensor) -> str:
+        """Return why a pass cannot be planned, empty if it can; make or renew the plan."""
+        training = self.training
+        if torch.compiler.is_compiling():
+            return "compiled"
+        if torch.is_grad_enabled() != training:
+            return "in training without gradients" if training else "gradients in evaluation"
+        if x.coordinates.graph.observer is not None:
+            return "profiled"
+        if any(_HOOKS):
+            return "hooks of all modules"
+        reason = self._state.reason(training) if self._state else None
+        if reason is None:
+            self._forget()
+            self._state = _ModuleState(self)
+            reason = self._state.reason(training) or ""
+        if reason:
+            return reason
+        plan = self._plans.get(training)
+        if plan is None or not plan.update():
+            self._plans.pop(training, None)
+            reason = self._make(training)
+        return reason or self._plans[training].refuse(x)
+
+    def _make(self, training: bool) -> str:
+        """Plan the network; return why it cannot be planned, which is kept for these weights."""
+        weights = [(each.data_ptr(), each.dtype, each.requires_grad) for each in self.parameters()]
+        before = self._refusals.get(training)
+        if before is not None and before[0] == weights:
+            return before[1]
+        try:
+            self._plans[training] = _CheckedPlan(self, self._plan(training))
+        except Unplannable as error:
+            self._refusals[training] = weights, str(error)
+            return str(error)
+        return ""
+
+    def _plan(self, training: bool) -> Plan:
+        """Record the layers on a few sites, and plan them."""
+        recording = _RecordingGraph(self._engine.graph)
+        dim, config = self._engine.dim, self.config
+        channels = max(2 * config.channels(config.depth - 1), config.classes, config.in_channels)
+        sites, size = recording_sites(dim, config.depth, channels)
+        keys, order = recording.kernels.sort_sites(sites, size)
+        coordinates = CoordinateManager(keys, order, size, dim, recording)
+        features = torch.zeros(len(sites), config.in_channels)
+        x = SiteTensor(coordinates, 0, (Rows(features),))
+        logits = self.apply_layers(x)
+        _ = logits.unbiased  # records the last layer
+        weights = [*self.parameters(), *self.buffers()]
+        recorded = Recording(x, logits, recording.layers)
+        return Plan(recorded, self._products, weights, training)
+
+
+class _PlannedPasses(torch.autograd.Function):
+    """From the parameters of a network to its logits, in one call for each direction."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, plan: Plan, x: SiteTensor, bias: Tensor | None, *leaves: Tensor
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        logits, passed = plan.forward(x)
+        ctx.plan, ctx.x = plan, x
+        # Saved tensors are freed after the backward pass, and the arrays of the pass with them.
+        holder = torch.empty(0)
+        holder.planned_pass = passed  # type: ignore[attr-defined]
+        ctx.save_for_backward(holder, *leaves)
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        holder, *leaves = ctx.saved_tensors
+        if grad is None:
+            return (None,) * (3 + len(leaves))
+        found = ctx.plan.backward(holder.planned_pass, ctx.x, grad)
+        to_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
+        return None, None, to_bias, *(found.get(slot) for slot in range(len(leaves)))
+
+
+class _RecordingGraph(DeferredGraph):
+    """Records layers without ever running them."""
+
+    def __init__(self, graph: DeferredGraph) -> None:
+        super().__init__(graph.kernels)
+        self.layers: list[DeferredLayer] = []
+
+    def record(
+        self,
+        sources: tuple[Rows, ...],
+        weight: Tensor,
+        kernel_map: KernelMap,
+        norm: InputNorm,
+        residual: Rows | None,
+        statistics: bool,
+    ) -> Rows:
+        """Record a layer, and keep it."""
+        rows = super().record(sources, weight, kernel_map, norm, residual, statistics)
+        assert rows.layer is not None
+        self.layers.append(rows.layer)
+        return rows
+
+    def run(self, last: DeferredLayer) -> None:
+        """Refuse to run a layer.
+
+        Raises
+        ------
+        Unplannable
+            Always.
+        """
+        raise Unplannable("something other than a layer reads rows between layers")
+
+
+def recording_sites(dim: int, depth: int, channels: int) -> tuple[Tensor, int]:
+    """Return sites whose number at each level is another prime above a number of channels.
+
+    Returns
+    -------
+    sites : Tensor
+        (N, 1 + dim) int32.
+    size : int
+        Voxels per side.
+    """
+    least = max(channels, 3**dim) + 1
+    primes = (n for n in count(least) if all(n % d for d in range(2, int(n**0.5) + 1)))
+    number, *finer = islice(primes, depth)
+    side = next(side for side in count(1) if side**dim >= number)
+    sites = torch.cartesian_prod(*[torch.arange(side)] * dim).reshape(-1, dim)[:number]
+    for number in finer:
+        children = 2 * sites
+        second = children[: number - len(sites)].clone()
+        second[:, -1] += 1
+        sites = torch.cat([children, second])
+    batch = torch.zeros(len(sites), 1, dtype=sites.dtype)
+    return torch.cat([batch, sites], 1).to(torch.int32), side * 2 ** (depth - 1)
+
+
+class _ModuleState:
+    """The modules of a network, for comparison with a later state."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._modules = list(network.named_modules())
+        modules = [each for _, each in self._modules]
+        self._attributes = [each.__dict__ for each in modules]
+        self._children = [
+            (each._modules, tuple(each._modules.values())) for each in modules if each._modules
+        ]
+        self._hooks = [
+            hooks
+            for each in modules
+            for hooks in (
+                each._forward_hooks,
+                each._forward_pre_hooks,
+                each._backward_hooks,
+                each._backward_pre_hooks,
+            )
+        ]
+
+    def reason(self, training: bool) -> str | None:
+        """Return why the modules must be called, empty if they need not be.
+
+        Returns
+        -------
+        str or None
+            None if a module has been replaced, added or removed.
+        """
+        for children, before in self._children:
+            if tuple(children.values()) != before:
+                return None
+        attributes = self._attributes
+        modes = [each["training"] for each in attributes]
+        if (
+            not any(self._hooks)
+            and modes.count(training) == len(modes)
+            and not any("forward" in each for each in attributes)
+        ):
+            return ""
+        found = (self._named(name, module, training) for name, module in self._modules)
+        return next(filter(None, found))
+
+    def _named(self, name: str, module: nn.Module, training: bool) -> str:
+        """Return what a module has that a plan cannot run."""
+        name = name or "the network"
+        if module.training != training:
+            return f"{name} is in {'evaluation' if training else 'training'}"
+        if "forward" in module.__dict__:
+            return f"{name} has a forward of its own"
+        hooks = (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+        return f"{name} has a hook" if any(hooks) else ""
+
+
+class _CheckedPlan:
+    """A plan, and the weights that it was made from.
+
+    Parameters
+    ----------
+    network : PlannedUResNet
+        The network.
+    plan : Plan
+        Its plan.
+    """
+
+    def __init__(self, network: PlannedUResNet, plan: Plan) -> None:
+        self.plan = plan
+        self._weights = [
+            (owner, name, values, values.data_ptr(), values.requires_grad)
+            for module in network.modules()
+            for owner in (module._parameters, module._buffers)
+            for name, values in owner.items()
+            if values is not None
+        ]
+        scales = {
+            id(module._folded.norm.scale): module
+            for module in network.modules()
+            if isinstance(module, Norm) and module._folded is not None
+        }
+        self._norms = [(scales[id(scale)], scale) for scale, _ in plan.norms]
+        self._values = [values for _, _, values, _, _ in self._weights] if plan.norms else []
+        self._versions = self._version()
+
+    def update(self) -> bool:
+        """Fold norms again whose values have changed; return whether the plan is still valid."""
+        for owner, name, values, address, requires_grad in self._weights:
+            same = owner[name] is values and values.data_ptr() == address
+            if not same or values.requires_grad != requires_grad:
+                return False
+        versions = self._version()
+        if versions == self._versions:
+            return True
+        self._versions = versions
+        for number, (norm, scale) in enumerate(self._norms):
+            now = norm.from_running()
+            if now.scale is not scale:
+                self.plan.set_norm(number, now.scale, now.shift)
+                self._norms[number] = norm, now.scale
+        return True
+
+    def _version(self) -> int:
+        """Return a number that grows whenever a weight or statistic changes in place."""
+        return sum([values._version for values in self._values])
+
+    def refuse(self, x: SiteTensor) -> str:
+        """Return why an input cannot be planned, empty if it can."""
+        features = x.rows[0].features if len(x.rows) == 1 else None
+        if x.level or x.norm is not None or features is None or x.coordinates.order is None:
+            return "the input is no tensor of sites and features"
+        if features.dtype is not torch.float32 or not features.is_contiguous():
+            return "the features are not contiguous float32"
+        if features.requires_grad:
+            return "the features have gradients"
+        if not len(features) or features.shape[1] != self.plan.channels:
+            return "the features have another shape"
+        return ""
