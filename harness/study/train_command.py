@@ -51,7 +51,7 @@ def train(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Steps, without a limit of time; the rate falls over the last third.", min=1
+            help="Steps, without a limit of time; the rate falls over the second half.", min=1
         ),
     ] = None,
     network: Annotated[str, typer.Option(help=NETWORK_HELP)] = "study",
@@ -110,7 +110,7 @@ def train(
         optimiser="muon",
         learning_rate=6e-3,
         warm_up=100,
-        cool_down=(steps or 0) // 3,
+        cool_down=(steps or 0) // 2,
         average=0.9975,
         device=device,
         precision=precision,
