@@ -95,3 +95,15 @@ def test_layers_sum_to_the_cell_and_the_peak_is_explained(name, phase, size, tmp
     assert ("stem backward" in names) == (phase == "step")
     assert any(name.startswith("aten::") for name in names)
     assert (out / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "policy"), [({}, "freed memory is kept"), ({"resident": [0, 0]}, "")]
+)
+def test_times_are_profiled_with_the_allocator_policy_of_a_run(more, policy):
+    code = (
+        "from harness.instruments import allocator; from harness.profile.child import answer; "
+        f"answer({more | {'job': {}, 'settings': {}}}); print(allocator.policy()[:20])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == policy
