@@ -10,6 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 REPORT := report
 
 SITE := build/site
+BATCHES := --batch 1 --batch 4 --batch 16
 
 .PHONY: demo test docs site entries setup minkowski clean help
 
@@ -37,10 +38,12 @@ site: $(VENV)/.docs  ## build the documentation and the rankings of results/subm
 	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky --tag site docs build/docs-of-site
 	$(BIN)/python -m harness site results/submissions --docs build/docs-of-site --out $(SITE)
 
-entries: $(VENV)/.demo  ## measure this machine (hours) and pack it as NAME.zip in results/submissions
+entries: $(VENV)/.test  ## measure this machine (hours) and pack it as NAME.zip in results/submissions
 	@test -n "$(NAME)" || { echo "name the machine: make entries NAME=zen4-2-cores"; exit 2; }
-	for suite in inference training accuracy spine; do \
-	    $(BIN)/python -m harness run $$suite $(ENTRY_OPTIONS) --resume --out build/entries-$$suite.jsonl || exit; \
+	@mkdir -p build
+	for suite in "inference $(BATCHES)" "training $(BATCHES)" accuracy spine; do \
+	    $(BIN)/python -m harness run $$suite $(ENTRY_OPTIONS) --resume \
+	        --out "build/entries-$${suite%% *}.jsonl" || exit; \
 	done
 	$(BIN)/python -m harness submit pack build/entries-*.jsonl --out results/submissions/$(NAME).zip
 
