@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backends import network as networks
 from backends import registry, weights
 from backends.contract import Kind
 from backends.network_spec import NAMES
@@ -284,9 +285,10 @@ def _depth(names: Iterable[str]) -> int:
 
 def _network(engine: str, config: UResNetConfig, dim: int) -> UResNet:
     backend = registry.load(engine, dim=dim, device="cpu", precision="fp32")
-    if hasattr(backend, "network"):
+    found = networks.build(backend, config)
+    if not isinstance(found, UResNet):
         raise InvalidWeights(f"{engine} has a network of its own, without canonical weights")
-    return UResNet(backend, config)
+    return found
 
 
 def _from_engine(state: Mapping[str, Tensor], engine: str) -> Weights:

@@ -105,9 +105,9 @@ class Predictor:
             backend = registry.load(
                 engine, dim=dim, device=device, precision=precision, options=dict(options)
             )
-            if hasattr(backend, "network"):
-                raise BadInput(f"{engine} has a network of its own, which takes no weights")
             built = network.build(backend, config).to(device, master_dtype(precision))
+            if not network.has_reference(built):
+                raise BadInput(f"{engine} has a network of its own, which takes no weights")
         except (ImportError, ValueError) as error:
             raise BadInput(f"{engine} cannot predict here: {error}") from None
         weights.load(built, values)

@@ -15,7 +15,7 @@ from harness.spec.cell import RANDOM, TRAINED, ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-TRAINED_SHA256 = "4d4ec958b8d52e18fe0a7a9d649b1abdf93f010b82bbaa665ad0a5470e4065bb"
+TRAINED_SHA256 = "5cdd601450396aa7729ed86d516a0768079efea80fbc88107f36a3f9e57af629"
 """Hash of the packaged file of weights, which ``results/trained-network`` describes."""
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import harness
+from backends import network as networks
 from backends import registry, weights
 from backends.uresnet import UResNet, UResNetConfig
 from harness.errors import BadInput
@@ -57,16 +58,16 @@ def test_engines_hold_the_packaged_weights_bit_for_bit(name):
     values = read_weights(find_weights("trained").path)
     device = found.capabilities.devices[0]
     backend = registry.load(name, dim=3, device=device, precision="fp32")
-    if hasattr(backend, "network"):
+    built = networks.build(backend, UResNetConfig())
+    if not isinstance(built, UResNet):
         pytest.skip("a network of its own")
-    built = UResNet(backend, UResNetConfig())
     weights.load(built, values)
     for part, value in weights.dump(built).items():
         assert torch.equal(value.cpu(), values[part]), part
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "least"), [(192, 0.95), (512, 0.965), (768, 0.96)])
+@pytest.mark.parametrize(("size", "least"), [(192, 0.955), (512, 0.973), (768, 0.967)])
 def test_the_packaged_network_is_good(size, least):
     events = harness.open_events("sample", size=size)
     shares = [
