@@ -114,6 +114,7 @@ class LocalWorker:
             )
         except OSError as error:
             self._release()
+            self._caches.cleanup()
             raise Failed("unavailable", f"its interpreter does not start: {error}") from None
         finally:
             os.close(commands)
