@@ -227,16 +227,7 @@ class _ModuleState:
         self._children = [
             (each._modules, tuple(each._modules.values())) for each in modules if each._modules
         ]
-        self._hooks = [
-            hooks
-            for each in modules
-            for hooks in (
-                each._forward_hooks,
-                each._forward_pre_hooks,
-                each._backward_hooks,
-                each._backward_pre_hooks,
-            )
-        ]
+        self._hooks = [hooks for each in modules for hooks in _hooks_of(each)]
 
     def reason(self, training: bool) -> str | None:
         """Return why the modules must be called, empty if they need not be.
@@ -267,13 +258,17 @@ class _ModuleState:
             return f"{name} is in {'evaluation' if training else 'training'}"
         if "forward" in module.__dict__:
             return f"{name} has a forward of its own"
-        hooks = (
-            module._forward_hooks,
-            module._forward_pre_hooks,
-            module._backward_hooks,
-            module._backward_pre_hooks,
-        )
-        return f"{name} has a hook" if any(hooks) else ""
+        return f"{name} has a hook" if any(_hooks_of(module)) else ""
+
+
+def _hooks_of(module: nn.Module) -> tuple[Any, ...]:
+    """Return the hooks of a module, by their kinds."""
+    return (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
 
 
 class _CheckedPlan:

@@ -25,7 +25,6 @@ __all__ = [
     "WEIGHT_GRADIENT",
     "InstructionStream",
     "Products",
-    "pack",
 ]
 
 (
@@ -48,11 +47,6 @@ def _packer(fields: tuple[Field, ...]) -> struct.Struct:
 
 
 _PACK = {code: _packer(words(FIELDS[code])).pack for code in Opcode}
-
-
-def pack(code: Opcode, *values: float) -> bytes:
-    """Return an instruction; the values are those of ``encoding.FIELDS``, in order."""
-    return _PACK[code](code, *values)
 
 
 class InstructionStream:

@@ -137,6 +137,7 @@ class Plan:
         self.bias = recording.logits.bias
         self.norms: list[tuple[Tensor, int]] = []
         self.running: list[Tensor] = []
+        self._shifts: dict[int, Tensor] = {}
         self.leaves: list[Tensor] = []
         self._views: list[tuple[int, torch.Size, tuple[int, ...], int]] = []
         self._gradient_floats = 0
@@ -160,7 +161,7 @@ class Plan:
         )  # fmt: skip
         forward = _Relocation(stream, maps, self._kept, [features, inverse, logits])
         if not training:
-            self._find_norms(recording.layers, forward)
+            self._find_norms(recording.layers)
         backward = None
         if training:
             backward = self._backward(last, products, maps, forward, [features, order])
@@ -247,11 +248,11 @@ class Plan:
         """Replace the scale and shift of a norm, which the plan keeps alive."""
         _, word = self.norms[number]
         self.norms[number] = scale, word
-        self._kept += [scale, shift]
+        self._shifts[number] = shift
         self._plan.set_word(word, scale.data_ptr())
         self._plan.set_word(word + 1, shift.data_ptr())
 
-    def _find_norms(self, layers: Sequence[DeferredLayer], forward: _Relocation) -> None:
+    def _find_norms(self, layers: Sequence[DeferredLayer]) -> None:
         """Find the words of the norms; instruction i is that of layer i."""
         place = _place(Opcode.CONVOLVE, "source.scale")
         for number, layer in enumerate(layers):
