@@ -27,10 +27,10 @@ MOST_HELD_OUT = 256
 """Held-out events of each size for the accuracy at the end."""
 
 SIMULATED = "simulated"
-SIMULATED_EVENTS = {192: 12_288, 512: 1536, 768: 1536}
+SIMULATED_EVENTS = {192: 49_152, 512: 6144, 768: 8192}
 """Events of ``--events simulated``, by voxels per side: those of the packaged network."""
 
-_SIMULATED_PRESETS = ("standard", "michel", "standard", "delta")
+_SIMULATED_PRESETS = (*["standard"] * 3, "michel", *["standard"] * 3, "delta")
 
 
 def train(
