@@ -1,6 +1,6 @@
 """An engine for sscn-bench in one file: copy it, and replace its parts with yours.
 
-docs/engines.md has the metadata of a package that registers it.
+docs/own-engine.md has the metadata of a package that registers it.
 """
 
 from dataclasses import dataclass, field, replace

@@ -133,7 +133,7 @@ ENGINES = {
         "warpconvnet",
     )
 }
-"""Engines that ``pip`` cannot install as a dependency; docs/engines.md says how to install them."""
+"""Engines that ``pip`` cannot install as a dependency; docs/install-engines.md says how."""
 
 
 def third_party(package):

@@ -16,7 +16,7 @@ from backends.proof import prove
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "docs" / "engine_template.py"
-DOCUMENTATION = ROOT / "docs" / "engines.md"
+DOCUMENTATION = ROOT / "docs" / "own-engine.md"
 
 
 @pytest.fixture
