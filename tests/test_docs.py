@@ -16,7 +16,8 @@ from harness.__main__ import command_tree
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "results/submissions/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "results").glob("*/README.md")),
     *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "commands.md"),
 ]
 BLOCK = re.compile(r"^( *)```(?:sh|console|bash)?\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

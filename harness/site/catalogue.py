@@ -162,7 +162,8 @@ QUESTION = ("device", "phase", "map", "size", "batch", "precision", "network", "
 
 COLUMNS = (
     *("submission", "machine", "engine", "question", "outcome"),
-    *("seconds", "low", "high", "memory", "error", "accuracy", "energy", "throttled", "stolen"),
+    *("seconds", "low", "high", "memory", "error", "accuracy", "labelled"),
+    *("energy", "throttled", "stolen"),
 )
 
 
@@ -228,11 +229,18 @@ def _numbers(m: CellSummary) -> list[float | int | None]:
         m.memory if ok else None,
         m.error,
         None if m.labelling is None else m.labelling.nonzero,
+        _labelled(m),
         m.values.get(ENERGY.key) if ok else None,
         m.throttled / m.side.samples if m.throttled else None,
         m.stolen if m.stolen and m.stolen >= STOLEN else None,
     )
     return [None if value is None else _rounded(value) for value in values]
+
+
+def _labelled(m: CellSummary) -> int | None:
+    """Return the number of labelled events, if the engine was too slow for all."""
+    count = 0 if m.labelling is None else len(m.labelling.labelled)
+    return count if 0 < count < m.cell.events.count else None
 
 
 def _rounded(value: float) -> float | int:

@@ -167,9 +167,10 @@ class _Site:
         """Write the page of an engine."""
         entries = _with(self._catalogue, engine)
         machines = {entry.machine.identifier: entry.machine for entry in entries}
+        every = dict.fromkeys(QUESTION, "") | {"search": engine}
         links = [
             (
-                f"../index.html#{urlencode({'machine': key, 'search': engine})}",
+                f"../index.html#{urlencode(every | {'machine': key})}",
                 f"{machine.name}: {_measured(self._catalogue, key, engine)} results",
             )
             for key, machine in machines.items()

@@ -5,7 +5,8 @@
   const at = Object.fromEntries(COLUMNS.map((name, i) => [name, i]));
   const form = document.getElementById("filter"), output = document.getElementById("rankings");
   const across = document.getElementById("across"), said = document.getElementById("said");
-  const SHOWN = 40;
+  const SHOWN = 40;  // tables, and machines
+  const LONGEST = 30;  // times the best time, at which bars end
 
   const element = (name, text, attributes = {}) => {
     const made = document.createElement(name);
@@ -21,7 +22,8 @@
   const seconds = (value) => scaled(value, [[1, "s"], [1e-3, "ms"], [1e-6, "µs"]]);
   const bytes = (value) => scaled(value, [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"], [1, "B"]]);
   const joules = (value) => scaled(value, [[1, "J"], [1e-3, "mJ"]]);
-  const share = (value) => (value === null ? "–" : `${(100 * value).toFixed(2)} %`);
+  const share = (value, row) => (value === null ? "–" : `${(100 * value).toFixed(2)} %`
+    + (row[at.labelled] === null ? "" : ` of ${row[at.labelled]} events`));
   const percent = (value) => (value === null ? "–" : `${Number((100 * value).toPrecision(2))} %`);
   const error = (value) => (value === null ? "–" : value.toExponential(1));
 
@@ -41,35 +43,47 @@
   DATA.engines.forEach((name) =>
     form.elements.reference.append(element("option", name, { value: name })));
 
-  const state = () => Object.fromEntries(
-    [...new FormData(form)].filter(([, value]) => value !== ""));
+  const fields = [...form.elements].filter((field) => field.name);
+  // Empty values are part of an address where a field is not empty initially: "all" of a size.
+  const state = () => Object.fromEntries(fields.map((field) => [field.name, field.value])
+    .filter(([name, value]) => value !== "" || form.elements[name].dataset.initial));
   const restore = () => {
     const wanted = new URLSearchParams(location.hash.slice(1));
-    for (const field of form.elements) {
-      if (!field.name) continue;
+    for (const field of fields) {
       const value = wanted.get(field.name);
       const options = field.options && [...field.options].map((option) => option.value);
       const initial = field.dataset.initial || "";
       const usual = options && !options.includes(initial) ? options[0] : initial;
       field.value = value !== null && (!options || options.includes(value)) ? value : usual;
     }
+    // Initial values that fit nothing, on a machine with other questions, are not kept.
+    if (!groups().size)
+      for (const name of PARTS) if (!wanted.has(name)) form.elements[name].value = "";
   };
 
   const better = (one, other) => {
-    const pairs = [["seconds", 1], ["memory", 1], ["accuracy", -1]].map(([name, sign]) =>
-      [sign * (one[at[name]] ?? 0), sign * (other[at[name]] ?? 0)]);
+    const pairs = [["seconds", 1], ["memory", 1], ["accuracy", -1]]
+      .filter(([name]) => one[at[name]] !== null && other[at[name]] !== null)
+      .filter(([name]) => name !== "accuracy" || one[at.labelled] === other[at.labelled])
+      .map(([name, sign]) => [sign * one[at[name]], sign * other[at[name]]]);
     return pairs.every(([a, b]) => a <= b) && pairs.some(([a, b]) => a < b);
   };
+
+  const named = (row) => DATA.engines[row[at.engine]].toLowerCase()
+    .includes(form.elements.search.value.trim().toLowerCase());
+
+  // All engines of a question make its ranks and its frontier; the rows of the named ones are shown.
+  const described = (question) => PARTS.map((name, i) => {
+    const word = DATA.questions[question][i];
+    return name === "size" ? `${word} px` : name === "batch" ? `batch ${word}` : word;
+  }).join(", ");
 
   const ranking = (question, rows) => {
     const timed = rows.filter((row) => row[at.seconds] !== null)
       .sort((a, b) => a[at.seconds] - b[at.seconds]);
     const failed = rows.filter((row) => row[at.seconds] === null);
     const section = element("section");
-    const words = DATA.questions[question];
-    section.append(element("h3", PARTS.map((name, i) =>
-      name === "size" ? `${words[i]} px` : name === "batch" ? `batch ${words[i]}` : words[i])
-      .join(", ")));
+    section.append(element("h3", described(question)));
     const scroll = element("div", undefined, { class: "scroll", tabindex: "0" });
     const table = element("table"), head = element("tr");
     // Columns that only some results have are left out where none has.
@@ -77,13 +91,14 @@
       ["throttled", "GPU throttled", percent], ["stolen", "taken by the host", percent]]
       .filter(([name]) => rows.some((row) => row[at[name]] !== null));
     for (const [title, kind] of [["engine"], ["time", "n"], ["", "length"], ["slower", "n"],
-      ["memory", "n"], ["error", "n"], ...optional.map(([, title]) => [title, "n"]), ["from"]])
+      ["quartiles", "n"], ["memory", "n"], ["error", "n"], ...optional.map(([, title]) => [title, "n"]), ["from"]])
       head.append(title ? element("th", title, { class: kind || "", scope: "col" })
         : element("td", undefined, { class: kind }));
     table.append(element("thead"), element("tbody"));
     table.tHead.append(head);
-    const longest = timed.length ? timed[timed.length - 1][at.seconds] : 1;
-    for (const row of [...timed, ...failed]) {
+    const longest = timed.length
+      ? Math.min(timed[timed.length - 1][at.seconds], LONGEST * timed[0][at.seconds]) : 1;
+    for (const row of [...timed, ...failed].filter(named)) {
       const line = table.tBodies[0].insertRow();
       const name = DATA.engines[row[at.engine]];
       const cell = line.insertCell();
@@ -98,12 +113,14 @@
       const track = line.insertCell();
       track.className = "length";
       if (ok) track.append(element("i", undefined,
-        { style: `width:${Math.max(1, 100 * row[at.seconds] / longest).toFixed(1)}%` }));
+        { class: row[at.seconds] > longest ? "cut" : "", style:
+          `width:${Math.min(100, Math.max(1, 100 * row[at.seconds] / longest)).toFixed(1)}%` }));
       number(ok && row !== timed[0]
         ? `${Number((row[at.seconds] / timed[0][at.seconds]).toPrecision(3))}×` : "–");
+      number(ok ? `${seconds(row[at.low])} – ${seconds(row[at.high])}` : "–");
       number(bytes(row[at.memory]));
       number(error(row[at.error]));
-      for (const [name, , format] of optional) number(format(row[at[name]]));
+      for (const [name, , format] of optional) number(format(row[at[name]], row));
       const source = DATA.submissions[row[at.submission]][0];
       line.insertCell().append(element("a", source, { href: `submissions/${source}.html` }));
     }
@@ -132,6 +149,8 @@
       head.append(element("th", DATA.engines[engine], { class: "n", scope: "col" }));
     table.append(element("thead"), element("tbody"));
     table.tHead.append(head);
+    if (usable.length > SHOWN)
+      table.createCaption().textContent = `${usable.length} machines, of which ${SHOWN} are shown`;
     for (const [machine, own] of usable.slice(0, SHOWN)) {
       const line = table.tBodies[0].insertRow();
       const [id, name] = DATA.machines[machine];
@@ -146,36 +165,40 @@
     return table;
   };
 
-  const draw = () => {
-    const wanted = state(), search = (wanted.search || "").toLowerCase();
+  // The rows of each question that fits the filters, if a named engine is among them.
+  const groups = () => {
+    const wanted = state(), found = new Map();
     const machine = DATA.machines.findIndex(([id]) => id === wanted.machine);
     const fits = DATA.questions.map((parts) => PARTS.every((name, i) =>
       !wanted[name] || String(parts[i]) === wanted[name]));
-    const groups = new Map();
     for (const row of DATA.rows) {
       if (row[at.machine] !== machine || !fits[row[at.question]]) continue;
-      if (search && !DATA.engines[row[at.engine]].toLowerCase().includes(search)) continue;
       if (DATA.outcomes[row[at.outcome]] === "unavailable") continue;
-      if (!groups.has(row[at.question])) groups.set(row[at.question], []);
-      groups.get(row[at.question]).push(row);
+      if (!found.has(row[at.question])) found.set(row[at.question], []);
+      found.get(row[at.question]).push(row);
     }
-    const order = [...groups.keys()].sort((a, b) => {
+    return new Map([...found].filter(([, rows]) => rows.some(named)));
+  };
+
+  const draw = () => {
+    const found = groups(), machine = form.elements.machine.selectedOptions[0];
+    const order = [...found.keys()].sort((a, b) => {
       const one = DATA.questions[a], other = DATA.questions[b];
       for (let i = 0; i < PARTS.length; i++)
         if (one[i] !== other[i]) return one[i] < other[i] ? -1 : 1;
       return 0;
     });
-    output.replaceChildren(...order.slice(0, SHOWN).map((q) => ranking(q, groups.get(q))));
+    output.replaceChildren(...order.slice(0, SHOWN).map((q) => ranking(q, found.get(q))));
     const more = order.length > SHOWN ? `, of which ${SHOWN} are shown: narrow the filters` : "";
     said.textContent = order.length
-      ? `${order.length} question${order.length > 1 ? "s" : ""} with results on this machine${more}.`
-      : "No result fits these filters on this machine: widen them.";
-    const table = order.length ? ratios(order[0], wanted.reference) : null;
+      ? `${order.length} question${order.length > 1 ? "s" : ""} with results on ${machine.text}${more}.`
+      : `No result on ${machine ? machine.text : "any machine"} fits these filters: widen them.`;
+    const table = order.length ? ratios(order[0], form.elements.reference.value) : null;
     across.replaceChildren(table || element("p",
       "No other machine has this question with the reference engine and another one.",
       { class: "soft" }));
     document.getElementById("compared").textContent = order.length
-      ? DATA.questions[order[0]].join(", ") : "";
+      ? described(order[0]) : "";
   };
 
   const changed = () => {

@@ -251,7 +251,8 @@ def test_a_pull_request_that_slows_an_engine_by_a_tenth_fails_with_a_verdict(tmp
     adapter.write_text(adapter.read_text() + SLOWER_BY_A_TENTH)
     git(clone, "commit", "--quiet", "--all", "--message", "A slower engine")
     before = git(clone, "rev-parse", "--short=12", "HEAD~1")
-    action = Action(tmp_path, clone, git(clone, "rev-parse", "HEAD~1"), engine="spconv")
+    base = git(clone, "rev-parse", "HEAD~1")
+    action = Action(tmp_path, clone, base, engine="spconv", batch="1", budget="1")
 
     done = action.run(PYTHONPATH=str(tmp_path / "site"))
 

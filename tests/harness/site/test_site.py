@@ -29,14 +29,16 @@ def submit(make_record, tmp_path):
             ok = isinstance(result, float)
             changes = {} if ok else {"outcome": result, "reason": about.get("reason", "why")}
             record = make_record(result if ok else 0.05, backend=engine, size=size, **changes)
-            record["cell"]["events"] = EVENTS[size]
+            record["cell"]["events"] = dict(EVENTS[size])
+            if "events" in about:
+                record["cell"]["events"]["count"] = about["events"]
             record["machine"] = {"processor": processor, "threads": 2}
             record["versions"] = {engine: about.get("version", "1.0")}
             record |= about.get("record", {})
             records.append(record)
         folder = tmp_path / "submissions"
         folder.mkdir(exist_ok=True)
-        for name_of_test in ("reason", "version", "record"):
+        for name_of_test in ("reason", "version", "record", "events"):
             about.pop(name_of_test, None)
         write_archive(folder / f"{name}.zip", make_submission(records, **about))
         return folder
@@ -131,6 +133,80 @@ def test_filters_change_the_rows_and_the_address(site, open_page):
     assert "#" not in browser.current_url
 
 
+def test_a_view_of_all_sizes_has_an_address(site, open_page):
+    from selenium.webdriver.support.ui import Select
+
+    browser = open_page(site / "index.html", 1280)
+    Select(browser.find_element("name", "machine")).select_by_visible_text("Example CPU, 2 threads")
+    Select(browser.find_element("name", "size")).select_by_visible_text("all")
+    assert names(browser) == ["sscn", "spconv", "minkowski", "sscn", "spconv"]
+    browser.refresh()
+    assert names(browser) == ["sscn", "spconv", "minkowski", "sscn", "spconv"]
+    assert "on Example CPU, 2 threads" in browser.find_element("id", "said").text
+    other = open_page(site / "engines" / "spconv.html", 400)
+    other.find_element("partial link text", "Example CPU").click()
+    assert names(other) == ["spconv", "spconv"]
+
+
+def test_the_search_keeps_ranks_and_frontier(site, open_page):
+    browser = open_page(site / "index.html", 400)
+    key = machine_named(site, "Example")
+    browser.get(f"file://{at(site, machine=key, size=192, search='spconv')}")
+    browser.refresh()
+    ((name, _, _, slower, *_),) = rows(browser)
+    assert name == "spconv"
+    assert slower.startswith("8.")
+
+
+def test_a_machine_without_the_initial_question_shows_its_results(submit, tmp_path, open_page):
+    folder = submit("one", "Example CPU", [("sscn", 768, 0.01)])
+    write_site(tmp_path / "site", read_catalogue(folder))
+    browser = open_page(tmp_path / "site" / "index.html", 1280)
+    assert names(browser) == ["sscn"]
+
+
+def test_accuracies_of_fewer_events_are_named_and_not_compared(submit, tmp_path, open_page):
+    def accuracy(shares):
+        return {
+            "nonzero": sum(shares) / len(shares),
+            "event_correct": [int(100 * share) for share in shares],
+            "event_labelled": [100] * len(shares),
+        }
+
+    for name, engine, seconds, shares in (
+        ("one", "sscn", 0.01, [0.9, 0.9]),
+        ("two", "dense", 0.5, [0.99]),
+    ):
+        folder = submit(
+            name,
+            "Example CPU",
+            [(engine, 192, seconds)],
+            record={"accuracy": accuracy(shares)},
+            events=2,
+        )
+    write_site(tmp_path / "site", read_catalogue(folder))
+    browser = open_page(tmp_path / "site" / "index.html", 1280)
+    first, second = rows(browser)
+    assert first[0] == "sscn ◆"
+    assert second[0] == "dense"
+    assert "90.00 %" in first
+    assert "99.00 % of 1 events" in second
+
+
+def test_lists_are_searched_and_the_search_has_an_address(site, open_page):
+    def shown(browser):
+        lines = browser.find_elements("css selector", "tbody tr")
+        return [line.text.split()[0] for line in lines if line.is_displayed()]
+
+    browser = open_page(site / "submissions.html", 400)
+    assert len(shown(browser)) == 3
+    browser.find_element("name", "search").send_keys("LAP")
+    assert shown(browser) == ["laptop.zip"]
+    assert browser.find_element("id", "said").text == "1 of 3"
+    browser.refresh()
+    assert shown(browser) == ["laptop.zip"]
+
+
 def test_filters_work_by_keyboard(site, open_page):
     from selenium.webdriver.common.keys import Keys
 
@@ -198,7 +274,11 @@ def test_every_control_is_reached_by_the_tabulator(site, open_page):
 
 def test_a_printed_page_has_its_tables_and_no_controls(site, open_page):
     browser = open_page(site / "index.html", 700)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": [dark]})
+    paper = browser.find_element("tag name", "body").value_of_css_property("background-color")
+    assert paper in ("rgb(255, 255, 255)", "rgba(255, 255, 255, 1)")
+    assert "2 threads" in browser.find_element("id", "said").text
     assert not browser.find_element("id", "filter").is_displayed()
     assert browser.find_element("css selector", "#rankings table").is_displayed()
     scroll = browser.find_element("css selector", "#rankings .scroll")
