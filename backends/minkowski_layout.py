@@ -17,8 +17,13 @@ def from_canonical(kind: Kind, weight: Tensor) -> Tensor:
 
 def to_canonical(kind: Kind, weight: Tensor, dim: int) -> Tensor:
     """Turn (K, in, out) into (out, in, *k), or (in, out, *k) for the inverse."""
+    weight = to_reversed(kind, weight, dim)
+    return weight.permute(0, 1, *range(dim + 1, 1, -1))
+
+
+def to_reversed(kind: Kind, weight: Tensor, dim: int) -> Tensor:
+    """Turn (K, in, out) into the canonical layout for sites whose spatial axes are reversed."""
     size = round(len(weight) ** (1 / dim))
     weight = weight.reshape(*[size] * dim, *weight.shape[1:])
-    spatial = range(dim - 1, -1, -1)
-    weight = weight.permute(dim, dim + 1, *spatial)
+    weight = weight.permute(dim, dim + 1, *range(dim))
     return weight if kind is Kind.INVERSE else weight.transpose(0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ _SPINE_FIXED: dict[str, Any] = {
     "lattice": None,
 }
 """Settings of SPINE's UResNet that the networks here have with one value only."""
+
+_SPINE_DIRECTIVES = frozenset(("include", "override", "remove"))
+"""Keys of a configuration file that SPINE replaces by the content of other files, or edits."""
 
 _SPINE_IGNORED = ("spatial_size", "model_name", "weight_path", "freeze_weights")
 """Entries of a ``uresnet`` section that do not change the network."""
@@ -104,19 +108,7 @@ def _slope_of(text: str) -> float:
 
 def _from_file(path: Path) -> UResNetConfig:
     """Return the network of the ``uresnet`` section of a SPINE configuration file."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UnknownNetwork(f"there is no file {path}; give a SPINE configuration file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnknownNetwork(f"{path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        first = str(error).splitlines()[0]
-        raise UnknownNetwork(
-            f"{path} cannot be read as YAML ({first}); give a file without !include and other tags"
-        ) from None
+    content = _content(path)
     sections = list(_sections(content))
     if not sections:
         raise UnknownNetwork(f"{path} has no section uresnet; give the configuration of a UResNet")
@@ -126,6 +118,44 @@ def _from_file(path: Path) -> UResNetConfig:
             f"{path} has sections uresnet of {len(networks)} networks; give a file with one"
         )
     return networks.pop()
+
+
+def _content(path: Path) -> Any:
+    """Return the content of a configuration file; SPINE itself reads one made of several files."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UnknownNetwork(f"there is no file {path}; give a SPINE configuration file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnknownNetwork(f"{path} cannot be read: {error}") from None
+    except yaml.constructor.ConstructorError:  # a tag such as !include
+        return _read_by_spine(path)
+    except yaml.YAMLError as error:
+        first = str(error).splitlines()[0]
+        raise UnknownNetwork(f"{path} cannot be read as YAML: {first}") from None
+    if isinstance(content, Mapping) and not _SPINE_DIRECTIVES.isdisjoint(content):
+        return _read_by_spine(path)
+    return content
+
+
+def _read_by_spine(path: Path) -> Any:
+    """Return the content of a configuration file with SPINE's tags and directives."""
+    try:
+        from spine.config import load_config_file
+    except ImportError:
+        raise UnknownNetwork(
+            f"{path} has tags or directives of SPINE such as include, which SPINE reads: "
+            "install the extra spine"
+        ) from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of missing descriptions and versions
+            return load_config_file(str(path), download=False)
+    except Exception as error:  # SPINE's errors, and those of its YAML loader
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnknownNetwork(f"SPINE cannot read {path}: {first}") from None
 
 
 def _sections(content: Any) -> Iterator[Mapping[str, Any]]:

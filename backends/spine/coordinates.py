@@ -77,12 +77,18 @@ class Volume:
         """Return the engine and its tensor with given features on the sites of a level."""
         engine = engines.of(rows, self.dim)
         if level == 0 and (engine, 0) not in self._placed:
-            sites, _, spatial_size, batch_size = self._input()
-            placed = engine.backend.tensor(sites, rows.contiguous(), spatial_size, batch_size)
+            placed = self._tensor(engine, rows.contiguous())
             self._placed[engine, 0] = placed
             return engine, placed
         at = self._at(engine, level)
         return engine, engine.backend.with_features(at, rows.contiguous())
+
+    def _tensor(self, engine: Engine, rows: Tensor) -> Any:
+        """Return a new tensor of the engine on the sites of the input."""
+        sites, _, spatial_size, batch_size = self._input()
+        if engine.reverses_axes:
+            sites = torch.cat([sites[:, :1], sites[:, 1:].flip(1)], 1)
+        return engine.backend.tensor(sites, rows, spatial_size, batch_size)
 
     def _at(self, engine: Engine, level: int) -> Any:
         """Return the engine's tensor of a level with its sites as features.
@@ -93,9 +99,10 @@ class Volume:
         if (engine, level) not in self._placed:
             dtype = master_dtype(engine.backend.precision)
             if level == 0:
-                sites, _, spatial_size, batch_size = self._input()
-                ones = torch.ones(len(sites), 1, dtype=dtype, device=sites.device)
-                placed = engine.backend.tensor(sites, ones, spatial_size, batch_size)
+                sites = self.coordinates
+                placed = self._tensor(
+                    engine, torch.ones(len(sites), 1, dtype=dtype, device=sites.device)
+                )
             else:
                 finer = self._at(engine, level - 1)
                 sites = self._input()[0] if level == 1 else engine.backend.features(finer)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from backends import registry
+from backends import minkowski_layout, registry
 from backends.contract import Backend, Kind, Unsupported, master_dtype
 
 ENGINE = "SSCN_BENCH_SPINE_ENGINE"
@@ -55,11 +56,37 @@ def _load(name: str, dim: int, device: str, precision: str) -> Engine:
 
 
 class Engine:
-    """An engine set up for a dimension, device and precision."""
+    """An engine set up for a dimension, device and precision.
+
+    Attributes
+    ----------
+    backend : Backend
+        The engine.
+    reverses_axes : bool
+        Whether it gets sites with their spatial axes in reverse order. MinkowskiEngine's kernels
+        need no copy then in an engine whose kernels differ from them in the order of the axes only.
+    """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._sums: dict[int, nn.Module] = {}
+        self.reverses_axes = self._reads(minkowski_layout.to_reversed) and not self._reads(
+            minkowski_layout.to_canonical
+        )
+
+    def _reads(self, layout: Callable[[Kind, Tensor, int], Tensor]) -> bool:
+        """Return whether the engine uses a kernel of MinkowskiEngine in some layout as it is."""
+        dim = self.backend.dim
+        kernel = torch.empty(3**dim, 2, 5)
+        native = self.backend.to_native(Kind.SUBMANIFOLD, layout(Kind.SUBMANIFOLD, kernel, dim))
+        return native.contiguous().data_ptr() == kernel.data_ptr()
+
+    def native_kernel(self, kind: Kind, kernel: Tensor) -> Tensor:
+        """Return a kernel of MinkowskiEngine, (K, in, out), in the engine's layout."""
+        layout = minkowski_layout.to_canonical
+        if self.reverses_axes:
+            layout = minkowski_layout.to_reversed
+        return self.backend.to_native(kind, layout(kind, kernel, self.backend.dim))
 
     def count(self, x: Any) -> int:
         """Return the number of rows of the engine's tensor."""

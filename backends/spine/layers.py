@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from backends import minkowski_layout
 from backends.contract import Kind, NormConfig, Unsupported
 from backends.spine.coordinates import CoordinateMap, lookup
 from backends.spine.engine import BoundLayer, Engine
@@ -125,10 +124,10 @@ class _Convolution(Layer):
             other_taps = kernel.new_zeros(2**self.dimension - 1, *kernel.shape[1:])
             kernel = torch.cat([kernel, other_taps])
         if self.kind is Kind.LINEAR:
-            canonical = kernel.t()
+            native = engine.backend.to_native(self.kind, kernel.t())
         else:
-            canonical = minkowski_layout.to_canonical(self.kind, kernel, self.dimension)
-        native = engine.backend.to_native(self.kind, canonical).reshape(shape).contiguous()
+            native = engine.native_kernel(self.kind, kernel)
+        native = native.reshape(shape).contiguous()
         if native.data_ptr() == self.kernel.data_ptr() and not differentiable:
             native = native.detach()
         self._converted = None if differentiable else (state, native)

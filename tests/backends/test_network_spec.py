@@ -1,5 +1,8 @@
 """Networks by name, by settings and from SPINE's configuration files."""
 
+import dataclasses
+import sys
+
 import pytest
 
 from backends.capabilities import Unsupported
@@ -103,7 +106,6 @@ def test_settings_that_a_configuration_leaves_out_are_spines(tmp_path):
         ("    uresnet:", "    uresnext:", "has no section uresnet"),
         ("base: {iterations: 10}", "uresnet: {num_classes: 5, filters: 8, depth: 2, reps: 1}",
          "sections uresnet of 2 networks"),
-        ("base: {iterations: 10}", "base: !include base.yaml", "without !include"),
         ("base: {iterations: 10}", "base: {", "cannot be read as YAML"),
     ],
 )  # fmt: skip
@@ -115,3 +117,35 @@ def test_a_configuration_beyond_the_family_is_refused_by_name(tmp_path, old, new
     assert words in str(refusal.value)
     assert path in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+INCLUDING = """
+include: network.yaml
+base: !include base.yaml
+override: {model.modules.uresnet.filters: 8}
+"""
+
+
+@pytest.mark.spine
+def test_spine_reads_a_configuration_of_several_files(tmp_path):
+    pytest.importorskip("spine")
+    (tmp_path / "network.yaml").write_text(CONFIGURATION.replace("base: {iterations: 10}\n", ""))
+    (tmp_path / "base.yaml").write_text("iterations: 10\n")
+    path = tmp_path / "whole.yaml"
+    path.write_text(INCLUDING)
+    alone = parse_network(written(tmp_path, CONFIGURATION))
+    assert parse_network(str(path)) == dataclasses.replace(alone, filters=8)
+    (tmp_path / "network.yaml").unlink()
+    with pytest.raises(
+        Unsupported, match=r"SPINE cannot read .*whole\.yaml: .*network\.yaml"
+    ) as no:
+        parse_network(str(path))
+    assert "\n" not in str(no.value)
+
+
+@pytest.mark.parametrize("text", ["include: network.yaml", "base: !include base.yaml"])
+def test_without_spine_a_configuration_of_several_files_is_refused(tmp_path, monkeypatch, text):
+    for name in ("spine", "spine.config"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(Unsupported, match="install the extra spine"):
+        parse_network(written(tmp_path, text))

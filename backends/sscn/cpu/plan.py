@@ -139,8 +139,8 @@ class Plan:
         self.running: list[Tensor] = []
         self._shifts: dict[int, Tensor] = {}
         self.leaves: list[Tensor] = []
-        self._views: list[tuple[int, torch.Size, tuple[int, ...], int]] = []
-        self._gradient_floats = 0
+        self._views: list[tuple[int, torch.Size, tuple[int, ...], int, int]] = []
+        self._gradient_floats: list[int] = []
         self._kept = [*weights]
         for norm in (layer.norm for layer in recording.layers):
             if isinstance(norm, BatchNorm) != training and norm is not None:
@@ -226,14 +226,14 @@ class Plan:
         """
         order, _ = x.coordinates.input_order(0)
         features, grad = computed(x.rows[0].features), grad.contiguous()
-        gradients = torch.empty(self._gradient_floats)
-        given = (features, order, grad, gradients)
+        gradients = [torch.empty(floats) for floats in self._gradient_floats]
+        given = (features, order, grad, *gradients)
         self.run_backward(
             passed, tuple([each.data_ptr() for each in given]), torch.get_num_threads()
         )
         return {
-            position: gradients.as_strided(shape, stride, begin)
-            for position, shape, stride, begin in self._views
+            position: gradients[number].as_strided(shape, stride, begin)
+            for position, shape, stride, number, begin in self._views
         }
 
     def run_forward(self, *arguments: Any) -> processor.PlannedPass:
@@ -291,15 +291,23 @@ class Plan:
             results = runner.leaf_arrays()
         except ValueError as error:
             raise Unplannable(str(error)) from None
-        found, begin = [], 0
+        found, sizes = [], [0]
         positions = {id(leaf): position for position, leaf in enumerate(self.leaves)}
+        given = [*given, of_logits]
         for slot, values in results:
-            position = positions[id(graph.leaves[slot])]
-            self._views.append((position, values.shape, values.stride(), begin))
-            found.append((values, 4 * begin))
-            begin += _padded(values.numel())
-        self._gradient_floats = begin
-        return _Relocation(stream, maps, self._kept, [*given, of_logits], forward, found)
+            position, floats = positions[id(graph.leaves[slot])], _padded(values.numel())
+            if sizes[-1] and sizes[-1] + floats > _GRADIENT_FLOATS:
+                sizes.append(0)
+            number, begin = len(sizes) - 1, sizes[-1]
+            self._views.append((position, values.shape, values.stride(), number, begin))
+            found.append((values, (len(given) + number, 4 * begin)))
+            sizes[-1] += floats
+        self._gradient_floats = sizes
+        return _Relocation(stream, maps, self._kept, given, forward, found)
+
+
+_GRADIENT_FLOATS = 4 << 20
+"""Floats of gradients per array; the C library returns larger arrays to the system when freed."""
 
 
 def _padded(floats: int) -> int:
@@ -419,8 +427,8 @@ class _Relocation:
         Tensors that are given to each pass.
     before : _Relocation or None
         The forward pass, to whose arrays a backward pass refers.
-    results : sequence of (Tensor, int)
-        Arrays within the one that is given last, with their offsets in bytes.
+    results : sequence of (Tensor, (int, int))
+        Arrays within those that are given to each pass after ``given``: number and offset in bytes.
 
     Attributes
     ----------
@@ -435,7 +443,7 @@ class _Relocation:
         constant: Sequence[Tensor],
         given: Sequence[Tensor],
         before: _Relocation | None = None,
-        results: Sequence[tuple[Tensor, int]] = (),
+        results: Sequence[tuple[Tensor, tuple[int, int]]] = (),
     ) -> None:
         self.saved: set[int] = set()
         self._maps = maps
@@ -444,8 +452,8 @@ class _Relocation:
             self._known.add(values, None)
         for number, values in enumerate(given):
             self._known.add(values, (_Meaning.GIVEN, number, 0))
-        for values, offset in results:
-            self._known.add(values, (_Meaning.GIVEN, len(given), offset))
+        for values, place in results:
+            self._known.add(values, (_Meaning.GIVEN, *place))
         for number, values in enumerate(before.arrays if before else ()):
             self._known.add(values, (_Meaning.SAVED, number, 0))
         self.arrays: list[Tensor] = []

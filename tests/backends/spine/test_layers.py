@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from backends import registry
-from backends.contract import Unsupported
+from backends.contract import Kind, Unsupported
 from backends.spine import coordinates as maps
 from backends.spine import engine as engines
 from backends.spine import layers, pooling
@@ -191,6 +191,16 @@ def test_features_of_a_norm_cannot_be_read_after_its_parameters_changed(table):
         norm.bn.weight.mul_(2)
     with pytest.raises(RuntimeError, match="before the optimiser's step"):
         _ = y.features
+
+
+@pytest.mark.parametrize("kind", [Kind.SUBMANIFOLD, Kind.STRIDED, Kind.INVERSE])
+def test_kernels_of_minkowskiengine_need_no_copy_in_sscn(kind, dim):
+    engine = engines.Engine(registry.load("sscn", dim=dim, device="cpu", precision="fp32"))
+    size = 3 if kind is Kind.SUBMANIFOLD else 2
+    kernel = torch.randn(size**dim, 3, 4)
+    native = engine.native_kernel(kind, kernel)
+    assert native.is_contiguous()
+    assert native.data_ptr() == kernel.data_ptr()
 
 
 @pytest.mark.parametrize("dim", [2])
