@@ -1,0 +1,36 @@
+"""What a pass of the ``cuda`` kernels does on the device, counted on a machine without one."""
+
+import os
+
+import pytest
+
+pytest.importorskip("triton")
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter launches nothing", allow_module_level=True)
+
+from benchmarks.gpu import work
+from benchmarks.gpu.passes import Passes, record
+
+
+@pytest.fixture(scope="module")
+def passes():
+    return Passes(192, 4)
+
+
+@pytest.mark.parametrize(
+    ("mode", "operations", "allocations", "waits"),
+    [("cold", 116, 147, [4]), ("warm", 53, 53, []), ("step", 593, 945, [4])],
+)
+def test_a_pass_does_no_more_on_the_device(passes, mode, operations, allocations, waits):
+    found = record(passes, mode)
+    assert found.device_operations <= operations
+    assert found.allocations <= allocations
+    assert found.waits == waits
+
+
+def test_convolutions_have_no_longer_chains_and_no_fewer_programs(passes):
+    found = work.convolutions(passes)
+    assert len(found) == 50
+    assert sum(each.longest for each in found) <= 2403
+    assert work.fewest_programs(found) >= 22
