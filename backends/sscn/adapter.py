@@ -70,9 +70,11 @@ class Backend(TorchArithmetic):
             self.storage = torch.float32  # bf16: only the factors of products are rounded
         self.graph = DeferredGraph(selection.load(self.kernel_set))
         self.last_pass = ""
+        self._depth = 0
 
     def network(self, config: UResNetConfig) -> UResNet:
         """Return the UResNet; on the CPU, passes without gradients are planned."""
+        self._depth = config.depth
         products = getattr(self.graph.kernels, "products", None)
         if products is None:
             return UResNet(self, config)
@@ -98,7 +100,9 @@ class Backend(TorchArithmetic):
     ) -> SiteTensor:
         """Return features on new sites, which are sorted once for all levels; no maps yet."""
         keys, order = self.graph.kernels.sort_sites(sites, spatial_size)
-        coordinates = CoordinateManager(keys, order, spatial_size, self.dim, self.graph)
+        coordinates = CoordinateManager(
+            keys, order, spatial_size, self.dim, self.graph, self._depth
+        )
         return self._on(coordinates, 0, features)
 
     def with_features(self, x: SiteTensor, features: Tensor) -> SiteTensor:

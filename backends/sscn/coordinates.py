@@ -42,6 +42,8 @@ class CoordinateManager:
         2 or 3.
     graph : DeferredGraph
         Records the layers that use the maps; its kernel set builds them.
+    depth : int
+        Number of levels of the network that will use the maps, 0 if it is not known.
 
     Attributes
     ----------
@@ -50,17 +52,26 @@ class CoordinateManager:
     """
 
     def __init__(
-        self, keys: Tensor, order: Tensor | None, spatial_size: int, dim: int, graph: DeferredGraph
+        self,
+        keys: Tensor,
+        order: Tensor | None,
+        spatial_size: int,
+        dim: int,
+        graph: DeferredGraph,
+        depth: int = 0,
     ) -> None:
         self.levels = [Level(keys, spatial_size)]
         self.order = order
         self.dim = dim
         self.graph = graph
+        self._depth = depth
         self.planned: tuple[Any, Any] | None = None
         self._input_orders: dict[int, tuple[Tensor, Tensor]] = {}
 
     def submanifold(self, level: int, kernel_size: int) -> KernelMap:
         """Return the map from the sites of a level to themselves."""
+        if level == 0 and self._depth:
+            self._build_network(kernel_size)
         at = self.levels[level]
         if kernel_size not in at.submanifold:
             at.submanifold[kernel_size] = self._build(
@@ -103,6 +114,24 @@ class CoordinateManager:
             order = kernels.inverted(site_keys(sites, at.spatial_size).argsort())
         self._input_orders[level] = order, kernels.inverted(order)
         return self._input_orders[level]
+
+    def _build_network(self, kernel_size: int) -> None:
+        """Build the maps of all levels together, in kernel sets that can."""
+        at = self.levels[0]
+        levels = min(self._depth, axis_bits(at.spatial_size) + 1)
+        self._depth = 0
+        if len(self.levels) > 1:
+            return
+        found = self._build(
+            self.graph.kernels.network_maps, at.keys, self.dim, kernel_size, at.spatial_size, levels
+        )
+        size = at.spatial_size
+        for level, (keys, submanifold, down) in enumerate(found):
+            if level:
+                size = (size + 1) // 2
+                self.levels.append(Level(keys, size))
+            self.levels[level].submanifold[kernel_size] = submanifold
+            self.levels[level].down = down
 
     def _build(self, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
         observer = self.graph.observer

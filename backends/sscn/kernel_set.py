@@ -160,6 +160,20 @@ class KernelSet(ABC):
             convolution.
         """
 
+    def network_maps(
+        self, keys: Tensor, dim: int, kernel_size: int, spatial_size: int, levels: int, /
+    ) -> list[tuple[Tensor, KernelMap, KernelMap | None]]:
+        """Build all maps of a network together, in a kernel set for which that is faster.
+
+        Returns
+        -------
+        list
+            For each level its keys, the map of ``submanifold_map``, and that of ``strided_map`` to
+            the next coarser level, None for the last one. Without levels, maps are built one by
+            one, at their first use.
+        """
+        return []
+
     @abstractmethod
     def ordinary_map(
         self, keys: Tensor, dim: int, kernel_size: int, spatial_size: int, /

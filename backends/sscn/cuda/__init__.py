@@ -5,12 +5,18 @@ in the environment before the first import of Triton, the kernels run on the CPU
 
 The host synchronises with the device only to read sizes: once in ``sort_sites``, which checks the
 sites and counts those of every coarser level in the same transfer, and once in ``ordinary_map``.
-``strided_map`` synchronises only for keys that neither of these nor itself has returned.
+``strided_map`` and ``network_maps`` synchronise only for keys that none of these has returned.
 """
 
 from backends.sscn.cuda.convolution import convolve, input_gradient
 from backends.sscn.cuda.gradient import statistics_gradient, weight_gradient
-from backends.sscn.cuda.maps import ordinary_map, sort_sites, strided_map, submanifold_map
+from backends.sscn.cuda.maps import (
+    network_maps,
+    ordinary_map,
+    sort_sites,
+    strided_map,
+    submanifold_map,
+)
 from backends.sscn.cuda.norm import fold, fold_gradient
 from backends.sscn.layerwise import LayerwiseKernelSet
 from backends.sscn.reference import inverted, take
@@ -25,6 +31,7 @@ class CudaKernels(LayerwiseKernelSet):
     sort_sites = staticmethod(sort_sites)
     submanifold_map = staticmethod(submanifold_map)
     strided_map = staticmethod(strided_map)
+    network_maps = staticmethod(network_maps)
     ordinary_map = staticmethod(ordinary_map)
     convolve = staticmethod(convolve)
     input_gradient = staticmethod(input_gradient)

@@ -8,11 +8,16 @@ A map of this set has the tensors ``(table, order, taps, counts)`` and is divide
 * ``table``, (taps, rows) int32: the input row of a tap at each *position*, -1 where there is none.
 * ``taps``, (tiles, taps) int32 and ``counts``, (tiles,) int32: the taps that any row of a tile
   has, in ascending order, and their number.
+
+All maps that are requested together, for a network those of all its levels, are built by the same
+launches: one that searches, one sort of all rows by their map and their taps, and one that writes
+the tiles. Each program finds its map, a *job*, in a small array of numbers from the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -21,18 +26,70 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from backends.contract import InvalidBatch
+from backends.sscn.cuda import blocks
 from backends.sscn.cuda.blocks import tile_rows
 from backends.sscn.cuda.launching import on_device_of_first
 from backends.sscn.kernel_map import GatherMap, KernelMap, axis_bits
 
 BLOCK = 256
-"""Rows per program in the kernels of this module."""
+"""Rows per program in the kernels that have one thread per row."""
 
-ORDERED_FROM = 2048
-"""Least rows of a map for which rows are ordered by taps; below, the launches take longer."""
+PAIRS = 2048
+"""Pairs of a row and a tap per program in the search."""
 
-_rows_above: MutableMapping[Tensor, list[int]] = WeakIdKeyDictionary()
-"""Keys of a level -> numbers of sites of the coarser levels, counted by ``sort_sites``."""
+ALIGNED = 4
+"""Parts of an array begin at multiples of this number, so that their addresses are aligned."""
+
+NEIGHBOUR = tl.constexpr(0)
+"""Kind of map: from the sites that a centred kernel reaches."""
+
+CHILD = tl.constexpr(1)
+"""Kind of map: from the sites of the next finer level, a convolution of stride 2."""
+
+PARENT = tl.constexpr(2)
+"""Kind of map: from the sites of the next coarser level, an inverse convolution."""
+
+
+class _Counted(NamedTuple):
+    """Numbers of sites of a level and of the coarser ones.
+
+    Attributes
+    ----------
+    sizes : list of int
+        The finest level first.
+    ends : Tensor
+        (blocks, columns) int32: for each block of rows, the numbers of sites up to its end.
+    """
+
+    sizes: list[int]
+    ends: Tensor
+
+
+class _Levels(NamedTuple):
+    """The keys of a level and of coarser ones in one array.
+
+    Attributes
+    ----------
+    keys : Tensor
+        The array.
+    starts, sizes : list of int
+        Place and size of each level.
+    """
+
+    keys: Tensor
+    starts: list[int]
+    sizes: list[int]
+
+    def coarser(self, by: int) -> Tensor:
+        """Return the keys of a level, from which the levels are then known."""
+        start, size = self.starts[by], self.sizes[by]
+        keys = self.keys[start : start + size]
+        _known[keys] = _Levels(self.keys, self.starts[by:], self.sizes[by:])
+        return keys
+
+
+_known: MutableMapping[Tensor, _Counted | _Levels] = WeakIdKeyDictionary()
+"""Keys of a level -> that level and the coarser ones, so that the host does not wait for them."""
 
 
 @triton.jit(do_not_specialize=["rows", "spatial_size", "bits"])
@@ -71,29 +128,22 @@ def _count_parents(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _mark_parents(keys, first, rows, DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """Mark the first child of each parent with 1."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+def _coarsen(
+    keys, ends, starts, levels, rows,
+    DIM: tl.constexpr, LEVELS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write the keys of all levels, each from its place in ``starts`` on."""
+    block = tl.program_id(0).to(tl.int64)
+    row = block * BLOCK + tl.arange(0, BLOCK)
     in_range = row < rows
     key = tl.load(keys + row, mask=in_range, other=0)
     before = tl.load(keys + row - 1, mask=in_range & (row > 0), other=-1)
-    tl.store(first + row, ((key >> DIM) != (before >> DIM)).to(tl.int32), mask=in_range)
-
-
-@triton.jit(do_not_specialize=["rows", "coarse_rows"])
-def _connect_parents(
-    keys, numbers, coarse, down, up, rows, coarse_rows, DIM: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Write the key of each parent, and the two tables between children and parents."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    in_range = row < rows
-    key = tl.load(keys + row, mask=in_range, other=0)
-    parent = tl.load(numbers + row, mask=in_range, other=1) - 1
-    tap = key & ((1 << DIM) - 1)
-    tl.store(coarse + parent, key >> DIM, mask=in_range)  # all children write the same value
-    tl.store(down + tap * coarse_rows + parent, row.to(tl.int32), mask=in_range)
-    for other in tl.static_range(1 << DIM):
-        tl.store(up + other * rows + row, tl.where(tap == other, parent, -1), mask=in_range)
+    for level in tl.static_range(LEVELS):
+        at = key >> (level * DIM)
+        new = (in_range & (at != (before >> (level * DIM)))).to(tl.int32)
+        done = tl.load(ends + (block - 1) * COLUMNS + level, mask=block > 0, other=0)
+        place = tl.load(starts + level) + done + tl.cumsum(new, 0) - 1
+        tl.store(levels + place, at, mask=new > 0)
 
 
 @triton.jit
@@ -140,63 +190,120 @@ def _reach(
     tl.store(reached + tap.to(tl.int64) * rows + row, tl.where(valid, target, -1), mask=in_range)
 
 
-@triton.jit(
-    do_not_specialize=["query_rows", "rows", "first_tap", "lane", "limit", "bits", "halvings"]
-)
+@triton.jit
+def _job_of(first, program, JOBS: tl.constexpr):
+    """Return the job of a program, from the number of the first program of each job."""
+    return tl.sum((tl.load(first + tl.arange(0, JOBS)) <= program).to(tl.int32), 0) - 1
+
+
+@triton.jit(do_not_specialize=["lane", "limit", "bits", "halvings"])
 def _search(
-    queries, keys, table, mirror, query_rows, rows, first_tap, lane, limit, bits, halvings,
-    DIM: tl.constexpr, SIZE: tl.constexpr, REACH_BITS: tl.constexpr, BLOCK: tl.constexpr,
+    keys, jobs, tables, masks, lane, limit, bits, halvings,
+    JOBS: tl.constexpr, DIM: tl.constexpr, SIZE: tl.constexpr, REACH_BITS: tl.constexpr,
+    SHIFT: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Find the row of one tap's site for each query, and write the pair to both tables."""
-    query = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    in_range = query < query_rows
-    tap = first_tap + tl.program_id(1)
-    key = tl.load(queries + query, mask=in_range, other=-1)
-    target, valid = _neighbour(key, tap, lane, limit, bits, DIM, SIZE, REACH_BITS)
-    low = tl.zeros((BLOCK,), tl.int32)
-    high = low + rows
+    """Find the rows of all taps of a block of sites, and write a number to sort the sites by.
+
+    The number has the job from bit SHIFT on, and the taps that the site has below.
+    """
+    program = tl.program_id(0)
+    job = _job_of(jobs, program, JOBS)
+    block = (program - tl.load(jobs + job)).to(tl.int64)
+    of_job = jobs + 2 * JOBS + job
+    kind = tl.load(of_job)
+    level = tl.load(of_job + JOBS)
+    queries = tl.load(of_job + 2 * JOBS)
+    rows = tl.load(of_job + 3 * JOBS)
+    sources = tl.load(of_job + 4 * JOBS)
+    source_rows = tl.load(of_job + 5 * JOBS).to(tl.int32)
+    taps = tl.load(of_job + 6 * JOBS)
+    first_row = tl.load(of_job + 7 * JOBS)
+    table = tl.load(of_job + 8 * JOBS)
+    row = block * BLOCK + tl.arange(0, BLOCK)
+    key = tl.load(keys + queries + row, mask=row < rows, other=-1)[:, None]
+    tap = tl.arange(0, TAPS)[None, :]
+    if kind == NEIGHBOUR:
+        shift = level * DIM
+        target, valid = _neighbour(
+            key, tap, lane >> shift, limit >> shift, bits - level, DIM, SIZE, REACH_BITS
+        )
+    elif kind == CHILD:
+        target = (key << DIM) | tap
+        valid = (key >= 0) & (tap < taps)
+    else:
+        target = (key >> DIM) + tl.zeros_like(tap)
+        valid = (key >= 0) & ((key & ((1 << DIM) - 1)) == tap)
+    valid &= tap < taps
+    low = tl.zeros((BLOCK, TAPS), tl.int32)
+    high = low + source_rows
     for _ in range(halvings):
         middle = low + (high - low) // 2
         searching = valid & (low < high)
-        smaller = tl.load(keys + middle, mask=searching, other=0) < target
+        smaller = tl.load(keys + sources + middle, mask=searching, other=0) < target
         low = tl.where(searching & smaller, middle + 1, low)
         high = tl.where(searching & ~smaller, middle, high)
-    found = valid & (low < rows)
-    found &= tl.load(keys + low, mask=found, other=-1) == target
-    taps: tl.constexpr = SIZE**DIM
-    back = (taps - 1 - tap).to(tl.int64)
-    tl.store(mirror + back * rows + low, query.to(tl.int32), mask=found)
-    tl.store(table + tap.to(tl.int64) * query_rows + query, low, mask=found)
-
-
-@triton.jit(do_not_specialize=["rows"])
-def _describe(table, masks, rows, TAPS: tl.constexpr, BLOCK: tl.constexpr):
-    """Write a bit mask of the taps that each row has."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    in_range = row < rows
+    found = valid & (low < source_rows)
+    found &= tl.load(keys + sources + low, mask=found, other=-1) == target
+    place = table + tap * rows + row[:, None]
+    inside = (row < rows)[:, None] & (tap < taps)
+    tl.store(tables + place, tl.where(found, low, -1), mask=inside)
     mask = tl.zeros((BLOCK,), masks.dtype.element_ty)
-    for tap in range(TAPS):
-        site = tl.load(table + tl.cast(tap, tl.int64) * rows + row, mask=in_range, other=-1)
-        mask |= (site >= 0).to(masks.dtype.element_ty) << tap
-    tl.store(masks + row, mask, mask=in_range)
+    if SHIFT > 0:
+        bit = tl.full((BLOCK, TAPS), 1, masks.dtype.element_ty) << tap
+        mask += tl.sum(tl.where(found, bit, 0), 1)
+        # The unused places up to the next job follow its rows.
+        mask = tl.where(row < rows, mask, (1 << SHIFT) - 1)
+    mask |= job.to(masks.dtype.element_ty) << SHIFT
+    tl.store(masks + first_row + row, mask, mask=row < tl.load(of_job + 12 * JOBS))
 
 
-@triton.jit(do_not_specialize=["rows"])
-def _tile(table, order, sorted_table, taps, counts, rows, TAPS: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit
+def _tile(
+    jobs, tables, order, sorted_tables, rows_in_order, lists, counts,
+    JOBS: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Reorder the table of one tile, and list the taps that any of its rows has."""
-    tile = tl.program_id(0).to(tl.int64)
-    position = tile * BLOCK + tl.arange(0, BLOCK)
-    in_range = position < rows
-    row = tl.load(order + position, mask=in_range, other=0)
-    count = 0
-    for tap in range(TAPS):
-        start = tl.cast(tap, tl.int64) * rows
-        site = tl.load(table + start + row, mask=in_range, other=-1)
-        tl.store(sorted_table + start + position, site, mask=in_range)
-        met = tl.max(site, 0) >= 0
-        tl.store(taps + tile * TAPS + count, tap, mask=met)
-        count += met.to(tl.int32)
-    tl.store(counts + tile, count)
+    program = tl.program_id(0)
+    job = _job_of(jobs + JOBS, program, JOBS)
+    tile = (program - tl.load(jobs + JOBS + job)).to(tl.int64)
+    of_job = jobs + 2 * JOBS + job
+    rows = tl.load(of_job + 3 * JOBS)
+    taps = tl.load(of_job + 6 * JOBS)
+    first_row = tl.load(of_job + 7 * JOBS)
+    table = tl.load(of_job + 8 * JOBS)
+    size = tl.load(of_job + 9 * JOBS)
+    local = tl.arange(0, BLOCK)
+    position = tile * size + local
+    in_range = (local < size) & (position < rows)
+    row = tl.load(order + first_row + position, mask=in_range, other=0) - first_row
+    tl.store(rows_in_order + first_row + position, row, mask=in_range)
+    tap = tl.arange(0, TAPS)
+    inside = in_range[:, None] & (tap < taps)[None, :]
+    start = table + tap[None, :] * rows
+    site = tl.load(tables + start + row[:, None], mask=inside, other=-1)
+    tl.store(sorted_tables + start + position[:, None], site, mask=inside)
+    met = (tl.max(site, 0) >= 0).to(tl.int32)
+    listed = lists + tl.load(of_job + 10 * JOBS) + tile * taps
+    tl.store(listed + tl.cumsum(met, 0) - 1, tap, mask=met > 0)
+    tl.store(counts + tl.load(of_job + 11 * JOBS) + tile, tl.sum(met, 0))
+
+
+class _Job(NamedTuple):
+    """One map to build; levels are given by their places among the keys.
+
+    Attributes
+    ----------
+    kind : int
+        NEIGHBOUR, CHILD or PARENT.
+    queries, sources : int
+        Places of the output sites and of the input sites.
+    taps : int
+    """
+
+    kind: int
+    queries: int
+    sources: int
+    taps: int
 
 
 @on_device_of_first
@@ -212,7 +319,7 @@ def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
     sites = sites.contiguous()
     _encode[_grid(rows)](sites, keys, rows, spatial_size, bits, DIM=dim, BLOCK=BLOCK)
     keys, order = keys.sort()
-    *levels, outside = _count_levels(keys, dim, bits + 1)
+    (*levels, outside), ends = _count_levels(keys, dim, bits + 1)
     if outside:
         site = sites[order[0]].tolist()
         raise InvalidBatch(
@@ -222,40 +329,44 @@ def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
         again = (keys[1:] == keys[:-1]).nonzero()[0]
         site = sites[order[again]][0].tolist()
         raise InvalidBatch(f"the site {site} is given twice; sum or drop duplicates first")
-    _rows_above[keys] = levels[1:]
+    _known[keys] = _Counted(levels, ends)
     return keys, order
 
 
 @on_device_of_first
 def submanifold_map(keys: Tensor, dim: int, kernel_size: int, spatial_size: int) -> KernelMap:
-    """Build the map from the sites of a level to themselves; only half the taps are searched."""
-    taps = kernel_size**dim
-    table = _empty_table(taps, len(keys), keys)
-    _fill_tables(keys, keys, table, table, taps // 2, dim, kernel_size, spatial_size)
-    both = _in_tiles(table)
+    """Build the map from the sites of a level to themselves."""
+    job = _Job(NEIGHBOUR.value, 0, 0, kernel_size**dim)
+    level = _Levels(keys, [0], [len(keys)])
+    (both,) = _build(level, [job], dim, kernel_size, spatial_size)
     return KernelMap(both, both, True)
 
 
 @on_device_of_first
 def strided_map(keys: Tensor, dim: int) -> tuple[Tensor, KernelMap]:
     """Build the map from sites to their parents; see ``KernelSet``."""
-    rows = len(keys)
-    above = _rows_above.get(keys)
-    if not above:  # sort_sites has not counted the parents of these keys
-        above = _count_levels(keys, dim, 2)[1:2]
-    coarse_rows = above[0]
-    coarse = torch.empty(coarse_rows, dtype=torch.int64, device=keys.device)
-    down = _empty_table(2**dim, coarse_rows, keys)
-    up = torch.empty((2**dim, rows), dtype=torch.int32, device=keys.device)
-    if rows:
-        first = torch.empty(rows, dtype=torch.int32, device=keys.device)
-        _mark_parents[_grid(rows)](keys, first, rows, DIM=dim, BLOCK=BLOCK)
-        numbers = first.cumsum(0, dtype=torch.int32)
-        _connect_parents[_grid(rows)](
-            keys, numbers, coarse, down, up, rows, coarse_rows, DIM=dim, BLOCK=BLOCK
-        )
-    _rows_above[coarse] = above[1:]
-    return coarse, KernelMap(_in_tiles(down), _in_tiles(up), False)
+    levels = _levels(keys, dim, 2)
+    down, up = _build(levels, _strided_jobs(0, dim), dim, 1, 1)
+    return levels.coarser(1), KernelMap(down, up, False)
+
+
+@on_device_of_first
+def network_maps(
+    keys: Tensor, dim: int, kernel_size: int, spatial_size: int, levels: int
+) -> list[tuple[Tensor, KernelMap, KernelMap | None]]:
+    """Build the maps of all levels together; see ``KernelSet``."""
+    known = _levels(keys, dim, levels)
+    jobs = [_Job(NEIGHBOUR.value, level, level, kernel_size**dim) for level in range(levels)]
+    for level in range(levels - 1):
+        jobs += _strided_jobs(level, dim)
+    maps = _build(known, jobs, dim, kernel_size, spatial_size)
+    between = maps[levels:]
+    pairs = zip(between[::2], between[1::2], strict=True)
+    downs = [KernelMap(down, up, False) for down, up in pairs]
+    return [
+        (known.coarser(level) if level else keys, KernelMap(both, both, True), down)
+        for level, (both, down) in enumerate(zip(maps, [*downs, None], strict=False))
+    ]
 
 
 @on_device_of_first
@@ -273,10 +384,18 @@ def ordinary_map(
             BLOCK=BLOCK,
         )  # fmt: skip
     reached = torch.unique(candidates[candidates >= 0])
-    forward = _empty_table(taps, len(reached), keys)
-    backward = _empty_table(taps, rows, keys)
-    _fill_tables(keys, reached, backward, forward, 0, dim, kernel_size, spatial_size)
-    return reached, KernelMap(_in_tiles(forward), _in_tiles(backward), True)
+    jobs = [_Job(NEIGHBOUR.value, 1, 0, taps), _Job(NEIGHBOUR.value, 0, 1, taps)]
+    both = _Levels(torch.cat([keys, reached]), [0, rows], [rows, len(reached)])
+    forward, backward = _build(both, jobs, dim, kernel_size, spatial_size, step=0)
+    return reached, KernelMap(forward, backward, True)
+
+
+def _strided_jobs(fine: int, dim: int) -> list[_Job]:
+    """Return the jobs between a level and the next coarser one, forward and backward."""
+    return [
+        _Job(CHILD.value, fine + 1, fine, 2**dim),
+        _Job(PARENT.value, fine, fine + 1, 2**dim),
+    ]
 
 
 def _grid(rows: int) -> tuple[int]:
@@ -284,61 +403,154 @@ def _grid(rows: int) -> tuple[int]:
     return (triton.cdiv(rows, BLOCK),)
 
 
-def _empty_table(taps: int, rows: int, like: Tensor) -> Tensor:
-    """Return a table without pairs."""
-    return torch.full((taps, rows), -1, dtype=torch.int32, device=like.device)
-
-
 def _spread(value: int, dim: int) -> int:
     """Return a coordinate with its bits at every ``dim``-th place."""
     return sum(((value >> bit) & 1) << (bit * dim) for bit in range(value.bit_length()))
 
 
-def _count_levels(keys: Tensor, dim: int, levels: int) -> list[int]:
-    """Count the sites of a level, of all coarser ones, and outside the volume; synchronises."""
+def _aligned(sizes: Sequence[int]) -> list[int]:
+    """Return the places of some parts in one array, and its size."""
+    places = [0]
+    for size in sizes:
+        places.append(places[-1] + triton.cdiv(size, ALIGNED) * ALIGNED)
+    return places
+
+
+def _from_host(numbers: list[list[int]], device: torch.device) -> Tensor:
+    """Return numbers on the device, without a wait for it."""
+    return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def _count_levels(keys: Tensor, dim: int, levels: int) -> tuple[list[int], Tensor]:
+    """Count the sites of a level, of all coarser ones, and outside the volume; synchronises.
+
+    The second value is that of ``_Counted.ends``.
+    """
     grid = _grid(len(keys))
     counts = torch.empty((*grid, levels + 1), dtype=torch.int32, device=keys.device)
-    if len(keys):
-        _count_parents[grid](keys, counts, len(keys), DIM=dim, LEVELS=levels, BLOCK=BLOCK)
-    return counts.sum(0).tolist()
+    if not len(keys):
+        return [0] * (levels + 1), counts
+    _count_parents[grid](keys, counts, len(keys), DIM=dim, LEVELS=levels, BLOCK=BLOCK)
+    ends = counts.cumsum(0, dtype=torch.int32)
+    return _read(ends), ends
 
 
-def _fill_tables(
-    queries: Tensor,
-    keys: Tensor,
-    table: Tensor,
-    mirror: Tensor,
-    first_tap: int,
+def _read(ends: Tensor) -> list[int]:
+    """Return the counts of all blocks on the host; synchronises."""
+    total: list[int] = ends[-1].tolist()
+    return total
+
+
+def _levels(keys: Tensor, dim: int, levels: int) -> _Levels:
+    """Return the keys of a level and of the coarser ones."""
+    known = _known.get(keys)
+    if known is None or len(known.sizes) < levels:
+        (*sizes, _), ends = _count_levels(keys, dim, levels)
+        known = _Counted(sizes, ends)
+    if isinstance(known, _Levels):
+        return known
+    *starts, total = _aligned(known.sizes)
+    found = torch.empty(total, dtype=torch.int64, device=keys.device)
+    if total:
+        _coarsen[_grid(len(keys))](
+            keys, known.ends, _from_host([starts], keys.device), found, len(keys),
+            DIM=dim, LEVELS=len(starts), COLUMNS=known.ends.shape[1], BLOCK=BLOCK,
+        )  # fmt: skip
+    _known[keys] = levels_of_keys = _Levels(found, starts, known.sizes)
+    return levels_of_keys
+
+
+def _build(
+    levels: _Levels,
+    jobs: Sequence[_Job],
     dim: int,
     kernel_size: int,
     spatial_size: int,
-) -> None:
-    """Search the taps from ``first_tap`` on, and write the pairs to both tables."""
-    if not len(queries) or not len(keys):
-        return
-    bits = axis_bits(spatial_size)
-    _search[(*_grid(len(queries)), kernel_size**dim - first_tap)](
-        queries, keys, table, mirror, len(queries), len(keys), first_tap,
-        _spread(2**bits - 1, dim), _spread(spatial_size - 1, dim), bits, len(keys).bit_length(),
-        DIM=dim, SIZE=kernel_size, REACH_BITS=(kernel_size // 2).bit_length(), BLOCK=BLOCK,
-    )  # fmt: skip
+    *,
+    step: int = 1,
+) -> list[GatherMap]:
+    """Build maps between sets of sites.
 
+    Parameters
+    ----------
+    levels : _Levels
+        The sets.
+    jobs : sequence of _Job
+        The maps.
+    dim, kernel_size, spatial_size : int
+        As for ``submanifold_map``, of the finest level.
+    step : int
+        1 if the sets are consecutive levels, 0 if they are of the finest level.
+    """
+    keys, starts, sizes = levels
+    rows = [sizes[job.queries] for job in jobs]
+    tiles = [triton.cdiv(count, tile_rows(count)) for count in rows]
+    taps = [job.taps for job in jobs]
+    most = triton.next_power_of_2(max(taps))
+    block = max(16, PAIRS // most)
+    *row_starts, all_rows = _aligned(rows)
+    *table_starts, table_size = _aligned([a * b for a, b in zip(rows, taps, strict=True)])
+    *list_starts, list_size = _aligned([a * b for a, b in zip(tiles, taps, strict=True)])
+    *count_starts, count_size = _aligned(tiles)
+    programs = [triton.cdiv(count, block) for count in rows]
+    padded = triton.next_power_of_2(len(jobs))
+    never = [2**62] * (padded - len(jobs))
+    numbers = [
+        [sum(programs[:job]) for job in range(len(jobs))] + never,
+        [sum(tiles[:job]) for job in range(len(jobs))] + never,
+        *(
+            [*column, *never]
+            for column in (
+                [job.kind for job in jobs],
+                [job.queries * step for job in jobs],
+                [starts[job.queries] for job in jobs],
+                rows,
+                [starts[job.sources] for job in jobs],
+                [sizes[job.sources] for job in jobs],
+                taps,
+                row_starts,
+                table_starts,
+                [tile_rows(count) for count in rows],
+                list_starts,
+                count_starts,
+                [triton.cdiv(count, ALIGNED) * ALIGNED for count in rows],
+            )
+        ),
+    ]
 
-def _in_tiles(table: Tensor) -> GatherMap:
-    """Order the rows of a table (taps, rows) by their taps, and list the taps of each tile."""
-    taps, rows = table.shape
-    block = tile_rows(rows)
-    tiles = triton.cdiv(rows, block)
-    if rows >= ORDERED_FROM and taps < 63:
-        kind = torch.int32 if taps < 31 else torch.int64
-        masks = torch.empty(rows, dtype=kind, device=table.device)
-        _describe[_grid(rows)](table, masks, rows, TAPS=taps, BLOCK=BLOCK)
-        order = masks.sort(stable=True).indices
-    else:
-        order = torch.arange(rows, device=table.device)
-    in_order = torch.empty_like(table)
-    lists = torch.empty((tiles, taps), dtype=torch.int32, device=table.device)
-    counts = torch.empty(tiles, dtype=torch.int32, device=table.device)
-    if rows:
-        _tile[(tiles,)](table, order, in_order, lists, counts, rows, TAPS=taps, BLOCK=block)
-    return GatherMap((in_order, order, lists, counts), rows, taps)
+    def empty(size: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(size, dtype=dtype, device=keys.device)
+
+    table, order = empty(table_size), empty(all_rows, torch.int64)
+    lists, counts = empty(list_size), empty(count_size)
+    if all_rows:
+        shift = max(taps) if max(taps) <= 56 else 0
+        small = shift + (len(jobs) - 1).bit_length() <= 31
+        masks = empty(all_rows, torch.int32 if small else torch.int64)
+        unordered = torch.empty_like(table)
+        of_jobs, bits = _from_host(numbers, keys.device), axis_bits(spatial_size)
+        _search[(sum(programs),)](
+            keys, of_jobs, unordered, masks, _spread(2**bits - 1, dim),
+            _spread(spatial_size - 1, dim), bits, max(sizes).bit_length(),
+            JOBS=padded, DIM=dim, SIZE=kernel_size, REACH_BITS=(kernel_size // 2).bit_length(),
+            SHIFT=shift, TAPS=most, BLOCK=block,
+        )  # fmt: skip
+        _tile[(sum(tiles),)](
+            of_jobs, unordered, masks.sort(stable=True).indices, table, order, lists, counts,
+            JOBS=padded, TAPS=most, BLOCK=max(tile for _, tile in blocks.TILES),
+        )  # fmt: skip
+    return [
+        GatherMap(
+            (
+                table[table_start : table_start + count * width].view(width, count),
+                order[row_start : row_start + count],
+                lists[list_start : list_start + tile * width].view(tile, width),
+                counts[count_start : count_start + tile],
+            ),
+            count,
+            width,
+        )
+        for count, width, tile, row_start, table_start, list_start, count_start in zip(
+            rows, taps, tiles, row_starts, table_starts, list_starts, count_starts, strict=True
+        )
+    ]

@@ -203,14 +203,13 @@ def test_every_width(launches, capability, dtype, tf32, rows, widths, taps):
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_building_of_maps(launches, capability, monkeypatch):
-    monkeypatch.setattr(maps, "_count_levels", lambda keys, dim, levels: [5000, 900, 0])
+    monkeypatch.setattr(maps, "_read", lambda ends: [5000, 900, *[9] * 9, 0])
     keys, _ = cuda.sort_sites(torch.zeros((5000, 4), dtype=torch.int32), 768)
     cuda.submanifold_map(keys, 3, 3, 768)
     cuda.strided_map(keys, 3)
     cuda.ordinary_map(keys[:9], 3, 3, 768)
     check_launches(
-        launches, capability, "_encode", "_search", "_describe", "_tile", "_mark_parents",
-        "_connect_parents", "_reach",
+        launches, capability, "_encode", "_count_parents", "_coarsen", "_search", "_tile", "_reach",
     )  # fmt: skip
 
 
@@ -220,12 +219,6 @@ def test_the_norm(launches, capability):
     _, _, moments = norm.fold(sums, each, each, each, each, 1000, 1e-4, 0.01)
     norm.fold_gradient(moments, each, moments, 1000)
     check_launches(launches, capability, "fold_channels", "fold_channels_gradient")
-
-
-@pytest.mark.parametrize("capability", [80, 90])
-def test_the_counting_of_levels(launches, capability):
-    maps._count_levels(torch.zeros(5000, dtype=torch.int64), 3, 11)
-    check_launches(launches, capability, "_count_parents")
 
 
 @pytest.mark.parametrize(

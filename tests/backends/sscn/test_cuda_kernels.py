@@ -178,8 +178,28 @@ def test_far_sites_of_large_batches_are_told_apart():
     assert (expected >= 0).sum() == 7
 
 
-def test_rows_ordered_by_their_taps_keep_the_map(monkeypatch):
-    monkeypatch.setattr(maps, "ORDERED_FROM", 0)
+@pytest.mark.parametrize(("dim", "size", "levels"), [(2, 12, 3), (3, 4, 2), (2, 1, 1)])
+def test_the_maps_of_a_network_are_those_of_its_levels(dim, size, levels):
+    sites = some_sites(5, dim, size, 50)
+    keys, _ = cuda.sort_sites(sites, size)
+    found = cuda.network_maps(keys, dim, 3, size, levels)
+    assert len(found) == levels
+    exact = keys.cpu()
+    for level, (at, submanifold, down) in enumerate(found):
+        assert torch.equal(at.cpu(), exact)
+        expected = reference.submanifold_map(exact, dim, 3, size).forward.tensors[0]
+        assert torch.equal(table_by_row(submanifold.forward).cpu(), expected.long())
+        assert submanifold.mirrored
+        if level == levels - 1:
+            assert down is None
+            return
+        exact, between = reference.strided_map(exact, dim)
+        for tested, wanted in zip(down[:2], between[:2], strict=True):
+            assert torch.equal(table_by_row(tested).cpu(), wanted.tensors[0].long())
+        size = (size + 1) // 2
+
+
+def test_rows_are_ordered_by_their_taps():
     keys, ordered = sorted_levels(some_sites(3, 2, 14, 120, batch=1), 14)
     kernel_map = cuda.submanifold_map(keys, 2, 3, 14)
     table, _, taps, counts = kernel_map.forward.tensors
