@@ -112,7 +112,8 @@ def load_records(run: str | Path = "latest") -> pd.DataFrame:
     Parameters
     ----------
     run : str or Path
-        A file of records, a commit, ``latest`` or ``baseline``.
+        A file of records, a commit, ``latest`` or ``baseline``; ``RUN@ENVIRONMENT`` for the records
+        of one environment.
 
     Returns
     -------

@@ -168,6 +168,8 @@ def load_sides(a: str | None, b: str | None) -> tuple[pd.DataFrame | None, pd.Da
         return load(a), load(b)
     spec = a or "latest"
     frame = load(spec)
+    if "@" in spec and not Path(spec).is_file():  # one environment alone
+        return None, frame
     files = resolve(spec)
     beside = files[0].with_suffix(AGAINST + files[0].suffix)
     if len(files) == 1 and AGAINST not in files[0].suffixes and beside.is_file():
@@ -177,7 +179,11 @@ def load_sides(a: str | None, b: str | None) -> tuple[pd.DataFrame | None, pd.Da
 
 def compare(
     a: Annotated[
-        str | None, typer.Argument(help="A run: a file, a commit, 'latest' or 'baseline'.")
+        str | None,
+        typer.Argument(
+            help="A run: a file, a commit, 'latest' or 'baseline'; RUN@ENVIRONMENT for the records "
+            "of one environment."
+        ),
     ] = None,
     b: Annotated[
         str | None, typer.Argument(help="The run after; without it, the engines of A side by side.")

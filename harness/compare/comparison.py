@@ -213,10 +213,13 @@ def _refuse_twins(which: str, cells: Sequence[CellSummary]) -> None:
         for twin in seen[m.name]:
             if not _other_machine(twin, m) and m.tried and twin.tried:
                 apart = twin.environment.difference(m.environment)
+                choices = twin.environment.choices(m.environment)
+                advice = "name a commit or a file that has it once"
+                if choices:
+                    advice = f"append @{choices[0]} or @{choices[1]} to the name of the run"
                 raise BadInput(
                     f"the run {which} has {m.cell.title} twice"
-                    f"{f' ({apart})' if apart else ', of two machines'}; "
-                    "name a commit or a file that has it once"
+                    f"{f' ({apart})' if apart else ', of two machines'}; {advice}"
                 )
         seen[m.name].append(m)
 

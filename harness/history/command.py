@@ -71,5 +71,5 @@ def _print(found: Sequence[SeriesChanges]) -> None:
     if len(changed) > LINES_ON_A_SCREEN:
         console.print(f"{len(changed) - LINES_ON_A_SCREEN} more: see --format csv.")
     for (version, commits), count in upgrades(found).items():
-        console.print(f"new version: {version} in {commits} ({count} series)", markup=False)
+        console.print(f"changed: {version} in {commits} ({count} series)", markup=False)
     console.print(summary(found))

@@ -33,7 +33,7 @@ class Change:
     confidence
         One minus the probability that noise is the cause; NaN for MISSING.
     note
-        Other changes in that range: versions of the engine or of torch.
+        Other changes in that range: versions of the engine or of torch, environments.
     """
 
     verdict: Verdict
@@ -75,7 +75,7 @@ class SeriesChanges:
 
     @property
     def upgrades(self) -> list[tuple[int, str]]:
-        """Indices of the points where the version of the engine or of torch changed, and how."""
+        """Indices of the points where a version or the environment changed, and how."""
         return [
             (i, change)
             for i in range(1, len(self.points))
@@ -94,12 +94,18 @@ def format_confidence(confidence: float) -> str:
 
 
 def version_change(before: Point, after: Point) -> str:
-    """Name the versions that differ: ``spconv 2.3.6 to 2.3.8``; empty if none does."""
-    return ", ".join(
+    """Name the versions that differ: ``spconv 2.3.6 to 2.3.8``; if none does, the environments.
+
+    Empty if these are the same as well.
+    """
+    versions = [
         f"{name} {before.versions[name]} to {version}"
         for name, version in after.versions.items()
         if before.versions.get(name, version) != version
-    )
+    ]
+    if not versions and before.environment != after.environment:
+        return f"environment {before.environment} to {after.environment}"
+    return ", ".join(versions)
 
 
 def find_changes(key: Key, points: Sequence[Point]) -> SeriesChanges:

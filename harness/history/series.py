@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.history.asv_database import AsvValue, read_asv
 from harness.results import store
+from harness.results.environment import DEFAULT
 from harness.results.summary import CellSummary, summarize
 from harness.spec.metrics import TIME, WRONG_LABELS, Metric
 
@@ -54,6 +55,8 @@ class Point:
         The metric and its quartiles; None where the outcome is not ``ok``.
     versions
         Of the engine and of torch.
+    environment
+        Its name.
     """
 
     order: tuple[float, str]
@@ -63,6 +66,7 @@ class Point:
     high: float | None = None
     outcome: str = "ok"
     versions: Mapping[str, str] = field(default_factory=dict)
+    environment: str = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ def load(results: Path, commits: Commits) -> dict[Key, list[Point]]:
     Returns
     -------
     dict
-        Points in the order of commits, those of one commit in the order of versions, by series.
+        Points by series, in the order of commits; those of one commit by versions, then by name
+        of the environment.
     """
     series: dict[Key, list[Point]] = defaultdict(list)
     recorded: set[Identity] = set()
@@ -136,7 +141,7 @@ def load(results: Path, commits: Commits) -> dict[Key, list[Point]]:
             key, point = _of_asv(value, commits)
             series[key].append(point)
     return {
-        key: sorted(points, key=lambda p: (p.order, _version_order(p.versions)))
+        key: sorted(points, key=lambda p: (p.order, _version_order(p.versions), p.environment))
         for key, points in series.items()
     }
 
@@ -153,7 +158,7 @@ def _files(results: Path) -> list[Path]:
 
 
 def _of_records(files: Sequence[Path], commits: Commits) -> Iterator[tuple[Key, Point, Identity]]:
-    """Points of our own records; all runs of a commit on a machine are pooled."""
+    """Points of our own records; runs of a commit on a machine in one environment are pooled."""
     frame = store.read(files)
     if frame.empty:
         return
@@ -174,7 +179,8 @@ def _of_records(files: Sequence[Path], commits: Commits) -> Iterator[tuple[Key, 
                 for name in (measured.cell.backend, "torch")
                 if f"versions.{name}" in facts
             }
-            yield from _points(measured, commit, machine, order, versions)
+            environment = facts["environment"]
+            yield from _points(measured, commit, machine, order, versions, environment)
 
 
 def _machines(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -209,6 +215,7 @@ def _points(
     machine: tuple[str, str, str],
     order: tuple[float, str],
     versions: Mapping[str, str],
+    environment: str,
 ) -> Iterator[tuple[Key, Point, Identity]]:
     """The points of a cell: time, memory, error and share of wrong labels."""
     processor, gpu, threads = machine
@@ -223,7 +230,7 @@ def _points(
         cell = m.cell
         return (
             Key(m.engine, cell.size, m.where, metric, machine_name(processor, gpu, threads)),
-            Point(order, commit, value, low, high, m.side.outcome, versions),
+            Point(order, commit, value, low, high, m.side.outcome, versions, environment),
             (
                 commit,
                 machine_name(processor, gpu, ""),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.errors import BadInput
 from harness.spec.metrics import format_value
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ MACHINE = (
     *("gpu", "driver", "ecc", "mig"),
 )
 """Fields of a record's ``machine`` that values depend on; hosts of one kind are interchangeable."""
+
+DEFAULT = "default"
+"""Name of the environment of records that name none."""
 
 GIB = 2**30
 COMMIT_DIGITS = 12
@@ -28,9 +32,9 @@ class Environment:
     Attributes
     ----------
     facts : mapping of str to value
-        Fields of ``machine`` and ``versions`` by their names in the table of records, and
-        ``commit``, which says whether there were uncommitted changes; only those that some record
-        has.
+        Fields of ``machine`` and ``versions`` by their names in the table of records, only those
+        that some record has; ``commit``, which says whether there were uncommitted changes; and
+        the name of the ``environment``.
     """
 
     facts: Mapping[str, Any]
@@ -74,6 +78,15 @@ class Environment:
             for name in self.differing(later)
             if name.startswith("versions.")
         ]
+
+    def choices(self, other: Environment) -> tuple[str, str] | None:
+        """Return names by which ``select`` tells two environments apart; None if none does."""
+        for fact in self.differing(other):
+            if fact == "environment":
+                return self.facts[fact], other.facts[fact]
+            if fact.startswith("versions."):
+                return f"{_name(fact)}@{self.facts[fact]}", f"{_name(fact)}@{other.facts[fact]}"
+        return None
 
     def difference(self, other: Environment) -> str:
         """Return the facts that differ, in words: ``threads 2 and 4, torch 2.12 and 2.13``."""
@@ -120,9 +133,10 @@ def labels(environments: Sequence[Environment]) -> list[str]:
 def environments(frame: pd.DataFrame) -> tuple[list[Environment], list[int]]:
     """Divide a table of records by environment.
 
-    Records share an environment if no fact that both have differs: a worker that died early has
-    no version of its engine, and every engine names its own version only. Records that name no
-    machine and no version, of engines that could not run, belong to the environment of their run.
+    Records share an environment if they name the same one and no fact that both have differs: a
+    worker that died early has no version of its engine, and every engine names its own version
+    only. Records that name no machine and no version, of engines that could not run, belong to the
+    environment of their run.
 
     Parameters
     ----------
@@ -143,16 +157,16 @@ def environments(frame: pd.DataFrame) -> tuple[list[Environment], list[int]]:
     ]
     rows = list(zip(*(_comparable(name, frame[name].tolist()) for name in columns), strict=True))
     rows = rows or [()] * len(frame)
-    commits = _commits(frame)
+    codes = _codes(frame)
     merged: list[dict[str, Any]] = []
-    numbers: dict[tuple[str, tuple[Any, ...]], int] = {}
-    for commit, row in dict.fromkeys(zip(commits, rows, strict=True)):
+    numbers: dict[tuple[Code, tuple[Any, ...]], int] = {}
+    for code, row in dict.fromkeys(zip(codes, rows, strict=True)):
         facts = {name: v for name, v in zip(columns, row, strict=True) if v is not None}
         if facts:
-            numbers[commit, row] = _merge(merged, facts | {"commit": commit})
+            numbers[code, row] = _merge(merged, code.facts | facts)
     # Both sides of a run against another commit have one name.
-    runs = list(zip(frame["run"].tolist(), commits, strict=True))
-    of_run: dict[tuple[str, str], set[int]] = {}
+    runs = list(zip(frame["run"].tolist(), codes, strict=True))
+    of_run: dict[tuple[str, Code], set[int]] = {}
     for run, row in zip(runs, rows, strict=True):
         place = numbers.get((run[1], row))
         if place is not None:
@@ -161,21 +175,71 @@ def environments(frame: pd.DataFrame) -> tuple[list[Environment], list[int]]:
     for run, row in zip(runs, rows, strict=True):
         place = numbers.get((run[1], row))
         if place is None:
-            commit = run[1]
-            own = of_run.get(run) or {i for i, e in enumerate(merged) if e["commit"] == commit}
+            alone = run[1].facts
+            own = of_run.get(run) or {i for i, e in enumerate(merged) if alone.items() <= e.items()}
             if len(own) != 1:  # no machine, or one of several that the records do not name
-                own = {_unknown(merged, commit)}
+                own = {_unknown(merged, alone)}
             (place,) = own
         places.append(place)
     return [Environment(facts) for facts in merged], places
 
 
-def _commits(frame: pd.DataFrame) -> list[str]:
-    """Name the measured code of each record: the commit, and whether files differed from it."""
-    dirty = frame["dirty"].tolist() if "dirty" in frame.columns else [False] * len(frame)
+def select(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the records of one environment.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        As ``harness.results.store.read`` returns it.
+    name : str
+        An environment that records name, ``default`` for those that name none, or
+        ``PACKAGE@VERSION``.
+
+    Raises
+    ------
+    BadInput
+        If no record has that environment.
+    """
+    found, places = environments(frame)
+    package, _, version = name.rpartition("@")
+    chosen = {i for i, each in enumerate(found) if each.facts["environment"] == name}
+    chosen |= {
+        i
+        for i, each in enumerate(found)
+        if not chosen and str(each.facts.get(f"versions.{package}")) == version
+    }
+    if not chosen:
+        named = ", ".join(dict.fromkeys(each.facts["environment"] for each in found)) or "none"
+        raise BadInput(
+            f"no record is of the environment {name!r}; choose one of these ({named}), or "
+            "PACKAGE@VERSION"
+        )
+    return frame[[place in chosen for place in places]].reset_index(drop=True)
+
+
+class Code(NamedTuple):
+    """What a record says of the measured code and its interpreter."""
+
+    commit: str
+    environment: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """These two as facts of an environment."""
+        return self._asdict()
+
+
+def _codes(frame: pd.DataFrame) -> list[Code]:
+    """Name the code of each record: commit, whether files differed from it, and environment."""
+    empty = [None] * len(frame)
+    dirty = frame["dirty"].tolist() if "dirty" in frame.columns else empty
+    named = frame["environment"].tolist() if "environment" in frame.columns else empty
     return [
-        (commit[:COMMIT_DIGITS] or "unknown") + (" with changes" if changed is True else "")
-        for commit, changed in zip(frame["commit"].tolist(), dirty, strict=True)
+        Code(
+            (commit[:COMMIT_DIGITS] or "unknown") + (" with changes" if changed is True else ""),
+            name if isinstance(name, str) and name else DEFAULT,
+        )
+        for commit, changed, name in zip(frame["commit"].tolist(), dirty, named, strict=True)
     ]
 
 
@@ -189,12 +253,11 @@ def _merge(merged: list[dict[str, Any]], facts: dict[str, Any]) -> int:
     return len(merged) - 1
 
 
-def _unknown(merged: list[dict[str, Any]], commit: str) -> int:
-    """Return the place of the environment of a commit alone, which is added if need be."""
-    alone = {"commit": commit}
-    if alone not in merged:
-        merged.append(alone)
-    return merged.index(alone)
+def _unknown(merged: list[dict[str, Any]], code: dict[str, Any]) -> int:
+    """Return the place of an environment of a code alone, which is added if need be."""
+    if code not in merged:
+        merged.append(code)
+    return merged.index(code)
 
 
 def _comparable(name: str, values: Sequence[Any]) -> list[Any]:

@@ -713,6 +713,14 @@ class Record(Entries, total=False):
             "harness.results.environment, harness.report.provenance, harness.history.series",
         ),
     ]
+    environment: Annotated[
+        str,
+        Field(
+            "The environment that ``run --against-env`` names; absent for the default one.",
+            "",
+            "harness.results.environment, harness.run.resume, harness.history.series",
+        ),
+    ]
     round: Annotated[
         int,
         Field(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from harness.errors import BadInput
+from harness.results.environment import select
 from harness.results.record import EMPTY, SCHEMA, Entries, Record
 from harness.results.validation import is_record, problem
 from harness.spec.cell import Cell, canonical, digest
@@ -102,6 +103,7 @@ def append_record(
     run: str,
     commit: str,
     dirty: bool,
+    environment: str = "",
     seed: int = 0,
     round: int = 0,
 ) -> Record:
@@ -111,7 +113,7 @@ def append_record(
     ----------
     path : Path
         A file of JSON lines.
-    cell, entries, run, commit, dirty, seed, round
+    cell, entries, run, commit, dirty, environment, seed, round
         As for ``make_record``.
 
     Raises
@@ -119,7 +121,16 @@ def append_record(
     BadInput
         If the file cannot be written or the disk is full.
     """
-    record = make_record(cell, entries, run=run, commit=commit, dirty=dirty, seed=seed, round=round)
+    record = make_record(
+        cell,
+        entries,
+        run=run,
+        commit=commit,
+        dirty=dirty,
+        environment=environment,
+        seed=seed,
+        round=round,
+    )
     append(path, record)
     return record
 
@@ -131,6 +142,7 @@ def make_record(
     run: str,
     commit: str,
     dirty: bool,
+    environment: str = "",
     seed: int = 0,
     round: int = 0,
 ) -> Record:
@@ -146,12 +158,14 @@ def make_record(
         Identity of the run.
     commit, dirty : str, bool
         Commit of the measured engines, and whether files differed from it.
+    environment : str
+        Environment that the user named; empty for the default one.
     seed : int
         Seed of the order of cells and turns.
     round : int
         Number of the round, from 0.
     """
-    return {
+    record: Record = {
         "schema": SCHEMA,
         "run": run,
         "utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
@@ -161,8 +175,11 @@ def make_record(
         "seed": seed,
         "cell": cell.to_json(),  # type: ignore[typeddict-item]  # the cell as JSON values
         **EMPTY,
-        **entries,
+        **entries,  # type: ignore[typeddict-item]  # which name no environment
     }
+    if environment:
+        record["environment"] = environment
+    return record
 
 
 def check_writable(path: Path) -> None:
@@ -372,8 +389,23 @@ def stored(results: Path = RESULTS) -> list[Path]:
 
 
 def load(spec: str, results: Path = RESULTS) -> pd.DataFrame:
-    """Read what a user means by ``resolve``; of a commit, only that commit's records."""
-    frame = read(resolve(spec, results))
-    if Path(spec).is_file() or spec in ("latest", "baseline"):
-        return frame
-    return frame[frame["commit"].str.startswith(spec.lower())].reset_index(drop=True)
+    """Read the records that a user means.
+
+    Parameters
+    ----------
+    spec : str
+        As for ``resolve``; of a commit, only that commit's records. ``SPEC@ENVIRONMENT`` means the
+        records of one environment.
+    results : Path
+        The folder of results.
+
+    Raises
+    ------
+    BadInput
+        If there is nothing of that name, or no record of that environment.
+    """
+    run, _, name = (spec, "", "") if Path(spec).is_file() else spec.partition("@")
+    frame = read(resolve(run, results))
+    if not (Path(run).is_file() or run in ("latest", "baseline")):
+        frame = frame[frame["commit"].str.startswith(run.lower())].reset_index(drop=True)
+    return select(frame, name) if name else frame

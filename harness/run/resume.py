@@ -100,6 +100,7 @@ def _current(
     return {
         "commit": source.commit,
         "dirty": source.dirty,
+        "environment": source.environment or None,
         "budget_seconds": budget,
         **{f"versions.{name}": value for name, value in versions.items()},
     }

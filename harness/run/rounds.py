@@ -358,6 +358,7 @@ def write_record(path: Path, task: Task, entries: Entries, run: str, seed: int) 
         run=run,
         commit=task.source.commit,
         dirty=task.source.dirty,
+        environment=task.source.environment,
         seed=seed,
         round=task.round,
     )

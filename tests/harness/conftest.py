@@ -69,7 +69,7 @@ def make_record():
 
 def write_lines(path, records) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text("".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))
     return path
 
 

@@ -111,6 +111,53 @@ def test_a_run_of_two_commits_is_not_compared_with_another(write_records, make_r
     assert run(one, one).exit_code == 0
 
 
+def two_environments(make_record):
+    """A commit measured against an environment, and with another version of torch later."""
+    records = []
+    for run_name, seconds, torch, named in (
+        ("r1", 0.01, "2.13.0", {}),
+        ("r1", 0.02, "2.13.0", {"environment": "spconv@2.3.6"}),
+        ("r2", 0.04, "2.14.0", {}),
+    ):
+        for backend in ("sscn", "dense"):
+            common = {"backend": backend, "run": run_name, "versions": {"torch": torch}}
+            records.append(make_record(seconds, **common, **named))
+    return records
+
+
+@pytest.mark.parametrize(
+    ("choice", "seconds"),
+    [("@spconv@2.3.6", 0.02), ("@torch@2.14.0", 0.04), ("@torch@2.13.0@", None), ("@x", None)],
+)
+def test_one_environment_of_a_commit_is_chosen(
+    choice, seconds, write_records, make_record, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_records(two_environments(make_record), "results/runs/both.jsonl")
+    chosen = run("a" * 8 + choice, "--format", "csv")
+    if seconds is None:
+        assert "choose one of these (default, spconv@2.3.6)" in str(chosen.exception)
+        return
+    assert chosen.exit_code == 0, chosen.exception
+    rows = list(csv.DictReader(io.StringIO(chosen.output)))
+    assert [float(row["median_s"]) for row in rows] == pytest.approx([seconds] * 2, rel=0.05)
+
+
+def test_a_commit_of_two_environments_is_refused_with_their_names(
+    write_records, make_record, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    records = two_environments(make_record)
+    write_records(records[:4], "results/runs/both.jsonl")
+    refused = run("a" * 8, "a" * 8).exception
+    assert isinstance(refused, BadInput)
+    assert "default and spconv@2.3.6); append @default or @spconv@2.3.6 to the" in str(refused)
+    compared = run("a" * 8 + "@default", "a" * 8 + "@spconv@2.3.6")
+    assert "2 SLOWER" in compared.output
+    write_records(records[:2] + records[4:], "results/runs/both.jsonl")
+    assert "append @torch@2.13.0 or @torch@2.14.0 to" in str(run("aaaaaa", "aaaaaa").exception)
+
+
 def test_a_terminal_of_80_columns_cuts_no_name_and_no_number(
     write_records, make_record, monkeypatch
 ):

@@ -117,6 +117,23 @@ def test_two_versions_measured_in_turns_are_two_points_of_their_commit(
     assert upgrades([series])["spconv 2.3.8 to 2.3.10", repository[-1][:8]] == 1
 
 
+def test_environments_of_equal_versions_are_not_pooled(
+    measured, make_record, write_records, tmp_path, repository
+):
+    measured()
+    versions = {"torch": "2.13.0", "sscn": "1"}
+    own = {"backend": "sscn", "commit": repository[-1], "versions": versions}
+    for seconds, name in ((0.065, "new/bin/python"), (0.13, "old/bin/python")):
+        record = make_record(seconds, environment=name, **own)
+        write_records([record], f"results/runs/{name[:3]}.jsonl")
+    series = by_engine(found_in(tmp_path), "sscn")
+    assert [round(p.value, 2) for p in series.points[-3:]] == [0.07, 0.07, 0.13]
+    assert series.upgrades == [
+        (20, "environment default to new/bin/python"),
+        (21, "environment new/bin/python to old/bin/python"),
+    ]
+
+
 def test_a_step_with_an_upgrade_names_it(measured, tmp_path):
     def faster(number, record):
         if record["cell"]["backend"] == "spconv" and number >= 5:
@@ -336,7 +353,7 @@ def test_the_command_prints_what_happened(measured, capsys):
     assert ended.value.code == 0
     out = capsys.readouterr().out
     assert "SLOWER" in out
-    assert "new version: spconv 2.3.6 to 2.3.8 in" in out
+    assert "changed: spconv 2.3.6 to 2.3.8 in" in out
     assert "6 series over 20 commits on 1 machine: 1 change." in out
 
 

@@ -8,6 +8,7 @@ import pytest
 from backends.environments import Environment
 from harness.errors import BadInput
 from harness.instruments import machine
+from harness.results.store import records
 from harness.run import against
 from harness.run.against import checked_out, environment_engines, environment_source
 from harness.run.source import EngineSource
@@ -142,6 +143,9 @@ def test_a_run_against_an_environment_ends_with_verdicts(tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"trained in {sys.executable}: " in done.stdout
     assert re.search(r"\d (SAME|UNCLEAR|SLOWER|FASTER)", done.stdout.splitlines()[-1])
+    before, after = (records([tmp_path / name]) for name in ("run.against.jsonl", "run.jsonl"))
+    assert {record["environment"] for record in before} == {sys.executable}
+    assert not any("environment" in record for record in after)
 
 
 def test_an_installation_says_that_it_needs_a_clone(monkeypatch):
