@@ -208,6 +208,7 @@ def _kind(track: str, phase: str) -> str:
     known = {
         "time": "time",
         "peak_memory": "memory",
+        "energy": "energy",
         error: "error",
         "wrong_labels": "wrong_labels",
     }

@@ -83,6 +83,13 @@ class SeriesChanges:
         ]
 
     @property
+    def disturbed(self) -> list[int]:
+        """Indices of the times and energies that a throttled GPU or a busy host has disturbed."""
+        if self.key.metric.unit not in ("s", "J"):
+            return []
+        return [i for i, p in enumerate(self.points) if p.disturbed and p.value is not None]
+
+    @property
     def has_history(self) -> bool:
         """Whether the series covers more than one commit."""
         return len({point.commit for point in self.points}) > 1

@@ -78,6 +78,7 @@ def card(series: SeriesChanges, looks: Looks) -> dict[str, Any]:
         "upgrades": [
             f"{change} at {short(series.points[i].commit)}" for i, change in series.upgrades
         ],
+        "disturbed": ", ".join(short(series.points[i].commit) for i in series.disturbed),
         "single": not series.has_history,
         "latest": format_value(valued[-1].value if valued else None, series.key.metric.unit),
         "figure": series_figure(series, looks),
@@ -118,7 +119,11 @@ def series_figure(series: SeriesChanges, looks: Looks) -> str:
         for i, p in enumerate(series.points):
             if p.low is not None and p.high is not None:
                 axes.plot([i, i], [p.low, p.high], color=color, alpha=0.45, lw=1.2)
-        axes.plot(places, values, ".", color=color, ms=6.5, alpha=0.9)
+        disturbed = series.disturbed
+        for fill, wanted in ((color, False), ("none", True)):
+            own = [i for i in places if (i in disturbed) == wanted]
+            heights = [series.points[i].value for i in own]
+            axes.plot(own, heights, "o", color=color, mfc=fill, ms=3.2, alpha=0.9)
         for change in found.changes:
             left, right = places[change.first - 1], places[change.last]
             axes.axvspan(left, right, color=FAINT, lw=0)

@@ -13,11 +13,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.compare.comparison import MUCH_STOLEN
 from harness.history.asv_database import AsvValue, read_asv
 from harness.results import store
 from harness.results.environment import DEFAULT
 from harness.results.summary import CellSummary, summarize
-from harness.spec.metrics import TIME, WRONG_LABELS, Metric
+from harness.spec.metrics import ENERGY, TIME, WRONG_LABELS, Metric
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +58,8 @@ class Point:
         Of the engine and of torch.
     environment
         Its name.
+    disturbed
+        Whether the GPU's clock was held down, or the host took much of the processors' time.
     """
 
     order: tuple[float, str]
@@ -67,6 +70,7 @@ class Point:
     outcome: str = "ok"
     versions: Mapping[str, str] = field(default_factory=dict)
     environment: str = DEFAULT
+    disturbed: bool = False
 
 
 @dataclass(frozen=True)
@@ -217,8 +221,9 @@ def _points(
     versions: Mapping[str, str],
     environment: str,
 ) -> Iterator[tuple[Key, Point, Identity]]:
-    """The points of a cell: time, memory, error and share of wrong labels."""
+    """The points of a cell: time, memory, energy, error and share of wrong labels."""
     processor, gpu, threads = machine
+    disturbed = m.throttled > 0 or (m.stolen or 0.0) >= MUCH_STOLEN
 
     def entry(
         metric: Metric,
@@ -230,7 +235,9 @@ def _points(
         cell = m.cell
         return (
             Key(m.engine, cell.size, m.where, metric, machine_name(processor, gpu, threads)),
-            Point(order, commit, value, low, high, m.side.outcome, versions, environment),
+            Point(
+                order, commit, value, low, high, m.side.outcome, versions, environment, disturbed
+            ),
             (
                 commit,
                 machine_name(processor, gpu, ""),
@@ -247,6 +254,8 @@ def _points(
         yield entry(TIME, "time", m.seconds, m.low, m.high)
         if m.memory is not None:
             yield entry(m.memory_metric, "memory", m.memory)
+        if m.values.get(ENERGY.key):
+            yield entry(ENERGY, "energy", m.values[ENERGY.key])
         if m.error is not None:
             yield entry(m.error_metric, "error", m.error)
         if m.labelling is not None:

@@ -145,6 +145,23 @@ def test_a_step_with_an_upgrade_names_it(measured, tmp_path):
     assert change.note == "spconv 2.3.6 to 2.3.8"
 
 
+def test_disturbed_times_are_named_and_energy_is_a_series(measured, tmp_path, repository):
+    def change(number, record):
+        record["conditions"] = {"stolen": 0.2 if number == 3 else 0.01}
+        record["throttled"] = [0] if number == 7 else []
+        record["energy_joules"] = 0.25
+
+    measured(change)
+    found = found_in(tmp_path)
+    assert by_engine(found, "spconv").disturbed == [3, 7]
+    assert by_engine(found, "spconv", "bytes").disturbed == []
+    energy = by_engine(found, "spconv", "J")
+    assert [point.value for point in energy.points] == [0.25] * 20
+    page = write_history_page(tmp_path / "page", found).read_text()
+    words = page.split("Open dots were disturbed")[1].split("</small>")[0]
+    assert words.endswith(f": {repository[3][:8]}, {repository[7][:8]}")
+
+
 def test_another_machine_is_another_series_and_no_step(measured, tmp_path):
     def move(number, record):
         if number >= 10:
