@@ -122,7 +122,7 @@ def series_figure(series: SeriesChanges, looks: Looks) -> str:
         disturbed = series.disturbed
         for fill, wanted in ((color, False), ("none", True)):
             own = [i for i in places if (i in disturbed) == wanted]
-            heights = [series.points[i].value for i in own]
+            heights = [series.points[i].value or 0.0 for i in own]
             axes.plot(own, heights, "o", color=color, mfc=fill, ms=3.2, alpha=0.9)
         for change in found.changes:
             left, right = places[change.first - 1], places[change.last]

@@ -188,7 +188,7 @@ def to_data(catalogue: Catalogue) -> dict[str, Any]:
     dict
         ``machines`` (identifier, name), ``engines``, ``questions`` (values of ``QUESTION``),
         ``submissions`` (identifier, file, commit), ``outcomes``, and ``rows`` with the values of
-        ``COLUMNS``, where texts are numbers of these lists.
+        ``COLUMNS``, where texts are numbers of these lists; nulls at the end are left out.
     """
     machines = catalogue.machines
     places = {machine.identifier: i for i, machine in enumerate(machines)}
@@ -234,7 +234,10 @@ def _numbers(m: CellSummary) -> list[float | int | None]:
         m.throttled / m.side.samples if m.throttled else None,
         m.stolen if m.stolen and m.stolen >= STOLEN else None,
     )
-    return [None if value is None else _rounded(value) for value in values]
+    found = [None if value is None else _rounded(value) for value in values]
+    while found and found[-1] is None:
+        found.pop()
+    return found
 
 
 def _labelled(m: CellSummary) -> int | None:

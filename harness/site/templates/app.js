@@ -3,6 +3,7 @@
 (() => {
   const PARTS = DATA.parts, COLUMNS = DATA.columns;
   const at = Object.fromEntries(COLUMNS.map((name, i) => [name, i]));
+  for (const row of DATA.rows) while (row.length < COLUMNS.length) row.push(null);
   const form = document.getElementById("filter"), output = document.getElementById("rankings");
   const across = document.getElementById("across"), said = document.getElementById("said");
   const SHOWN = 40;  // tables, and machines
