@@ -34,7 +34,7 @@ def choose(name: str, device: str, dtype: torch.dtype) -> str:
     name : str
         One of ``NAMES``; ``auto`` is the fastest set that runs here.
     device : str
-        ``cpu`` or ``cuda``.
+        ``cpu``, or ``cuda`` with or without a number: without one, the current GPU.
     dtype : torch.dtype
         Storage type. For bfloat16 on the CPU, the C++ kernels are named ``cpu.bf16``.
 
@@ -50,14 +50,15 @@ def choose(name: str, device: str, dtype: torch.dtype) -> str:
     """
     if name not in NAMES:
         raise ValueError(f"there is no kernel set {name!r}; choose one of {', '.join(NAMES)}")
+    kind = torch.device(device).type
     if name == "auto":
-        if device == "cpu" and (dtype not in _OF_CPU or not is_compiled()):
+        if kind == "cpu" and (dtype not in _OF_CPU or not is_compiled()):
             return "reference"
-        if device == "cuda" and (dtype == torch.float64 or _triton_unavailable_reason()):
+        if kind == "cuda" and (dtype == torch.float64 or _triton_unavailable_reason(device)):
             return "reference"
-        name = device
+        name = kind
     if name == "cpu":
-        if device != "cpu":
+        if kind != "cpu":
             raise ValueError(
                 "the cpu kernels run on the CPU only; use kernels=auto on other devices"
             )
@@ -80,15 +81,15 @@ def choose(name: str, device: str, dtype: torch.dtype) -> str:
     return name
 
 
-def _triton_unavailable_reason(device: str = "cuda") -> str:
+def _triton_unavailable_reason(device: str) -> str:
     """Return why the Triton kernels cannot run on a device, empty if they can."""
     if find_spec("triton") is None:
         return "Triton is not installed"
     if os.environ.get("TRITON_INTERPRET") == "1":
         return ""
-    if device != "cuda" or not torch.cuda.is_available():
+    if torch.device(device).type != "cuda" or not torch.cuda.is_available():
         return "they need an NVIDIA GPU, or TRITON_INTERPRET=1 to run slowly on the CPU"
-    if torch.cuda.get_device_capability() < (8, 0):
+    if torch.cuda.get_device_capability(device) < (8, 0):
         return "they need a GPU of compute capability 8.0 or more"
     return ""
 

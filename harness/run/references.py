@@ -31,6 +31,9 @@ events whose labels make the accuracy."""
 CODE = Path(__file__).parents[2]
 """The folder that this process imports the project from, which may have links to it."""
 
+KEPT = "SSCN_BENCH_REFERENCES"
+"""Variable that names a folder in which references are kept for later runs."""
+
 IO_ERROR = 74
 """Exit code of the process if the folder of references cannot be written to."""
 
@@ -39,10 +42,10 @@ TOGETHER_SECONDS = 20.0
 
 
 def load_reference(job: Job, variant: Variant = "") -> Reference:
-    """Return a reference of a job's cell, from the job's folder if it has been computed.
+    """Return a reference of a job's cell, from a folder if it has been computed.
 
-    The process that computes the reference of the first check goes on with that of the last one
-    if it was quick.
+    The folder is that of the job, or the one that the variable ``KEPT`` names. The process that
+    computes the reference of the first check goes on with that of the last one if it was quick.
 
     Parameters
     ----------
@@ -103,7 +106,7 @@ def _path(job: Job, variant: Variant) -> Path:
     from harness.run.workload import reference_key
 
     key = [reference_key(job.cell), job.events, *filter(None, [variant])]
-    return Path(job.references) / f"{digest(canonical(key))}.pt"
+    return Path(os.environ.get(KEPT) or job.references) / f"{digest(canonical(key))}.pt"
 
 
 def _compute(job: Job, variant: Variant = "") -> Reference:

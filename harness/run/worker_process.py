@@ -28,14 +28,17 @@ _ERROR_BYTES = 4000
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
+_TRITON = "TRITON_CACHE_DIR"
+"""Where Triton keeps what it has compiled, and ``spconv-triton`` what it has tuned."""
+
 _TUNERS = (
     *("WARPCONVNET_BENCHMARK_CACHE_DIR", "WARPCONVNET_BENCHMARK_CACHE_DIR_OVERRIDE"),
-    *("FLEX_GEMM_AUTOTUNE_CACHE_PATH", "TRITON_CACHE_DIR"),
+    *("FLEX_GEMM_AUTOTUNE_CACHE_PATH", _TRITON),
 )
-"""Variables of the places where engines keep which of their kernels they found to be fastest.
+"""Variables of the places where engines keep which of their kernels they found to be fastest."""
 
-``spconv-triton`` keeps that in Triton's cache, beside what Triton has compiled.
-"""
+_WITHOUT_TUNER = ("sscn",)
+"""Engines that choose their Triton kernels by size alone."""
 
 _COMPILERS = ("TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH")
 """Where torch.compile and the CUDA driver keep what they have compiled."""
@@ -76,6 +79,8 @@ class LocalWorker:
     first : bool
         Whether the first call is measured: compilers get a cache of this worker's own, too. What
         they compile does not depend on measurements, and other workers use the user's caches.
+    engine : str
+        Name of the engine. One without a tuner uses the user's cache of Triton, too.
 
     Raises
     ------
@@ -86,7 +91,13 @@ class LocalWorker:
     """
 
     def __init__(
-        self, command: list[str], threads: int = 0, *, caches: str = "", first: bool = False
+        self,
+        command: list[str],
+        threads: int = 0,
+        *,
+        caches: str = "",
+        first: bool = False,
+        engine: str = "",
     ) -> None:
         count = str(threads or len(os.sched_getaffinity(0)))
         try:
@@ -100,7 +111,9 @@ class LocalWorker:
         self._unread = b""
         self._closed = False
         self.partial: Measurement = {}
-        names = (*_TUNERS, *_COMPILERS) if first else _TUNERS
+        names = [*_TUNERS, *_COMPILERS] if first else [*_TUNERS]
+        if engine in _WITHOUT_TUNER and not first:
+            names.remove(_TRITON)
         own = {name: str(Path(self._caches.name, name.lower())) for name in names}
         try:
             self._process = subprocess.Popen(
@@ -245,5 +258,7 @@ def start_local(task: Task) -> Worker:
     """Start a worker for a task on this machine."""
     command = task.source.command(task.python)
     job = task.job
-    first = job.cell.map == "first"
-    return LocalWorker(command, job.threads, caches=job.references, first=first)
+    cell = job.cell
+    return LocalWorker(
+        command, job.threads, caches=job.references, first=cell.map == "first", engine=cell.backend
+    )

@@ -109,6 +109,8 @@ def check_launches(launches, capability, *expected):
         compiled = compile_launch(launch, capability)
         assert f".target sm_{capability}" in compiled.asm["ptx"]
         assert compiled.metadata.shared <= SHARED_MEMORY
+        # Memory that Triton's allocator would provide, which a CUDA graph cannot hold.
+        assert getattr(compiled.metadata, "global_scratch_size", 0) == 0
         assert stack_bytes(compiled) <= STACK, f"{launch[0].__name__} {launch[2]}"
 
 
@@ -285,6 +287,16 @@ def test_launches_happen_on_the_device_of_the_tensors(name, current, entered, mo
     assert found == entered
 
 
+def test_kernels_are_chosen_for_the_gpu_that_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    capabilities = {"cuda": (9, 0), "cuda:0": (9, 0), "cuda:1": (7, 5)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
+    for device, kernels in (("cuda", "cuda"), ("cuda:0", "cuda"), ("cuda:1", "reference")):
+        assert choose("auto", device, torch.float32) == kernels
+    with pytest.raises(ValueError, match=r"compute capability 8\.0 or more"):
+        choose("cuda", "cuda:1", torch.float32)
+
+
 @pytest.mark.parametrize("versions", [("3.6.0", "2.4.6"), ("3.4.0", "3.0.0")])
 def test_versions_with_which_the_interpreter_fails_are_refused(versions):
     with pytest.raises(ImportError, match=r"install Triton 3\.7 or later, or a NumPy before 2\.4"):
@@ -301,11 +313,11 @@ def test_the_reason_why_the_kernels_cannot_run_is_given(monkeypatch):
     with pytest.raises(ValueError, match="need an NVIDIA GPU, or TRITON_INTERPRET=1"):
         choose("cuda", "cuda", torch.float32)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(ValueError, match=r"compute capability 8\.0 or more"):
         choose("cuda", "cuda", torch.float32)
     assert choose("auto", "cuda", torch.float32) == "reference"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert choose("auto", "cuda", torch.float32) == "cuda"
     assert choose("auto", "cuda", torch.float64) == "reference"
     with pytest.raises(ValueError, match="use kernels=reference for float64"):

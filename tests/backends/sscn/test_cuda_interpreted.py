@@ -36,6 +36,12 @@ def test_kernels_in_the_interpreter() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_tiles_of_64_rows_in_the_interpreter() -> None:
+    run_interpreted("-m", "slow", "--timeout", "1500", "-k", "tiles_of_64_rows")
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_kernels_in_the_interpreter_in_every_width() -> None:
-    run_interpreted("-m", "slow", "--timeout", "3000")
+    run_interpreted("-m", "slow", "--timeout", "3000", "-k", "not tiles_of_64_rows")

@@ -4,6 +4,7 @@ The interpreter must be chosen before Triton is imported: ``test_cuda_interprete
 with ``TRITON_INTERPRET=1`` in a process of its own.
 """
 
+import functools
 import itertools
 import os
 
@@ -231,11 +232,11 @@ def test_bad_sites_are_refused(site, message):
 class Layer:
     """One convolution with random values, on the kernels under test and on the reference."""
 
-    def __init__(self, kind, precision, widths, dim=2, size=10, count=45, seed=0, slope=0.0):
+    def __init__(
+        self, kind, precision, widths, dim=2, size=10, count=45, seed=0, slope=0.0, maps=None
+    ):
         self.slope = slope
-        sites = some_sites(seed, dim, size, count)
-        keys, _ = cuda.sort_sites(sites, size)
-        self.tested, self.exact = _connections(kind, keys, dim, size)
+        self.tested, self.exact = maps or connect(kind, dim, size, count, seed)
         first, second, outputs = widths
         taps, channels = self.exact.forward.taps, first + second
         self.generator = torch.Generator().manual_seed(seed)
@@ -292,6 +293,12 @@ def _as(kernels, value):
     return value.double() if kernels is reference and value is not None else value
 
 
+def connect(kind, dim, size, count, seed=0):
+    """Return the map of a kind on random sites, of the set under test and of the reference."""
+    keys, _ = cuda.sort_sites(some_sites(seed, dim, size, count), size)
+    return _connections(kind, keys, dim, size)
+
+
 def _connections(kind, keys, dim, size):
     if kind == "linear":
         return identity(len(keys)), identity(len(keys))
@@ -342,7 +349,12 @@ def test_a_few_tiles_of_64_rows_agree_with_float64(precision, switch_tf32, monke
     check_layer(layer, BOUNDS[precision])
 
 
-# Two minutes each in the interpreter, milliseconds on a GPU.
+@functools.cache
+def maps_of_20000_sites(kind):
+    """Return maps that are slow to build in the interpreter, where most sites have no neighbour."""
+    return connect(kind, dim=2, size=600 if INTERPRETED else 160, count=20500)
+
+
 @pytest.mark.parametrize(
     "precision",
     list(TYPES)
@@ -352,8 +364,8 @@ def test_a_few_tiles_of_64_rows_agree_with_float64(precision, switch_tf32, monke
 @pytest.mark.parametrize("kind", ["linear", "submanifold"])
 def test_tiles_of_64_rows_agree_with_float64(kind, precision, switch_tf32):
     switch_tf32(precision)
-    layer = Layer(kind, precision, (16, 0, 16), size=160, count=25500)
-    assert layer.exact.forward.rows > 16384
+    layer = Layer(kind, precision, (16, 0, 16), maps=maps_of_20000_sites(kind))
+    assert blocks.tile_rows(layer.exact.forward.rows) == 64
     check_layer(layer, BOUNDS[precision])
 
 
@@ -624,6 +636,46 @@ def test_the_host_waits_once_for_all_levels():
             keys, _ = cuda.strided_map(keys, 3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter launches nothing")
+@pytest.mark.parametrize("training", [False, True])
+def test_a_warm_pass_replays_as_a_cuda_graph(training):
+    config = UResNetConfig(filters=16, depth=3, reps=1)
+    sites = some_sites(1, 3, 64, 9000)
+    engine = adapter.Backend(3, DEVICE, "fp32", {"kernels": "cuda"})
+    net = network.build(engine, config).to(DEVICE)
+    network.reset(net, weights.initial(config, 3))
+    net.train(training)
+    features = torch.rand((len(sites), 1), device=DEVICE)
+    kept = net.tensor(sites, features, 64, 2)
+
+    def run():
+        with torch.set_grad_enabled(training):
+            logits = net(engine.with_features(kept, features))
+            if training:
+                net.zero_grad(set_to_none=True)
+                logits.square().sum().backward()
+        return logits.detach(), [each.grad for each in net.parameters()]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured, to_parameters = run()
+    features.uniform_()  # another event on the same sites
+    graph.replay()
+    captured = captured.clone()
+    to_parameters = [each if each is None else each.clone() for each in to_parameters]
+    expected, exact = run()
+    assert torch.equal(captured, expected)
+    for value, wanted in zip(to_parameters, exact, strict=True):
+        assert (value is None) == (wanted is None)
+        assert value is None or torch.equal(value, wanted)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")

@@ -382,3 +382,36 @@ def test_a_first_call_finds_no_results_of_compilers_and_no_call_those_of_tuners(
     assert Path(found["WARPCONVNET_BENCHMARK_CACHE_DIR"]).parents[1] == tmp_path
     worker.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kept_reference_is_not_computed_again(tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    monkeypatch.setenv("SSCN_BENCH_REFERENCES", str(kept))
+    found = load_reference(make_job("sscn", references=tmp_path / "of one run"))
+    monkeypatch.setattr(subprocess, "run", None)  # nothing can be computed any more
+    again = load_reference(make_job("dense", references=tmp_path / "of another run"))
+    assert torch.equal(found.logits, again.logits)
+    with pytest.raises(TypeError):
+        load_reference(make_job("sscn", references=tmp_path, batch=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "shared"),
+    [("sscn", False, True), ("sscn", True, False), ("spconv-triton", False, False)],
+)
+def test_what_triton_compiled_is_shared_by_workers_whose_engine_does_not_tune(
+    name, first, shared, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/the/users")
+    echo = (
+        "import json, os, sys; found = {'found': os.environ['TRITON_CACHE_DIR']}; "
+        "os.write(int(sys.argv[2]), json.dumps(found).encode() + b'\\n'); "
+        "os.read(int(sys.argv[1]), 1)"
+    )
+    worker = LocalWorker(
+        [sys.executable, "-c", echo], caches=str(tmp_path), first=first, engine=name
+    )
+    found = worker.request({}, 60)["found"]
+    worker.close()
+    assert (found == "/the/users") == shared
