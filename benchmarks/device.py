@@ -1,22 +1,30 @@
-"""Tests and measurements of a GPU machine in one command, within a time limit.
+"""Tests and measurements of a GPU machine in three commands, each within nine minutes.
 
-    python benchmarks/device.py OUT [--seconds 540] [--steps facts,build,tests,inference,…]
+    python benchmarks/device.py OUT --part correctness --carried FOLDER
+    python benchmarks/device.py OUT --part suites --carried FOLDER
+    python benchmarks/device.py OUT --part profile --carried FOLDER
 
-The steps run in the order of their importance, each in separate processes that are stopped after
-their share of the time. Their output until then is kept:
+The parts, and the steps of each, run in the order of their value. Each step runs in separate
+processes that are stopped after their share of the time. Their output until then is kept:
 
 facts      the machine, torch and Triton
-build      the C++ kernels, in place, for this Python
+build      the C++ kernels, in place, for this Python, unless they were carried
 engines    the engines that run here, and why the others do not
-tests      the tests that need a GPU, agreement with float64 included
-inference  the suite of that name: inference.jsonl
+tests      the tests of our kernels that need a GPU: float64, CUDA graphs, waits
+agreement  every engine against float64, and the other tests that need a GPU
+sanitizer  compute-sanitizer on our kernels: memory, then races
+inference  the suite of that name at batches 1, 4 and 64: inference.jsonl
 training   the suite of that name: training.jsonl
 profile    a forward pass and a step, layer by layer against the roofline: profile-*/
+replay     times of kernels, and of passes as launched and as a CUDA graph: replay.jsonl
+boundary   the largest batch of a step in 16 GB: boundary.jsonl
+energy     longer samples of a step, whose records have the energy: energy.jsonl
 layers     the suite of that name, single convolutions and maps: layers.jsonl
 widths     only on request: our kernels in every width and type, which compile for minutes
 
-Run it from a checkout; nothing is downloaded. ``--wheels DIR`` installs wheels into a separate
-folder that has precedence in this run. The script imports only the standard library, so that it
+Run it from a checkout; nothing is downloaded. ``--carried DIR`` uses the folder that
+``benchmarks/carry.py`` made elsewhere, and ``--wheels DIR`` installs wheels; both go to separate
+folders that have precedence in this run. The script imports only the standard library, so that it
 runs on a minimal image. Steps with missing packages are skipped with one sentence.
 """
 
@@ -25,31 +33,38 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import tempfile
 import time
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DEFAULT_STEPS = (
-    "facts",
-    "build",
-    "engines",
-    "tests",
-    "inference",
-    "training",
-    "profile",
-    "layers",
-)
+PARTS = {
+    "correctness": ("facts", "build", "engines", "tests", "agreement", "sanitizer"),
+    "suites": ("build", "inference", "training"),
+    "profile": ("build", "profile", "replay", "boundary", "energy", "layers"),
+}
+DEFAULT_STEPS = tuple(dict.fromkeys(step for steps in PARTS.values() for step in steps))
 STEPS = (*DEFAULT_STEPS, "widths")
-NEEDS_PACKAGES = ("engines", "inference", "training", "profile", "layers")
+NEEDS_PACKAGES = tuple(
+    step for step in DEFAULT_STEPS if step not in ("facts", "build", "tests", "sanitizer")
+)
 """Steps that run the harness, which imports the project's dependencies."""
+
+COMPILED = "backends/sscn/cpu/_kernels"
+"""The compiled kernels for the CPU, without what their name says of Python."""
+
+SANITIZED = "every_kind or few_tiles or brute_force or every_precision or norm_folded"
+"""Tests that launch each kernel of ours, small enough for ``compute-sanitizer``."""
 
 GRACE = 5.0
 """Seconds between the interruption of a program and its end by SIGKILL."""
@@ -62,20 +77,21 @@ class Command:
     step: str
     words: tuple[str, ...]
     share: float
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
-def missing_packages(extra: Path | None = None, root: Path = ROOT) -> list[str]:
+def missing_packages(extra: Sequence[Path] = (), root: Path = ROOT) -> list[str]:
     """Return the project's dependencies that are not installed.
 
     Parameters
     ----------
-    extra : Path, optional
-        A folder of packages that is searched as well.
+    extra : sequence of Path
+        Folders of packages that are searched as well.
     root : Path
         The folder of pyproject.toml.
     """
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    paths = [*sys.path, *([str(extra)] if extra else [])]
+    paths = [*sys.path, *map(str, extra)]
     installed = {_normalised(found.metadata["Name"]) for found in distributions(path=paths)}
     wanted = [re.split(r"[^\w.-]", entry)[0] for entry in project["dependencies"]]
     return [name for name in wanted if _normalised(name) not in installed]
@@ -90,19 +106,25 @@ def commands(options: argparse.Namespace, python: str) -> list[Command]:
     out: Path = options.out
     harness = (python, "-m", "harness")
     build = str(ROOT / "build" / "device")
-    tests = (python, "-m", "pytest", "-q", "-W", "default", "--continue-on-collection-errors")
+    tests = (python, "-m", "pytest", "-v", "-W", "default", "--continue-on-collection-errors")
+    kernels = "tests/backends/sscn/test_cuda_kernels.py"
     backends = [word for name in options.backend for word in ("--backend", name)]
     cells = [word for size in options.size for word in ("--size", str(size))]
     batches = [word for batch in options.batch for word in ("--batch", str(batch))]
-    run = ("--device", "cuda", "--budget", str(options.budget), "--precision", options.precision,
-           *backends, *cells)  # fmt: skip
+    run = ("--device", options.device, "--precision", options.precision, *backends, *cells)
+    budget = ("--budget", str(options.budget))  # fmt: skip
 
     def suite(name: str, share: float, *more: str) -> Command:
-        words = (*harness, "run", name, *run, *more, "--out", str(out / f"{name}.jsonl"))
+        words = (*harness, "run", name, *run, *budget, *more, "--out", str(out / f"{name}.jsonl"))
         return Command(name, words, share)
 
+    def sanitizer(tool: str, share: float) -> Command:
+        words = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "99", *tests,
+                 "-m", "cuda and not slow", "-k", SANITIZED, kernels)  # fmt: skip
+        return Command("sanitizer", words, share, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+
     def profile(phase: str) -> Command:
-        words = (*harness, "profile", "--device", "cuda", "--backend", options.backend[0],
+        words = (*harness, "profile", "--device", options.device, "--backend", options.backend[0],
                  "--size", str(options.size[0]), "--batch", str(options.batch[0]),
                  "--phase", phase, "--precision", options.precision, "--seconds", "5",
                  "--out", str(out / f"profile-{phase}"))  # fmt: skip
@@ -117,12 +139,24 @@ def commands(options: argparse.Namespace, python: str) -> list[Command]:
         Command("build", ("cmake", "--build", build), 0.4),
         Command("build", ("cmake", "--install", build, "--prefix", str(ROOT)), 0.2),
         Command("engines", (*harness, "backends"), 0.2),
-        Command("tests", (*tests, "-m", "cuda and not slow", "tests/backends"), 0.5),
+        Command("tests", (*tests, "-m", "cuda and not slow", kernels), 0.4),
+        Command("agreement", (*tests, "-m", "cuda and not slow", "tests/backends", "tests/harness",
+                              "--ignore", kernels), 0.6),
+        sanitizer("memcheck", 0.6),
+        sanitizer("racecheck", 1.0),
         suite("inference", 0.5, *batches),
-        suite("training", 0.6, *batches),
+        suite("training", 1.0, *batches),
         profile("forward"),
         profile("step"),
-        suite("layers", 1.0, *batches),
+        Command("replay", (python, "-m", "benchmarks.replay", str(out / "replay.jsonl"),
+                           "--size", str(options.size[0]), "--device", options.device,
+                           *batches), 0.4),
+        Command("boundary", (*harness, "boundary", "16", "--device", options.device, *backends,
+                             "--size", str(options.size[-1]), "--timeout", "60",
+                             "--out", str(out / "boundary.jsonl")), 0.4),
+        Command("energy", (*harness, "run", "training", *run, "--batch", str(options.batch[-1]),
+                           "--budget", "15", "--out", str(out / "energy.jsonl")), 0.4),
+        suite("layers", 1.0, "--batch", str(options.batch[0])),
         Command("widths", (*tests, "-m", "cuda and slow", "tests/backends/sscn"), 1.0),
     ]  # fmt: skip
     return [command for command in listed if command.step in options.steps]
@@ -136,6 +170,43 @@ def install(wheels: Path, python: str, log: Path) -> Path:
              "--target", str(target), *files)  # fmt: skip
     execute(words, dict(os.environ), log, 300.0)
     return target
+
+
+def unpack(carried: Path, python: str, log: Path) -> tuple[Path, dict[str, str]]:
+    """Unpack a folder of ``carry.py``.
+
+    Returns
+    -------
+    packages : Path
+        A folder to import packages from.
+    variables : dict
+        Variables of the environment that name the references and the compiled kernels.
+    """
+    target = Path(tempfile.mkdtemp(prefix="carried-"))
+    packages, kernels, cache = target / "packages", target / "kernels", target / "cache"
+    for folder in (packages, kernels):
+        folder.mkdir()
+        archive = carried / f"{folder.name}.tar.xz"
+        if archive.exists():
+            with tarfile.open(archive) as tar:
+                tar.extractall(folder, filter="data")
+    for compiled in packages.glob(f"{COMPILED}*"):
+        shutil.copy(compiled, ROOT / compiled.relative_to(packages))
+    # Only the checkout has the rest of our package.
+    shutil.rmtree(packages / "backends", ignore_errors=True)
+    shutil.copytree(carried / "references", target / "references", dirs_exist_ok=True)
+    variables = {"SSCN_BENCH_REFERENCES": str(target / "references")}
+    if any(kernels.iterdir()):
+        words = (python, "-m", "benchmarks.kernel_cache", "adopt", str(kernels), str(cache))
+        execute(words, dict(os.environ), log, 60.0)
+        variables["TRITON_CACHE_DIR"] = str(cache)
+    return packages, variables
+
+
+def built() -> bool:
+    """Return whether the checkout has compiled kernels for this Python."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    return (ROOT / f"{COMPILED}{suffix}").exists()
 
 
 def execute(
@@ -180,23 +251,34 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
+def _folder(text: str) -> Path:
+    path = Path(text).resolve()
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text}")
+    return path
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=lambda text: Path(text).resolve())
     parser.add_argument("--seconds", type=float, default=540.0, help="for all steps together")
-    parser.add_argument("--steps", type=lambda text: text.split(","), default=list(DEFAULT_STEPS))
+    parser.add_argument("--part", choices=list(PARTS), help="the steps of one command")
+    parser.add_argument("--steps", type=lambda text: text.split(","), help="these steps alone")
+    parser.add_argument("--carried", type=_folder, help="folder that carry.py made")
     parser.add_argument("--wheels", type=lambda text: Path(text).resolve(), help="more packages")
+    parser.add_argument("--device", default="cuda", help="cpu to rehearse without a GPU")
     parser.add_argument("--backend", action="append", help="engines of the suites")
     parser.add_argument("--size", type=int, action="append", help="sizes of the suites")
     parser.add_argument("--batch", type=int, action="append", help="batches of the suites")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--budget", type=float, default=2.0, help="seconds of sampling per cell")
     options = parser.parse_args(arguments)
+    options.steps = options.steps or list(PARTS.get(options.part, DEFAULT_STEPS))
     unknown = set(options.steps) - set(STEPS)
     if unknown:
         parser.error(f"there is no step {sorted(unknown)[0]!r}; choose from {', '.join(STEPS)}")
-    options.backend = options.backend or ["sscn"]
+    options.backend = options.backend or ["sscn", *(["spconv"] if options.carried else [])]
     options.size = options.size or [192]
     options.batch = options.batch or [1, 4, 64]
     return options
@@ -209,19 +291,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     log, summary = options.out / "log.txt", options.out / "summary.txt"
     log.touch()
-    extra = install(options.wheels, sys.executable, log) if options.wheels else None
-    paths = [str(ROOT), *([str(extra)] if extra else [])]
-    paths += filter(None, [os.environ.get("PYTHONPATH")])
-    variables = os.environ | {
+    carried: dict[str, str] = {}
+    extra: list[Path] = []
+    lines = []
+    if options.carried:
+        start = time.monotonic()
+        packages, carried = unpack(options.carried, sys.executable, log)
+        extra.append(packages)
+        lines.append(f"{'carried':10} {'ok':12} {time.monotonic() - start:7.1f} s  unpacked")
+        print(lines[-1], flush=True)
+    if options.wheels:
+        extra.append(install(options.wheels, sys.executable, log))
+    paths = [str(ROOT), *map(str, extra), *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables = os.environ | carried | {
         "PYTHONUNBUFFERED": "1", "COLUMNS": "160", "PYTHONPATH": os.pathsep.join(paths)
     }  # fmt: skip
-    lines = []
     not_run: set[str] = set()
     absent = missing_packages(extra)
+    if built():
+        options.steps = [step for step in options.steps if step != "build"]
     if absent and set(options.steps) & set(NEEDS_PACKAGES):
         not_run = set(options.steps) & set(NEEDS_PACKAGES)
         lines.append(
-            f"Missing here: {', '.join(absent)}; install them or give their wheels with --wheels, "
+            f"Missing here: {', '.join(absent)}; install them or carry them with --carried, "
             f"otherwise these steps are left out: {', '.join(s for s in STEPS if s in not_run)}."
         )
         print(lines[-1], flush=True)
@@ -233,7 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if left <= 1.0:
             outcome, wall = "no time left", 0.0
         else:
-            outcome, wall = execute(command.words, variables, log, left * command.share)
+            changed = variables | dict(command.variables)
+            outcome, wall = execute(command.words, changed, log, left * command.share)
         if outcome != "ok":
             failed = True
             not_run.add(command.step)

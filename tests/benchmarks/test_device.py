@@ -43,7 +43,7 @@ def test_wheels_count_as_installed(tmp_path):
     facts = tmp_path / "wheels" / "No_Such_Package-1.dist-info"
     facts.mkdir(parents=True)
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: No-Such.Package\nVersion: 1\n")
-    assert device.missing_packages(tmp_path / "wheels", root=tmp_path) == []
+    assert device.missing_packages([tmp_path / "wheels"], root=tmp_path) == []
 
 
 def test_a_program_that_takes_too_long_is_stopped_and_its_output_kept(tmp_path):
@@ -84,7 +84,7 @@ def test_the_suites_measure_what_was_asked_for():
     (command,) = device.commands(options, "python3")
     line = " ".join(command.words)
     assert "run training --device cuda" in line
-    assert "--backend sscn --backend spconv --size 192 --batch 64" in line
+    assert "--backend sscn --backend spconv --size 192 --budget 2.0 --batch 64" in line
 
 
 def test_an_unknown_step_is_refused(capsys):
