@@ -103,7 +103,8 @@ def _install(recipe: Recipe, source: Path | None, path: Path, step: _Steps) -> E
     minutes = f" (about {build['minutes']} minutes)" if build else ""
     what = f"{'compiles' if build else 'installs'} {recipe.engine} {recipe.version}".rstrip()
     search = f"{path / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
-    variables = {"PATH": search, **build.get("environment", {})}
+    chosen = {k: os.environ.get(k, v) for k, v in build.get("environment", {}).items()}
+    variables = {"PATH": search, **chosen}
     step.pip(f"{what}{minutes}", ["install", *options, *wanted], variables)
     shutil.rmtree(path / SOURCE, ignore_errors=True)
     python = str(path / "bin" / "python")
@@ -231,6 +232,8 @@ def _refuse(recipe: Recipe, source: Path | None) -> None:
         program = os.environ.get("CXX", program) if program == "c++" else program
         if shutil.which(program) is None:
             raise BadInput(f"{recipe.engine} is compiled and needs {program}, which is not here")
+    if recipe.build.get("nvcc"):
+        _refuse_nvcc(recipe)
     for library in recipe.build.get("libraries", ()):
         if ctypes.util.find_library(library) is None:
             raise BadInput(f"{recipe.engine} needs the library {library}: install lib{library}-dev")
@@ -239,6 +242,19 @@ def _refuse(recipe: Recipe, source: Path | None) -> None:
         include = f"#include <{header}>\n".encode()
         if subprocess.run(compiler, input=include, capture_output=True).returncode:
             raise BadInput(f"{recipe.engine} needs the header {header}: install {package}")
+
+
+def _refuse_nvcc(recipe: Recipe) -> None:
+    """Refuse a compiler of CUDA that the recipe excludes."""
+    said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    first, last = recipe.build["nvcc"]
+    here = tuple(map(int, found.groups())) if found else ()
+    if not tuple(map(int, first.split("."))) <= here <= tuple(map(int, last.split("."))):
+        raise BadInput(
+            f"{recipe.engine} {recipe.version} compiles with CUDA {first} to {last}, and the nvcc "
+            f"here is {'.'.join(map(str, here)) or 'of no known version'}; put another one in PATH"
+        )
 
 
 def _torch_version(wanted: str) -> str:
@@ -252,10 +268,19 @@ def _checked_out(recipe: Recipe, source: Path | None, target: Path, step: _Steps
     """Return the engine's source: a copy of the given folder, or its repository's commit."""
     if source is not None:
         shutil.copytree(source, target, symlinks=True)
-        return target / str(recipe.source.get("folder", ""))
-    repository, commit = recipe.source["repository"], recipe.source["commit"]
-    step.run(f"clones {repository}", ["git", "clone", "--recursive", repository, str(target)])
-    step.run("", ["git", "-C", str(target), "checkout", "--quiet", commit])
+    else:
+        repository, commit = recipe.source["repository"], recipe.source["commit"]
+        step.run(f"clones {repository}", ["git", "clone", "--recursive", repository, str(target)])
+        step.run("", ["git", "-C", str(target), "checkout", "--quiet", commit])
+    for edit in recipe.build.get("edits", ()):
+        edited = target / edit["file"]
+        text = edited.read_text(encoding="utf-8") if edited.is_file() else ""
+        if edit["old"] not in text:
+            raise BadInput(
+                f"the recipe of {recipe.engine} changes {edit['old']!r} in {edit['file']}, which "
+                f"this source lacks; give that of commit {recipe.source['commit'][:12]}"
+            )
+        edited.write_text(text.replace(edit["old"], edit["new"]), encoding="utf-8")
     return target / str(recipe.source.get("folder", ""))
 
 

@@ -36,8 +36,9 @@ class Recipe:
         Options of ``pip install``.
     build : mapping
         ``requires``, ``programs``, ``libraries``, ``headers`` (with the system packages that have
-        them), ``options``, ``environment``, ``minutes`` of an engine that is compiled; empty for
-        wheels.
+        them), ``options``, ``environment``, ``minutes`` of an engine that is compiled, ``edits`` of
+        its source (``file``, ``old``, ``new``), and ``nvcc``, the first and last version of the
+        compiler that it is for; empty for wheels. Variables of the user precede ``environment``.
     source : mapping
         ``repository`` and ``commit`` of an engine that no package index has, and the ``folder`` of
         its package if it is not the repository itself.
@@ -88,11 +89,16 @@ class Recipe:
         text = (_folder() / f"{name}.toml").read_text(encoding="utf-8")
         values = tomllib.loads(text)
         variants = values.pop("cuda", {})
+        build = values.get("build", {})
+        with_cuda = build.pop("cuda", {})
         if cuda:
             if variants and cuda not in variants:
                 offered = ", ".join(variants)
                 raise BadInput(f"{name} has no build for CUDA {cuda}; choose one of {offered}")
             values |= variants.get(cuda, {"devices": ["cuda"]})
+            for key, more in with_cuda.items():
+                had = build.get(key, type(more)())
+                build[key] = had | more if isinstance(more, dict) else had + more
         if torch and values.get("torch", torch) != torch:
             raise BadInput(f"{name} needs torch {values['torch']}, not {torch}")
         version = version or values["version"]

@@ -164,6 +164,59 @@ def test_a_compiled_engine_is_built_with_the_torch_of_its_environment(
     assert built[-1] == (str(tmp_path) if source else "MinkowskiEngine==0.5.4")
 
 
+@pytest.mark.parametrize("own", ["", "8.6"])
+def test_a_build_for_cuda_needs_no_gpu(own, monkeypatch, tmp_path):
+    """The source is edited, and torch needs a list of GPUs, which the user may choose."""
+    steps, seen = Steps(), []
+
+    def watched(title, words, variables=None):
+        if "compiles" in title:
+            seen.append(
+                (Path(words[-1], "setup.py").read_text(), variables.get("TORCH_CUDA_ARCH_LIST"))
+            )
+        return steps.run(title, words, variables)
+
+    steps.pip = watched
+    monkeypatch.setattr(installing, "_Steps", lambda *_: steps)
+    monkeypatch.setattr(installing, "_refuse", lambda *_: None)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    if own:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", own)
+    source = tmp_path / "source"
+    source.mkdir()
+    setup = source / "setup.py"
+    setup.write_text("CUDAExtension() if torch.cuda.is_available()  else CppExtension()")
+    install(Recipe.find("sparseconvnet", "12.6"), source, print)
+    assert seen == [("CUDAExtension() if True else CppExtension()", own or "7.5;8.0;9.0+PTX")]
+    installing.remove("sparseconvnet@0.2")
+    setup.write_text("another source")
+    with pytest.raises(
+        BadInput, match=r"in setup.py, which this source lacks; give that of commit"
+    ):
+        install(Recipe.find("sparseconvnet", "12.6"), source, print)
+    install(Recipe.find("sparseconvnet"), source, print)  # for the CPU nothing is changed
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ("release 13.0, V13.0.88", "compiles with CUDA 11.0 to 12.9, and the nvcc here is 13.0"),
+        ("", "the nvcc here is of no known version"),
+    ],
+)
+def test_a_compiler_of_cuda_that_the_recipe_excludes_is_refused(
+    said, sentence, monkeypatch, tmp_path
+):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho '{said}'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    found = Recipe.find("torchsparse", "12.6")
+    build = {"programs": ["nvcc"], "nvcc": ["11.0", "12.9"]}
+    with pytest.raises(BadInput, match=sentence):
+        install(dataclasses.replace(found, build=build), tmp_path, print)
+
+
 @pytest.mark.parametrize("failing", ["environment", "torch", "installs spconv", "float64"])
 def test_a_step_that_fails_leaves_nothing(failing, monkeypatch, cache):
     monkeypatch.setattr(installing, "_Steps", lambda *_: Steps(failing))

@@ -14,6 +14,7 @@ import pytest
 
 from harness.engines.slurm import Node, job_script
 from harness.errors import BadInput
+from harness.results.store import records
 from harness.run.cluster import RESOURCE
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -199,6 +200,29 @@ def test_a_scheduler_runs_the_script(scheduler, tmp_path, monkeypatch):
         ["sbatch"], input=job_script("demo", [], [], Node("long")), capture_output=True, text=True
     )
     assert "invalid partition" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_job_measures_and_leaves_its_records(scheduler, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    words = ["inference", "--backend", "sscn", "--cpus", "1", "--time", "30"]
+    words += ["--", "--size", "192", "--batch", "1", "--repeats", "2", "--budget", "0.1"]
+    script = subprocess.run(
+        [sys.executable, "-m", "harness", "engines", "slurm", *words],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    done = subprocess.run(["sbatch", "--wait"], input=script, capture_output=True, text=True)
+    log = (tmp_path / "sscn-bench-inference-1.log").read_text()
+    assert done.returncode == 0, log
+    found = list(records([tmp_path / "results" / "runs" / "slurm-1-inference.jsonl"]))
+    measured = {(r["cell"]["map"], r["round"]) for r in found if r["outcome"] == "ok"}
+    assert measured >= {("cold", 0), ("cold", 1), ("warm", 0), ("warm", 1)}, log
+    assert len(found) == len({(str(r["cell"]), r["round"]) for r in found})
+    assert "records: results/runs/slurm-1-inference.jsonl" in log
 
 
 @pytest.mark.slow
