@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -103,6 +104,7 @@ def main() -> int:
         parser.error("chroot needs to be run as root")
     if not (options.root / "bin" / "sh").exists():
         parser.error(f"{options.root} has no system; make one with debootstrap")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that ROOT is unmounted
     given = dict(word.partition("=")[::2] for word in options.arg)
     return run(options.file, options.root.resolve(), given, options.bind)
 

@@ -1,4 +1,4 @@
-"""First steps of every child process: end with the parent, reserve standard output for answers."""
+"""Child processes: their end with the parent or with a session, standard output for answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import ModuleType
 from typing import IO
 
@@ -27,6 +28,19 @@ def die_with_parent() -> None:
     """Let the kernel kill this process when the thread that started it ends; Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_session(leader: int) -> None:
+    """Kill a process that leads a session and has not been waited for, with all of its session.
+
+    Compilers that ninja starts are in the session, and each in a process group of its own.
+    """
+    os.killpg(leader, signal.SIGKILL)  # first what would start more
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            session = stat.read_text().rpartition(")")[2].split()[3]
+            if int(session) == leader:
+                os.kill(int(stat.parent.name), signal.SIGKILL)
 
 
 @contextmanager

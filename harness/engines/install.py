@@ -9,7 +9,6 @@ import importlib.metadata
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from backends import environments, registry
 from backends.environments import Environment
-from harness.child_process import die_with_parent
+from harness.child_process import die_with_parent, end_session
 from harness.engines.recipe import Recipe
 from harness.errors import BadInput, MachineFailure
 from harness.instruments.machine import ROOT
@@ -179,10 +178,10 @@ class _Steps:
             )
             try:
                 code = started.wait()
-            finally:  # with the compilers that it has started
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(started.pid, signal.SIGKILL)
+            except BaseException:
+                end_session(started.pid)  # with the compilers that it has started
                 started.wait()
+                raise
         with self._log.open("rb") as log:
             log.seek(start)
             text = log.read().decode(errors="replace")
