@@ -168,9 +168,10 @@ class DeferredLayer:
     ----------
     number : int
         Layers in the order in which they were recorded.
-    out, sums : Tensor or None
-        The output and its sums. ``out`` may have spare elements and one dimension while only
-        other layers use it.
+    out : Tensor or None
+        The output. It may have spare elements and one dimension while only other layers use it.
+    sums_in_parts : Tensor or None
+        (parts, 2, C) float64, the sums of parts of the rows, until something reads ``sums``.
     rows_reference : callable
         Weak reference to the ``Rows`` that stand for the output; returns None once no caller
         holds them.
@@ -188,9 +189,9 @@ class DeferredLayer:
     """
 
     __slots__ = (
-        "dtype", "kernel_map", "norm", "number", "out", "pending_consumers", "recorder",
+        "_sums", "dtype", "kernel_map", "norm", "number", "out", "pending_consumers", "recorder",
         "requires_grad", "residual", "rows_reference", "saved", "shape", "sources", "statistics",
-        "sums", "weight",
+        "sums_in_parts", "weight",
     )  # fmt: skip
 
     def __init__(
@@ -223,7 +224,7 @@ class DeferredLayer:
         self.recorder = recorder
         self.number = next(_numbers)
         self.out: Tensor | None = None
-        self.sums: Tensor | None = None
+        self.sums = None
         self.rows_reference: Callable[[], Rows | None] = _no_rows
         self.requires_grad = self.saved = torch.is_grad_enabled() and self._needs_gradient()
         self.pending_consumers = 0
@@ -231,6 +232,18 @@ class DeferredLayer:
             if isinstance(origin, DeferredLayer):
                 origin.pending_consumers += 1
                 origin.saved = origin.saved or self.requires_grad
+
+    @property
+    def sums(self) -> Tensor | None:
+        """The sums of the output and of its squares, (2, C) float64."""
+        if self.sums_in_parts is not None:
+            self.sums = self.sums_in_parts.sum(0)
+        return self._sums
+
+    @sums.setter
+    def sums(self, sums: Tensor | None) -> None:
+        self._sums = sums
+        self.sums_in_parts: Tensor | None = None
 
     def _needs_gradient(self) -> bool:
         return any(each.requires_grad for each in self.parameters()) or any(
@@ -285,6 +298,12 @@ def _needs_gradient(origin: Origin) -> bool:
 def features(origin: Origin) -> Tensor:
     """Return the values of computed rows, or the output of a layer that has run."""
     return computed(origin.out if isinstance(origin, DeferredLayer) else origin.features)
+
+
+def sums_in_parts(origin: Origin) -> Tensor:
+    """Return the sums of an input, in parts if a kernel has computed them so."""
+    parts = origin.sums_in_parts if isinstance(origin, DeferredLayer) else None
+    return computed(origin.sums) if parts is None else parts
 
 
 def ancestors(last: DeferredLayer, include: Callable[[DeferredLayer], bool]) -> list[DeferredLayer]:

@@ -213,6 +213,25 @@ class KernelSet(ABC):
             ``statistics`` is false.
         """
 
+    def convolve_in_parts(
+        self,
+        x: Tensor,
+        skip: Tensor | None,
+        weight: Tensor,
+        gather_map: GatherMap,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        residual: Tensor | None,
+        statistics: bool,
+        slope: float = 0.0,
+        /,
+    ) -> tuple[Tensor, Tensor]:
+        """Convolve like ``convolve``, with sums (parts, 2, C_out) that ``fold_norm`` adds."""
+        out, sums = self.convolve(
+            x, skip, weight, gather_map, scale, shift, residual, statistics, slope
+        )
+        return out, sums[None]
+
     @abstractmethod
     def gradients(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -47,6 +48,22 @@ class LayerwiseKernelSet(KernelSet):
             g); (0,) without a norm.
         """
 
+    def input_gradient_in_parts(
+        self,
+        grad: Tensor,
+        weight: Tensor,
+        gather_map: GatherMap,
+        mirrored: bool,
+        x: Tensor,
+        skip: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        slope: float = 0.0,
+        /,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Propagate like ``input_gradient``, with sums that ``fold_gradient`` adds."""
+        return self.input_gradient(grad, weight, gather_map, mirrored, x, skip, scale, shift, slope)
+
     @abstractmethod
     def weight_gradient(
         self,
@@ -68,6 +85,12 @@ class LayerwiseKernelSet(KernelSet):
         It is ``grad + grad_sums[0] + 2 * out * grad_sums[1]``.
         """
 
+    def total_gradient(
+        self, grads: Sequence[Tensor], out: Tensor, grad_sums: Sequence[Tensor], /
+    ) -> Tensor:
+        """Add gradients of ``out``, and those through its sums as in ``statistics_gradient``."""
+        return self.statistics_gradient(added(grads), out, added(grad_sums))
+
     def gradients(
         self,
         grad: Tensor,
@@ -83,15 +106,17 @@ class LayerwiseKernelSet(KernelSet):
         *,
         to_input: bool = True,
         to_weight: bool = True,
+        in_parts: bool = False,
     ) -> ConvolutionGradients:
-        """Compute the requested gradients one after the other."""
+        """Compute the requested gradients one after the other; ``to_norm`` may be in parts."""
         forward, backward, mirrored = kernel_map
         total = to_x = to_skip = to_norm = weights = None
         if grad_sums is not None:
             assert out is not None
             grad = total = self.statistics_gradient(grad, out, grad_sums)
         if to_input:
-            to_x, to_skip, to_norm = self.input_gradient(
+            propagate = self.input_gradient_in_parts if in_parts else self.input_gradient
+            to_x, to_skip, to_norm = propagate(
                 grad, weight, backward, mirrored, x, skip, scale, shift, slope
             )
         if to_weight:
@@ -107,6 +132,14 @@ class LayerwiseKernelSet(KernelSet):
     ) -> LayerwiseBackward:
         """Return a runner that computes the gradients of each layer when its step is added."""
         return LayerwiseBackward(self, saved, needed)
+
+
+def added(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the sum of at least one gradient, added in their order."""
+    total, *others = gradients
+    for other in others:
+        total = total + other
+    return total
 
 
 class LayerwiseForward:
@@ -129,13 +162,13 @@ class LayerwiseForward:
         elif norm is not None:
             scale, shift, slope = norm
         with torch.no_grad():
-            out, sums = self._kernels.convolve(
+            layer.out, parts = self._kernels.convolve_in_parts(
                 sources[0], sources[1] if len(sources) > 1 else None, layer.weight,
                 layer.kernel_map.forward, scale, shift,
                 None if layer.residual is None else features(layer.residual), layer.statistics,
                 slope,
             )  # fmt: skip
-        layer.out, layer.sums = out, sums if layer.statistics else None
+        layer.sums_in_parts = parts if layer.statistics else None
         for origin in layer.inputs():
             if isinstance(origin, DeferredLayer) and origin.consumed():
                 origin.out = origin.sums = None
@@ -153,58 +186,62 @@ class LayerwiseBackward:
 
     Parameters
     ----------
-    kernels : KernelSet
+    kernels : LayerwiseKernelSet
         The kernel set.
     saved, needed
         As in ``KernelSet.backward_runner``.
     """
 
-    def __init__(self, kernels: KernelSet, saved: Sequence[Tensor], needed: Sequence[bool]) -> None:
+    def __init__(
+        self, kernels: LayerwiseKernelSet, saved: Sequence[Tensor], needed: Sequence[bool]
+    ) -> None:
         self._kernels = kernels
         self._saved = saved
         self._needed = needed
         self._begin = 0.0
-        self._gradients: dict[int, Tensor] = {}
+        self._gradients: defaultdict[int, list[Tensor]] = defaultdict(list)
 
     @property
     def gradients(self) -> dict[int, Tensor]:
         """The gradients of leaves by slot."""
-        return self._gradients
+        return {slot: added(found) for slot, found in self._gradients.items()}
 
     def add_gradient(self, slot: int, gradient: Tensor | None) -> None:
         """Add to the gradient of a slot."""
         if gradient is not None:
-            before = self._gradients.get(slot)
-            self._gradients[slot] = gradient if before is None else before + gradient
+            self._gradients[slot].append(gradient)
 
     def add(self, step: GradientStep) -> None:
         """Compute the gradients of one layer and add them to those of its inputs."""
         self._begin = time.perf_counter()
         saved, folding = self._saved, step.folding
-        grad = self._gradients.pop(step.out, None)
-        grad_sums = self._gradients.pop(step.out_sums, None)
-        if grad is None:
-            if grad_sums is None:
-                return
-            grad = torch.zeros_like(saved[step.out])
+        grads = self._gradients.pop(step.out, [])
+        grad_sums = self._gradients.pop(step.out_sums, [])
+        if not grads and not grad_sums:
+            return
+        grads = grads or [torch.zeros_like(saved[step.out])]
+        if grad_sums:
+            grad = self._kernels.total_gradient(grads, saved[step.out], grad_sums)
+        else:
+            grad = added(grads)
         scale = shift = None
         if folding is not None:
             scale, shift, _ = folding
         elif step.norm:
             scale, shift = (saved[slot] for slot in step.norm)
         x, skip = step.sources[0], step.sources[1] if len(step.sources) > 1 else None
-        to_x, to_skip, to_norm, to_weight, total = self._kernels.gradients(
-            grad, saved[step.out], grad_sums, saved[x],
+        to_x, to_skip, to_norm, to_weight, _ = self._kernels.gradients(
+            grad, None, None, saved[x],
             None if skip is None else saved[skip], saved[step.weight], step.kernel_map,
             scale, shift, step.slope, to_input=step.needs_input_gradient(self._needed),
-            to_weight=self._needed[step.weight],
+            to_weight=self._needed[step.weight], in_parts=folding is not None,
         )  # fmt: skip
         self.add_gradient(x, to_x)
         if skip is not None:
             self.add_gradient(skip, to_skip)
         self.add_gradient(step.weight, to_weight)
         if step.residual is not None:
-            self.add_gradient(step.residual, grad if total is None else total)
+            self.add_gradient(step.residual, grad)
         if not step.norm or to_norm is None:
             return
         weight = saved[step.norm[0]]

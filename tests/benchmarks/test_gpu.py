@@ -20,7 +20,7 @@ def passes():
 
 @pytest.mark.parametrize(
     ("mode", "operations", "allocations", "waits"),
-    [("cold", 65, 69, [4]), ("warm", 53, 53, []), ("step", 542, 867, [4])],
+    [("cold", 65, 69, [4]), ("warm", 53, 53, []), ("step", 378, 671, [4])],
 )
 def test_a_pass_does_no_more_on_the_device(passes, mode, operations, allocations, waits):
     found = record(passes, mode)

@@ -8,8 +8,18 @@ sites and counts those of every coarser level in the same transfer, and once in 
 ``strided_map`` and ``network_maps`` synchronise only for keys that none of these has returned.
 """
 
-from backends.sscn.cuda.convolution import convolve, input_gradient
-from backends.sscn.cuda.gradient import statistics_gradient, weight_gradient
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from backends.sscn.cuda.convolution import (
+    convolve,
+    convolve_in_parts,
+    input_gradient,
+    input_gradient_in_parts,
+)
+from backends.sscn.cuda.gradient import statistics_gradient, total_gradient, weight_gradient
 from backends.sscn.cuda.maps import (
     network_maps,
     ordinary_map,
@@ -18,6 +28,7 @@ from backends.sscn.cuda.maps import (
     submanifold_map,
 )
 from backends.sscn.cuda.norm import fold, fold_gradient
+from backends.sscn.deferred_layer import BatchNorm, Folding, Origin, sums_in_parts
 from backends.sscn.layerwise import LayerwiseKernelSet
 from backends.sscn.reference import inverted, take
 
@@ -34,13 +45,34 @@ class CudaKernels(LayerwiseKernelSet):
     network_maps = staticmethod(network_maps)
     ordinary_map = staticmethod(ordinary_map)
     convolve = staticmethod(convolve)
+    convolve_in_parts = staticmethod(convolve_in_parts)
     input_gradient = staticmethod(input_gradient)
+    input_gradient_in_parts = staticmethod(input_gradient_in_parts)
     weight_gradient = staticmethod(weight_gradient)
     statistics_gradient = staticmethod(statistics_gradient)
     fold = staticmethod(fold)
     fold_gradient = staticmethod(fold_gradient)
     inverted = staticmethod(inverted)
     take = staticmethod(take)
+
+    def total_gradient(
+        self, grads: Sequence[Tensor], out: Tensor, grad_sums: Sequence[Tensor], /
+    ) -> Tensor:
+        """Add gradients of ``out``, and those through its sums, in one launch."""
+        return total_gradient(grads[0], grads[1:], out, grad_sums)
+
+    def fold_norm(self, norm: BatchNorm, sources: Sequence[Origin]) -> Folding:
+        """Return the folded norm of a batch; one kernel adds the sums of all tiles and folds."""
+        if norm.folding is None:
+            with torch.no_grad():
+                parts = [sums_in_parts(origin) for origin in sources]
+                folded = fold(
+                    parts[0], norm.weight, norm.bias, *norm.running, norm.rows, norm.eps,
+                    norm.momentum, *parts[1:],
+                )  # fmt: skip
+            norm.set_folding(Folding(*folded))
+        assert norm.folding is not None
+        return norm.folding
 
 
 CUDA = CudaKernels()

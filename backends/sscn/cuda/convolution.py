@@ -202,7 +202,6 @@ def input_gradient_tile(
         tl.store(to_skip + where_skip, total.to(to_x.dtype.element_ty), mask=in_skip)
 
 
-@on_device_of_first
 def convolve(
     x: Tensor,
     skip: Tensor | None,
@@ -215,6 +214,25 @@ def convolve(
     slope: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Convolve, add the residual, and sum the result for the norm that follows."""
+    out, sums = convolve_in_parts(
+        x, skip, weight, gather_map, scale, shift, residual, statistics, slope
+    )
+    return out, sums.sum(0) if statistics else sums
+
+
+@on_device_of_first
+def convolve_in_parts(
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    gather_map: GatherMap,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    statistics: bool,
+    slope: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Convolve like ``convolve``; the sums are one per tile, (tiles, 2, C_out)."""
     taps, inputs, channels = weight.shape
     rows = gather_map.rows
     check(x, skip, scale, shift, inputs)
@@ -240,10 +258,9 @@ def convolve(
             STATISTICS=statistics, IDENTITY=not gather_map.tensors, **arithmetic(x, precision),
             num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip
-    return out, sums.sum(0) if statistics else sums
+    return out, sums
 
 
-@on_device_of_first
 def input_gradient(
     grad: Tensor,
     weight: Tensor,
@@ -256,6 +273,25 @@ def input_gradient(
     slope: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Propagate the gradient of the output to the inputs, over the backward map."""
+    to_x, to_skip, sums = input_gradient_in_parts(
+        grad, weight, gather_map, mirrored, x, skip, scale, shift, slope
+    )
+    return to_x, to_skip, sums if scale is None else sums.sum(0)
+
+
+@on_device_of_first
+def input_gradient_in_parts(
+    grad: Tensor,
+    weight: Tensor,
+    gather_map: GatherMap,
+    mirrored: bool,
+    x: Tensor,
+    skip: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    slope: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Propagate like ``input_gradient``; the gradients of the norm are one per tile."""
     taps, channels, outputs = weight.shape
     rows = gather_map.rows
     check(x, skip, scale, shift, channels)
@@ -279,7 +315,7 @@ def input_gradient(
             NORM=norm, SLOPE=slope, MIRRORED=mirrored, IDENTITY=not gather_map.tensors,
             **arithmetic(x, precision), num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip
-    return to_x, to_skip, sums.sum(0) if norm else sums
+    return to_x, to_skip, sums
 
 
 def check(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping, Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from backends.sscn.cuda.blocks import dot_precision, product_blocks
 from backends.sscn.cuda.convolution import (
@@ -19,6 +22,7 @@ from backends.sscn.cuda.convolution import (
 )
 from backends.sscn.cuda.launching import on_device_of_first
 from backends.sscn.kernel_map import GatherMap
+from backends.sscn.layerwise import added
 
 RUN = 512
 """Positions of a map per list of pairs; at most 2**16, as lists hold 16-bit positions."""
@@ -31,6 +35,9 @@ PROGRAMS = 1024
 
 ELEMENTS = 1024
 """Values per program of an elementwise kernel."""
+
+_lists: MutableMapping[Tensor, tuple[Tensor, Tensor]] = WeakIdKeyDictionary()
+"""Table of a map -> its lists of pairs and their lengths."""
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -90,19 +97,43 @@ def weight_gradient_share(
     tl.store(partial + where, total, mask=(channel < CHANNELS)[:, None] & (column < OUT)[None, :])
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit
+def _add_sums(grad_sums, row, channel, in_range):
+    """Return the gradients of the sum and of the sum of squares of some channels."""
+    to_sum = tl.load(grad_sums + channel, mask=in_range, other=0.0)
+    to_squares = tl.load(grad_sums + row + channel, mask=in_range, other=0.0)
+    return to_sum, to_squares
+
+
+@triton.jit(do_not_specialize=["size", "row", "second_row", "third_row"])
 def add_statistics_gradient(
-    grad, out, grad_sums, total, size, CHANNELS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Add the gradient through the sum and the sum of squares to the gradient of the values."""
+    grad, second, third, out, grad_sums, second_sums, third_sums, total,
+    size, row, second_row, third_row,
+    GRADS: tl.constexpr, SUMS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Add up to three gradients of the values, and up to three of the sums.
+
+    ``row`` and the others are the distances between the two rows of the gradients of sums.
+    """
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     in_range = place < size
     channel = place % CHANNELS
     direct = tl.load(grad + place, mask=in_range, other=0.0).to(tl.float32)
+    if GRADS > 1:
+        direct += tl.load(second + place, mask=in_range, other=0.0).to(tl.float32)
+    if GRADS > 2:
+        direct += tl.load(third + place, mask=in_range, other=0.0).to(tl.float32)
     value = tl.load(out + place, mask=in_range, other=0.0).to(tl.float32)
-    to_sum = tl.load(grad_sums + channel, mask=in_range, other=0.0).to(tl.float32)
-    to_squares = tl.load(grad_sums + CHANNELS + channel, mask=in_range, other=0.0).to(tl.float32)
-    through = to_sum + 2.0 * value * to_squares
+    to_sum, to_squares = _add_sums(grad_sums, row, channel, in_range)
+    if SUMS > 1:
+        other_sum, other_squares = _add_sums(second_sums, second_row, channel, in_range)
+        to_sum += other_sum
+        to_squares += other_squares
+    if SUMS > 2:
+        other_sum, other_squares = _add_sums(third_sums, third_row, channel, in_range)
+        to_sum += other_sum
+        to_squares += other_squares
+    through = to_sum.to(tl.float32) + 2.0 * value * to_squares.to(tl.float32)
     tl.store(total + place, (direct + through).to(total.dtype.element_ty), mask=in_range)
 
 
@@ -130,9 +161,7 @@ def weight_gradient(
     runs = triton.cdiv(rows, RUN)
     pairs = counts = x
     if gather_map.tensors:
-        pairs = torch.empty((taps, runs, RUN), dtype=torch.int16, device=x.device)
-        counts = torch.empty((taps, runs), dtype=torch.int32, device=x.device)
-        list_pairs[(runs, taps)](table, pairs, counts, rows, RUN=RUN)
+        pairs, counts = _listed(table)
     shapes = [product_blocks(each.shape[1], outputs, x.dtype, precision) for each in sources]
     blocks = max(shape.blocks for shape in shapes)
     shares = min(runs, max(1, PROGRAMS // (taps * blocks)))
@@ -155,14 +184,41 @@ def weight_gradient(
     return partial.sum(0).to(x.dtype)
 
 
-@on_device_of_first
+def _listed(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the lists of pairs of a map and their lengths; they are written once per map."""
+    found = _lists.get(table)
+    if found is None:
+        taps, rows = table.shape
+        runs = triton.cdiv(rows, RUN)
+        pairs = torch.empty((taps, runs, RUN), dtype=torch.int16, device=table.device)
+        counts = torch.empty((taps, runs), dtype=torch.int32, device=table.device)
+        list_pairs[(runs, taps)](table, pairs, counts, rows, RUN=RUN)
+        found = _lists[table] = pairs, counts
+    return found
+
+
 def statistics_gradient(grad: Tensor, out: Tensor, grad_sums: Tensor) -> Tensor:
     """Return ``grad + grad_sums[0] + 2 * out * grad_sums[1]``."""
-    check_rows(grad, len(out), out.shape[1], out.dtype, "gradient")
+    return total_gradient(grad, [], out, [grad_sums])
+
+
+@on_device_of_first
+def total_gradient(
+    grad: Tensor, others: Sequence[Tensor], out: Tensor, grad_sums: Sequence[Tensor]
+) -> Tensor:
+    """Add all gradients of ``out`` and those through its sums, in one launch."""
+    grads = [grad, *others] if len(others) < 3 else [grad, others[0], added(others[1:])]
+    grads = [each.contiguous() for each in grads]
+    for each in grads:
+        check_rows(each, len(out), out.shape[1], out.dtype, "gradient")
+    sums = list(grad_sums) if len(grad_sums) <= 3 else [*grad_sums[:2], added(grad_sums[2:])]
+    sums = [each if each.stride(1) == 1 else each.contiguous() for each in sums]
     total = torch.empty_like(out, memory_format=torch.contiguous_format)
     if out.numel():
+        unused_grads, unused_sums = [grads[0]] * (3 - len(grads)), [sums[0]] * (3 - len(sums))
         add_statistics_gradient[(triton.cdiv(out.numel(), ELEMENTS),)](
-            grad.contiguous(), out.contiguous(), grad_sums.contiguous(), total, out.numel(),
-            CHANNELS=out.shape[1], BLOCK=ELEMENTS,
+            *grads, *unused_grads, out.contiguous(), *sums, *unused_sums, total, out.numel(),
+            *(each.stride(0) for each in (*sums, *unused_sums)),
+            GRADS=len(grads), SUMS=len(sums), CHANNELS=out.shape[1], BLOCK=ELEMENTS,
         )  # fmt: skip
     return total

@@ -1,4 +1,4 @@
-"""Folding of batch normalisation in one launch, instead of about twenty launches of torch."""
+"""Folding of batch normalisation in one launch, which also adds the sums of all tiles."""
 
 from __future__ import annotations
 
@@ -9,25 +9,63 @@ from torch import Tensor
 
 from backends.sscn.cuda.launching import on_device_of_first
 
+PARTS = 64
+"""Parts of sums that a program adds at the same time."""
 
-@triton.jit(do_not_specialize=["rows"])
-def fold_channels(
-    sums, weight, bias, running_mean, running_var, scale, shift, moments, rows,
-    EPS: tl.constexpr, MOMENTUM: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+MOST_PARTS = 1024
+"""Parts of sums up to which they are added by the kernel that uses the sums."""
+
+CHANNELS = 16
+"""Channels per program."""
+
+
+@triton.jit
+def add_parts(
+    sums, parts, channel, in_range,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Compute scale and shift of each channel from its sums, and update running statistics."""
-    channel = tl.arange(0, BLOCK)
-    in_range = channel < CHANNELS
-    mean = tl.load(sums + channel, mask=in_range, other=0.0) / rows
-    square = tl.load(sums + CHANNELS + channel, mask=in_range, other=0.0) / rows
-    variance = tl.maximum(square - mean * mean, 0.0)
+    """Add the parts (parts, 2, WIDTH) of sums in a fixed order, for some of 2 * WIDTH columns."""
+    total = tl.zeros((PARTS, BLOCK), dtype=tl.float64)
+    for first in range(0, parts, PARTS):
+        part = first + tl.arange(0, PARTS)
+        valid = (part < parts)[:, None] & in_range[None, :]
+        where = part[:, None] * (2 * WIDTH) + channel[None, :]
+        total += tl.load(sums + where, mask=valid, other=0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit(do_not_specialize=["parts", "second_parts", "rows"])
+def fold_channels(
+    sums, second_sums, weight, bias, running_mean, running_var, scale, shift, moments,
+    parts, second_parts, rows, EPS: tl.constexpr, MOMENTUM: tl.constexpr, FIRST: tl.constexpr,
+    SECOND: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Compute scale and shift of each channel from its sums, and update running statistics.
+
+    The channels are those of one source, or of two whose sums are apart.
+    """
+    channels: tl.constexpr = FIRST + SECOND
+    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    in_range = channel < channels
+    of_first = channel < FIRST
+    mean = add_parts(sums, parts, channel, of_first, FIRST, BLOCK, PARTS)
+    square = add_parts(sums + FIRST, parts, channel, of_first, FIRST, BLOCK, PARTS)
+    if SECOND > 0:
+        other = channel - FIRST
+        of_second = in_range & (channel >= FIRST)
+        mean += add_parts(second_sums, second_parts, other, of_second, SECOND, BLOCK, PARTS)
+        square += add_parts(
+            second_sums + SECOND, second_parts, other, of_second, SECOND, BLOCK, PARTS
+        )
+    mean /= rows
+    variance = tl.maximum(square / rows - mean * mean, 0.0)
     inverse = 1.0 / tl.sqrt(variance + EPS)
     gain = tl.load(weight + channel, mask=in_range, other=0.0) * inverse
     offset = tl.load(bias + channel, mask=in_range, other=0.0) - mean * gain
     tl.store(scale + channel, gain.to(tl.float32), mask=in_range)
     tl.store(shift + channel, offset.to(tl.float32), mask=in_range)
     tl.store(moments + channel, mean, mask=in_range)
-    tl.store(moments + CHANNELS + channel, inverse, mask=in_range)
+    tl.store(moments + channels + channel, inverse, mask=in_range)
     old = tl.load(running_mean + channel, mask=in_range, other=0.0)
     tl.store(running_mean + channel, (old + MOMENTUM * (mean - old)).to(tl.float32), mask=in_range)
     old = tl.load(running_var + channel, mask=in_range, other=0.0)
@@ -37,18 +75,18 @@ def fold_channels(
     )
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["parts", "rows"])
 def fold_channels_gradient(
-    to_norm, weight, moments, to_sums, to_weight, to_bias, rows,
-    CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+    to_norm, weight, moments, to_sums, to_weight, to_bias, parts, rows,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Propagate gradients of scale and shift to the sums and to the weight of the norm."""
-    channel = tl.arange(0, BLOCK)
+    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     in_range = channel < CHANNELS
     mean = tl.load(moments + channel, mask=in_range, other=0.0)
     inverse = tl.load(moments + CHANNELS + channel, mask=in_range, other=0.0)
-    by_scale = tl.load(to_norm + channel, mask=in_range, other=0.0)
-    by_shift = tl.load(to_norm + CHANNELS + channel, mask=in_range, other=0.0)
+    by_scale = add_parts(to_norm, parts, channel, in_range, CHANNELS, BLOCK, PARTS)
+    by_shift = add_parts(to_norm + CHANNELS, parts, channel, in_range, CHANNELS, BLOCK, PARTS)
     gain = tl.load(weight + channel, mask=in_range, other=0.0) * inverse
     by_weight = (by_scale - by_shift * mean) * inverse
     # The variance enters through inverse = (variance + eps)^(-1/2).
@@ -70,15 +108,22 @@ def fold(
     rows: int,
     eps: float,
     momentum: float,
+    second_sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fold the statistics of a batch; see ``KernelSet``."""
+    """Fold the statistics of a batch; see ``KernelSet``.
+
+    ``sums`` may be in parts (parts, 2, C), and ``second_sums`` are those of further channels.
+    """
     channels = len(weight)
+    sums = _few_parts(sums)
+    second = sums if second_sums is None else _few_parts(second_sums)
+    first_width = sums.shape[2]
     scale, shift = torch.empty_like(weight), torch.empty_like(bias)
-    moments = torch.empty_like(sums)
-    fold_channels[(1,)](
-        sums.contiguous(), weight, bias, running_mean, running_var, scale, shift, moments, rows,
-        EPS=eps, MOMENTUM=momentum, CHANNELS=channels, BLOCK=triton.next_power_of_2(channels),
-        num_warps=1,
+    moments = sums.new_empty((2, channels))
+    fold_channels[(triton.cdiv(channels, CHANNELS),)](
+        sums, second, weight, bias, running_mean, running_var, scale, shift, moments,
+        len(sums), len(second), rows, EPS=eps, MOMENTUM=momentum, FIRST=first_width,
+        SECOND=channels - first_width, BLOCK=CHANNELS, PARTS=PARTS,
     )  # fmt: skip
     return scale, shift, moments
 
@@ -87,12 +132,22 @@ def fold(
 def fold_gradient(
     to_norm: Tensor, weight: Tensor, moments: Tensor, rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Propagate gradients through ``fold``; see ``KernelSet``."""
+    """Propagate gradients through ``fold``; ``to_norm`` may be in parts (parts, 2, C)."""
     channels = len(weight)
+    to_norm = _few_parts(to_norm)
     to_sums = torch.empty_like(moments)
     to_weight, to_bias = torch.empty_like(weight), torch.empty_like(weight)
-    fold_channels_gradient[(1,)](
-        to_norm.contiguous(), weight, moments, to_sums, to_weight, to_bias, rows,
-        CHANNELS=channels, BLOCK=triton.next_power_of_2(channels), num_warps=1,
+    fold_channels_gradient[(triton.cdiv(channels, CHANNELS),)](
+        to_norm, weight, moments, to_sums, to_weight, to_bias, len(to_norm), rows,
+        CHANNELS=channels, BLOCK=CHANNELS, PARTS=PARTS,
     )  # fmt: skip
     return to_sums, to_weight, to_bias
+
+
+def _few_parts(sums: Tensor) -> Tensor:
+    """Return sums in parts (parts, 2, C); very many parts are added by one more launch."""
+    if sums.dim() == 2:
+        sums = sums[None]
+    elif len(sums) > MOST_PARTS:
+        sums = sums.sum(0, keepdim=True)
+    return sums.contiguous()

@@ -219,6 +219,8 @@ def test_the_building_of_maps(launches, capability, monkeypatch):
 def test_the_norm(launches, capability):
     each, sums = torch.empty(48), torch.empty((2, 48), dtype=torch.float64)
     _, _, moments = norm.fold(sums, each, each, each, each, 1000, 1e-4, 0.01)
+    both, half = torch.empty(96), torch.empty((9, 2, 48), dtype=torch.float64)
+    norm.fold(half, both, both, both, both, 1000, 1e-4, 0.01, half)
     norm.fold_gradient(moments, each, moments, 1000)
     check_launches(launches, capability, "fold_channels", "fold_channels_gradient")
 

@@ -456,6 +456,45 @@ def test_gradient_through_statistics(precision):
     assert_close(total, exact, BOUNDS[precision])
 
 
+@pytest.mark.parametrize(("grads", "sums"), [(1, 2), (2, 1), (3, 3), (5, 4)])
+def test_all_gradients_of_an_output_are_added(grads, sums):
+    layer = Layer("linear", "fp32", (5, 0, 7))
+    of_values = [layer.random(*layer.grad.shape) for _ in range(grads)]
+    of_sums = [layer.random(2, 17, dtype=torch.float64)[:, 3:10] for _ in range(sums)]
+    total = cuda.total_gradient(of_values, layer.residual, of_sums)
+    exact = reference.total_gradient(
+        [each.double() for each in of_values], layer.residual.double(), of_sums
+    )
+    assert_close(total, exact, BOUNDS["fp32"])
+
+
+@pytest.mark.parametrize(("parts", "most"), [(3, 1024), (150, 1024), (150, 100)])
+def test_sums_in_parts_are_folded_like_their_total(parts, most, monkeypatch):
+    monkeypatch.setattr("backends.sscn.cuda.norm.MOST_PARTS", most)
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.rand((2, parts, 2, 20), generator=generator).double()
+    first[:, 1] += 3.0
+    second[:, 1] += 3.0
+    weight, bias, mean, variance = torch.rand((4, 40), generator=generator)
+    joined = torch.cat([first.sum(0), second.sum(0)], 1)
+    found = []
+    for sums in ((joined, None), (first, second)):
+        running = mean.clone().to(DEVICE), variance.clone().to(DEVICE)
+        parameters = weight.to(DEVICE), bias.to(DEVICE), *running
+        sums = [None if each is None else each.to(DEVICE) for each in sums]
+        folded = cuda.fold(sums[0], *parameters, parts, 1e-4, 0.1, sums[1])
+        found.append((*folded, *running))
+    for whole, added in zip(*found, strict=True):
+        assert_close(added, whole.double(), 1e-6)
+    to_parts = torch.cat([first, second], 2).to(DEVICE)
+    moments = found[0][2]
+    whole = cuda.fold_gradient(to_parts.sum(0), weight.to(DEVICE), moments, parts)
+    for value, wanted in zip(
+        cuda.fold_gradient(to_parts, weight.to(DEVICE), moments, parts), whole, strict=True
+    ):
+        assert_close(value, wanted.double(), 1e-6)
+
+
 def test_views_that_are_not_contiguous_are_read_right():
     layer = Layer("linear", "fp32", (16, 0, 16))
     expected, _ = layer.forward(cuda)
