@@ -15,7 +15,7 @@ from harness.spec.cell import RANDOM, TRAINED, ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-TRAINED_SHA256 = "5cdd601450396aa7729ed86d516a0768079efea80fbc88107f36a3f9e57af629"
+TRAINED_SHA256 = "14db1e9c349b2e87174c8085745b3ec7fcb33758315bd1979c1f451e29af3564"
 """Hash of the packaged file of weights, which ``results/trained-network`` describes."""
 
 
