@@ -57,9 +57,23 @@ def waits(monkeypatch):
 
     def count(keys, dim, levels):
         found.append(len(keys))
-        return [len(keys) >> level for level in range(levels)] + [0]
+        ends = torch.empty((1, levels + 1), dtype=torch.int32, device=keys.device)
+        return [*(len(keys) >> level for level in range(levels)), 0], ends
 
     monkeypatch.setattr(maps, "_count_levels", count)
+    return found
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """Make the few numbers that a cold pass sends to the device, and count them."""
+    found = []
+
+    def send(numbers, device):
+        found.append(sum(map(len, numbers)))
+        return torch.empty((len(numbers), len(numbers[0])), dtype=torch.int64, device=device)
+
+    monkeypatch.setattr(maps, "_from_host", send)
     return found
 
 
@@ -82,7 +96,7 @@ PRECISIONS = pytest.mark.parametrize("ours", ["fp32", "tf32", "fp16", "bf16"], i
 
 @PRECISIONS
 @pytest.mark.parametrize("training", [False, True])
-def test_only_the_count_of_sites_is_read(ours, training, launches, waits):
+def test_only_the_count_of_sites_is_read(ours, training, launches, waits, copies):
     net, sites, features = build(ours, training)
     with OnlyOnTheDevice(), torch.set_grad_enabled(training):
         logits = net(net.tensor(sites, features, SIZE, 2))
@@ -90,13 +104,14 @@ def test_only_the_count_of_sites_is_read(ours, training, launches, waits):
             logits.float().square().sum().backward()
     assert logits.shape == (SITES, UResNetConfig().classes)
     assert waits == [SITES]
+    assert len(copies) <= 2
     assert "convolve_tile" in launches
     assert ("input_gradient_tile" in launches) == training
 
 
 @PRECISIONS
 @pytest.mark.parametrize("training", [False, True])
-def test_a_warm_pass_reads_nothing(ours, training, launches, waits):
+def test_a_warm_pass_reads_nothing(ours, training, launches, waits, copies):
     net, sites, features = build(ours, training)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 
@@ -110,18 +125,19 @@ def test_a_warm_pass_reads_nothing(ours, training, launches, waits):
 
     kept = net.tensor(sites, features, SIZE, 2)
     step(kept)
-    waits.clear()
-    launches.clear()
+    for recorded in (waits, copies, launches):
+        recorded.clear()
     with OnlyOnTheDevice():
         step(ours.with_features(kept, features))
     assert not waits
+    assert not copies
     assert "convolve_tile" in launches
-    maps_of_sites = {"_encode", "_search", "_tile", "_describe", "_connect_parents"}
+    maps_of_sites = {"_encode", "_count_parents", "_coarsen", "_search", "_tile"}
     assert not maps_of_sites & set(launches), "the maps were built again"
 
 
 @pytest.mark.parametrize("ours", ["fp32"], indirect=True)
-def test_another_event_launches_the_same_kernels(ours, launches, waits):
+def test_another_event_launches_the_same_kernels(ours, launches, waits, copies):
     net, sites, features = build(ours, training=False)
     found = []
     for rows in (SITES, 17001):
@@ -136,7 +152,7 @@ def test_another_event_launches_the_same_kernels(ours, launches, waits):
 @pytest.mark.parametrize(
     "read", [lambda x: x.sum().item(), lambda x: x.tolist(), lambda x: x.cpu(), torch.nonzero]
 )
-def test_a_layer_that_reads_values_is_noticed(ours, read, launches, waits):
+def test_a_layer_that_reads_values_is_noticed(ours, read, launches, waits, copies):
     net, sites, features = build(ours, training=False)
     before = net.apply_layers
     net.apply_layers = lambda x: (read(features), before(x))[1]
