@@ -70,7 +70,7 @@ class CoordinateManager:
 
     def submanifold(self, level: int, kernel_size: int) -> KernelMap:
         """Return the map from the sites of a level to themselves."""
-        if level == 0 and self._depth:
+        if level == 0 and self._depth and self.graph.kernels.builds_network_maps:
             self._build_network(kernel_size)
         at = self.levels[level]
         if kernel_size not in at.submanifold:
@@ -116,7 +116,7 @@ class CoordinateManager:
         return self._input_orders[level]
 
     def _build_network(self, kernel_size: int) -> None:
-        """Build the maps of all levels together, in kernel sets that can."""
+        """Build the maps of all levels together."""
         at = self.levels[0]
         levels = min(self._depth, axis_bits(at.spatial_size) + 1)
         self._depth = 0

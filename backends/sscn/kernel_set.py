@@ -112,6 +112,9 @@ class KernelSet(ABC):
     name: str
     """The argument of ``selection.load``."""
 
+    builds_network_maps = False
+    """Whether ``network_maps`` builds the maps of all levels together."""
+
     @property
     def instruction_set(self) -> str:
         """The processor's instruction set in use, empty if the kernel set does not choose one."""

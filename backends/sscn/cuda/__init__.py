@@ -42,6 +42,7 @@ class CudaKernels(LayerwiseKernelSet):
     sort_sites = staticmethod(sort_sites)
     submanifold_map = staticmethod(submanifold_map)
     strided_map = staticmethod(strided_map)
+    builds_network_maps = True
     network_maps = staticmethod(network_maps)
     ordinary_map = staticmethod(ordinary_map)
     convolve = staticmethod(convolve)
