@@ -24,6 +24,9 @@ PRIVATE = ("host", "gpu_uuid")
 _PATH = re.compile(r"(?<![\w./:-])/(?:[^\s/'\",:;()]+/)+")
 """The folders of an absolute path; the name of the file stays."""
 
+_ENCODED = ("shown_labels",)
+"""Fields with numbers in base64, in which a path would be by chance."""
+
 _COMMON_NAMES = 3
 """Characters up to which a name of a user or a host may be a word of a sentence."""
 
@@ -115,7 +118,10 @@ def _cleaned(value: Any, owner: Owner) -> Any:
     if isinstance(value, str):
         return owner.without(value)
     if isinstance(value, Mapping):
-        return {name: _cleaned(part, owner) for name, part in value.items()}
+        return {
+            name: part if name in _ENCODED else _cleaned(part, owner)
+            for name, part in value.items()
+        }
     if isinstance(value, list) and any(isinstance(part, (str, Mapping, list)) for part in value):
         return [_cleaned(part, owner) for part in value]
     return value

@@ -87,6 +87,13 @@ def test_nothing_of_the_user_is_packed(write_records, make):
     assert "cannot open …/net.py on … (…)" in text
 
 
+def test_encoded_labels_are_no_path(write_records, make):
+    record = make()
+    record["accuracy"] = {"shown_labels": "eNr+/home/mustermann/aGVsbG8="}
+    found = pack([str(write_records([record]))], Owner(("mustermann",)))
+    assert record["accuracy"]["shown_labels"] in found.lines.decode()
+
+
 def test_short_names_stay_words():
     assert Owner(("al", "root", "")).without("al in all, root of") == "al in all, root of"
 
