@@ -91,6 +91,16 @@ if len(sys.argv) > 1:
 """
 
 
+LAUNCH = """
+from triton.runtime.jit import JITFunction
+from benchmarks import kernel_cache
+launched = set()
+JITFunction.run = lambda kernel, *arguments, grid, warmup, **named: launched.add(kernel.__name__)
+kernel_cache.launch("fp32", 1000, [1000] * 5)
+print(*launched)
+"""
+
+
 def run(words, cache):
     variables = os.environ | {"TRITON_CACHE_DIR": str(cache)}
     done = subprocess.run(
@@ -118,3 +128,11 @@ def test_kernels_compiled_ahead_are_not_compiled_again(tmp_path):
     code, printed = run(adopt, cache)
     assert code == 1
     assert "compiled by Triton 2.0.0" in printed
+
+
+def test_the_kernels_of_passes_and_steps_are_compiled_ahead(tmp_path):
+    pytest.importorskip("triton")
+    code, printed = run(["-c", LAUNCH], tmp_path)
+    assert code == 0, printed
+    maps = {"_encode", "_count_parents", "_coarsen", "_search", "_tile"}
+    assert {*maps, "convolve_tile", "input_gradient_tile", "list_pairs"} <= set(printed.split())
