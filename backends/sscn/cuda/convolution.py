@@ -202,22 +202,10 @@ def input_gradient_tile(
         tl.store(to_skip + where_skip, total.to(to_x.dtype.element_ty), mask=in_skip)
 
 
-def convolve(
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    gather_map: GatherMap,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    residual: Tensor | None,
-    statistics: bool,
-    slope: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+def convolve(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Convolve, add the residual, and sum the result for the norm that follows."""
-    out, sums = convolve_in_parts(
-        x, skip, weight, gather_map, scale, shift, residual, statistics, slope
-    )
-    return out, sums.sum(0) if statistics else sums
+    out, sums = convolve_in_parts(*arguments)
+    return out, sums.sum(0) if sums.dim() == 3 else sums
 
 
 @on_device_of_first
@@ -261,22 +249,10 @@ def convolve_in_parts(
     return out, sums
 
 
-def input_gradient(
-    grad: Tensor,
-    weight: Tensor,
-    gather_map: GatherMap,
-    mirrored: bool,
-    x: Tensor,
-    skip: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    slope: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:
+def input_gradient(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Propagate the gradient of the output to the inputs, over the backward map."""
-    to_x, to_skip, sums = input_gradient_in_parts(
-        grad, weight, gather_map, mirrored, x, skip, scale, shift, slope
-    )
-    return to_x, to_skip, sums if scale is None else sums.sum(0)
+    to_x, to_skip, sums = input_gradient_in_parts(*arguments)
+    return to_x, to_skip, sums.sum(0) if sums.dim() == 3 else sums
 
 
 @on_device_of_first
