@@ -7,6 +7,7 @@ It needs no GPU. The folder has:
 packages.tar.xz  packages that the machine lacks, spconv for CUDA 12.6, and our compiled kernels
 kernels.tar.xz   the kernels of the standard network, compiled for compute capability 9.0
 references/      float64 references of the smaller cells of the suites
+commit           the commit that is carried, unless tracked files differ from it
 contents.json    versions, sizes, and the seconds that each part took
 
 ``image.txt`` lists the packages that are left out: those of the machine's image. Wheels are those
@@ -31,6 +32,8 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from harness.instruments.machine import commit, git
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = Path(__file__).with_name("image.txt")
@@ -179,6 +182,18 @@ def compute_references(folder: Path) -> None:
                 load_reference(job, variant)
 
 
+def write_commit(file: Path, root: Path = ROOT) -> None:
+    """Write the object of the current commit, unless tracked files differ from it.
+
+    From it and a copy of the files, git makes the same commit on the machine, so that records name
+    what was measured.
+    """
+    file.unlink(missing_ok=True)
+    named, changed = commit(root)
+    if named and not changed:
+        file.write_text(git(root, "cat-file", "commit", "HEAD"))
+
+
 @contextmanager
 def timed(part: str, seconds: dict[str, float]) -> Iterator[None]:
     """Measure and print how long a part takes."""
@@ -226,6 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             compute_references(folder / "references")
     sizes = {str(file.relative_to(folder)): file.stat().st_size
              for file in sorted(folder.rglob("*")) if file.is_file()}  # fmt: skip
+    write_commit(folder / "commit")
     contents = {
         "python": options.python, "triton": options.triton, "seconds": seconds, "bytes": sizes,
         "wheels": [wheel.name for wheel in wheels],

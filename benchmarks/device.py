@@ -45,6 +45,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,6 +108,8 @@ def commands(options: argparse.Namespace, python: str) -> list[Command]:
     harness = (python, "-m", "harness")
     build = str(ROOT / "build" / "device")
     tests = (python, "-m", "pytest", "-v", "-W", "default", "--continue-on-collection-errors")
+    # Most of the time of a test is Triton's compiler, on one core.
+    together = ("-n", str(options.processes)) if find_spec("xdist") else ()
     kernels = "tests/backends/sscn/test_cuda_kernels.py"
     backends = [word for name in options.backend for word in ("--backend", name)]
     cells = [word for size in options.size for word in ("--size", str(size))]
@@ -139,9 +142,9 @@ def commands(options: argparse.Namespace, python: str) -> list[Command]:
         Command("build", ("cmake", "--build", build), 0.4),
         Command("build", ("cmake", "--install", build, "--prefix", str(ROOT)), 0.2),
         Command("engines", (*harness, "backends"), 0.2),
-        Command("tests", (*tests, "-m", "cuda and not slow", kernels), 0.4),
-        Command("agreement", (*tests, "-m", "cuda and not slow", "tests/backends", "tests/harness",
-                              "--ignore", kernels), 0.6),
+        Command("tests", (*tests, *together, "-m", "cuda and not slow", kernels), 0.4),
+        Command("agreement", (*tests, *together, "-m", "cuda and not slow", "tests/backends",
+                              "tests/harness", "--ignore", kernels), 0.6),
         sanitizer("memcheck", 0.6),
         sanitizer("racecheck", 1.0),
         suite("inference", 0.5, *batches),
@@ -201,6 +204,44 @@ def unpack(carried: Path, python: str, log: Path) -> tuple[Path, dict[str, str]]
         execute(words, dict(os.environ), log, 60.0)
         variables["TRITON_CACHE_DIR"] = str(cache)
     return packages, variables
+
+
+def restore_commit(file: Path, root: Path = ROOT) -> str:
+    """Make a copy of the files of a commit a repository that is at that commit.
+
+    Parameters
+    ----------
+    file : Path
+        The object of the commit, as ``carry.py`` writes it.
+    root : Path
+        The copy.
+
+    Returns
+    -------
+    str
+        An outcome: ``ok``, or why records will not name the commit.
+    """
+    if (root / ".git").exists():
+        return "ok"
+    if not file.exists():
+        return "not carried"
+    git = ("git", "-C", str(root))
+    try:
+        for words in (("init", "-q"), ("add", "-A")):
+            subprocess.run((*git, *words), check=True, capture_output=True)
+        tree = subprocess.run((*git, "write-tree"), check=True, capture_output=True, text=True)
+        if file.read_text().split("\n")[0] != f"tree {tree.stdout.strip()}":
+            shutil.rmtree(root / ".git")
+            return "other files"
+        words = ("hash-object", "-w", "-t", "commit", str(file.resolve()))
+        made = subprocess.run((*git, *words), check=True, capture_output=True, text=True)
+        (root / ".git" / "HEAD").write_text(made.stdout)
+    except FileNotFoundError:
+        return "no git"
+    except subprocess.CalledProcessError as error:
+        shutil.rmtree(root / ".git", ignore_errors=True)
+        return f"exit {error.returncode}"
+    return "ok"
 
 
 def built() -> bool:
@@ -273,6 +314,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, action="append", help="batches of the suites")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--budget", type=float, default=2.0, help="seconds of sampling per cell")
+    parser.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1),
+                        help="of tests that run side by side, with pytest-xdist")  # fmt: skip
     options = parser.parse_args(arguments)
     options.steps = options.steps or list(PARTS.get(options.part, DEFAULT_STEPS))
     unknown = set(options.steps) - set(STEPS)
@@ -298,8 +341,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = time.monotonic()
         packages, carried = unpack(options.carried, sys.executable, log)
         extra.append(packages)
-        lines.append(f"{'carried':10} {'ok':12} {time.monotonic() - start:7.1f} s  unpacked")
-        print(lines[-1], flush=True)
+        wall = time.monotonic() - start
+        lines.append(f"{'carried':10} {'ok':12} {wall:7.1f} s  unpacked")
+        outcome = restore_commit(options.carried / "commit")
+        lines.append(f"{'commit':10} {outcome:12} {time.monotonic() - start - wall:7.1f} s")
+        print("\n".join(lines), flush=True)
     if options.wheels:
         extra.append(install(options.wheels, sys.executable, log))
     paths = [str(ROOT), *map(str, extra), *filter(None, [os.environ.get("PYTHONPATH")])]

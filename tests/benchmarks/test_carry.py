@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import carry, device
+from harness.instruments import machine
 
 ROOT = Path(carry.__file__).parents[1]
 
@@ -61,6 +63,28 @@ def test_the_machine_unpacks_what_was_packed(tmp_path, monkeypatch):
     assert not (packages / "backends").exists()
     assert device.built()
     assert (Path(variables["SSCN_BENCH_REFERENCES"]) / "one.pt").read_text() == "reference"
+
+
+def test_the_copy_on_the_machine_is_at_the_commit_that_was_carried(tmp_path):
+    ours, copy, carried = tmp_path / "ours", tmp_path / "copy", tmp_path / "commit"
+    ours.mkdir()
+    (ours / "a.py").write_text("1")
+    git = ["git", "-C", str(ours), "-c", "user.name=A", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"],
+                  ["commit", "-qm", "second", "--allow-empty"]):  # fmt: skip
+        subprocess.run([*git, *words], check=True)
+    carry.write_commit(carried, ours)
+    for changed, outcome in ((False, "ok"), (True, "other files")):
+        shutil.copytree(ours, copy, ignore=shutil.ignore_patterns(".git"))
+        if changed:
+            (copy / "a.py").write_text("2")
+        assert device.restore_commit(carried, copy) == outcome
+        assert machine.commit(copy) == (("", True) if changed else machine.commit(ours))
+        shutil.rmtree(copy)
+    assert machine.commit(ours)[0]
+    (ours / "a.py").write_text("3")
+    carry.write_commit(carried, ours)
+    assert not carried.exists()
 
 
 def test_every_step_belongs_to_one_command_of_nine_minutes():
