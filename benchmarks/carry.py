@@ -90,7 +90,11 @@ def download(wanted: Sequence[str], folder: Path, python: str, there: set[str]) 
     """Download wheels and everything that they need, except what the machine has."""
     pinned = folder / "constraints.txt"
     folder.mkdir(parents=True, exist_ok=True)
-    pinned.write_text((ROOT / "constraints.txt").read_text())
+    versions = {normalised(each.split("==")[0]) for each in wanted if "==" in each}
+    lines = (ROOT / "constraints.txt").read_text().splitlines(keepends=True)
+    pinned.write_text(
+        "".join(each for each in lines if normalised(each.split("==")[0]) not in versions)
+    )
     platforms = [word for name in PLATFORMS for word in ("--platform", f"{name}_x86_64")]
     found: dict[str, Path] = {}
     todo = list(wanted)
