@@ -253,7 +253,7 @@ class LayerwiseBackward:
                 to_norm, weight, folding.moments, step.rows
             )
             for slot, share in zip(
-                step.sums, torch.split_with_sizes(to_sums, step.widths, 1), strict=True
+                step.sums, to_sums.split_with_sizes(list(step.widths), 1), strict=True
             ):
                 self.add_gradient(slot, share)
         for slot, gradient in zip(step.norm, of_norm, strict=True):

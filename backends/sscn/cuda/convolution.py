@@ -18,7 +18,7 @@ from torch import Tensor
 
 from backends.contract import Unsupported
 from backends.sscn.cuda.blocks import convolution_blocks, dot_precision, tile_rows
-from backends.sscn.cuda.launching import INTERPRETED, on_device_of_first
+from backends.sscn.cuda.launching import INTERPRETED, cdiv, launch, on_device_of_first
 from backends.sscn.kernel_map import GatherMap
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -230,14 +230,15 @@ def convolve_in_parts(
     if not gather_map.tensors:
         check_rows(x, rows, x.shape[1], x.dtype, "input")
     first, second = x.shape[1], 0 if skip is None else skip.shape[1]
-    tiles = triton.cdiv(rows, tile_rows(rows))
+    tiles = cdiv(rows, tile_rows(rows))
     out = x.new_empty((rows, channels))
     sums = x.new_empty((tiles, 2, channels) if statistics else (0,), dtype=torch.float64)
     if rows:
         precision = dot_precision(x.dtype)
         sources = (first, second) if second else (first,)
         shape = convolution_blocks(rows, sources, channels, x.dtype, precision)
-        convolve_tile[(tiles, triton.cdiv(channels, shape.columns))](
+        launch(
+            convolve_tile, (tiles, cdiv(channels, shape.columns)),
             x.contiguous(), _or(skip, x), _or(scale, x), _or(shift, x), weight.contiguous(),
             *map_tensors(gather_map, x), _or(residual, x), out, sums, rows,
             FIRST=first, SECOND=second, OUT=channels, TAPS=taps,
@@ -273,17 +274,18 @@ def input_gradient_in_parts(
     check(x, skip, scale, shift, channels)
     check_weight(weight, gather_map, x.dtype)
     check_rows(x, rows, x.shape[1], x.dtype, "input")
-    check_rows(grad, len(grad), outputs, x.dtype, "gradient")
+    check_rows(grad, grad.shape[0], outputs, x.dtype, "gradient")
     first, second = x.shape[1], 0 if skip is None else skip.shape[1]
-    tiles = triton.cdiv(rows, tile_rows(rows))
-    to_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    tiles = cdiv(rows, tile_rows(rows))
+    to_x = x.new_empty(x.shape)
     to_skip = x.new_empty((rows, second) if second else (0,))
     norm = scale is not None
     sums = x.new_empty((tiles, 2, channels) if norm else (0,), dtype=torch.float64)
     if rows:
         precision = dot_precision(x.dtype)
         shape = convolution_blocks(rows, (outputs,), channels, x.dtype, precision)
-        input_gradient_tile[(tiles, triton.cdiv(channels, shape.columns))](
+        launch(
+            input_gradient_tile, (tiles, cdiv(channels, shape.columns)),
             grad.contiguous(), x.contiguous(), _or(skip, x), _or(scale, x), _or(shift, x),
             weight.contiguous(), *map_tensors(gather_map, x), to_x, to_skip, sums, rows,
             FIRST=first, SECOND=second, OUT=outputs, TAPS=taps,
@@ -314,9 +316,9 @@ def check(
     width = x.shape[1]
     if skip is not None:
         width += skip.shape[1]
-        if len(skip) != len(x) or skip.dtype != x.dtype:
+        if skip.shape[0] != x.shape[0] or skip.dtype != x.dtype:
             raise ValueError(
-                f"both sources must have {len(x)} rows of {x.dtype}, not {len(skip)} of "
+                f"both sources must have {x.shape[0]} rows of {x.dtype}, not {skip.shape[0]} of "
                 f"{skip.dtype}"
             )
     if width != channels:

@@ -20,7 +20,7 @@ from backends.sscn.cuda.convolution import (
     map_tensors,
     multiply,
 )
-from backends.sscn.cuda.launching import on_device_of_first
+from backends.sscn.cuda.launching import cdiv, launch, on_device_of_first
 from backends.sscn.kernel_map import GatherMap
 from backends.sscn.layerwise import added
 
@@ -158,20 +158,21 @@ def weight_gradient(
     precision = dot_precision(x.dtype)
     grad = grad.contiguous()
     table, order, _, _ = map_tensors(gather_map, x)
-    runs = triton.cdiv(rows, RUN)
+    runs = cdiv(rows, RUN)
     pairs = counts = x
     if gather_map.tensors:
         pairs, counts = _listed(table)
     shapes = [product_blocks(each.shape[1], outputs, x.dtype, precision) for each in sources]
     blocks = max(shape.blocks for shape in shapes)
     shares = min(runs, max(1, PROGRAMS // (taps * blocks)))
-    share = triton.cdiv(runs, shares)
-    shares = triton.cdiv(runs, share)
+    share = cdiv(runs, shares)
+    shares = cdiv(runs, share)
     partial = x.new_empty((shares, taps, channels, outputs), dtype=torch.float32)
     first = 0
     for source, shape in zip(sources, shapes, strict=True):
         width = source.shape[1]
-        weight_gradient_share[(shares, taps, shape.blocks)](
+        launch(
+            weight_gradient_share, (shares, taps, shape.blocks),
             source.contiguous(), x if scale is None else scale.contiguous(),
             x if shift is None else shift.contiguous(), grad, table, order, pairs, counts,
             partial, rows, runs, share,
@@ -189,10 +190,10 @@ def _listed(table: Tensor) -> tuple[Tensor, Tensor]:
     found = _lists.get(table)
     if found is None:
         taps, rows = table.shape
-        runs = triton.cdiv(rows, RUN)
-        pairs = torch.empty((taps, runs, RUN), dtype=torch.int16, device=table.device)
-        counts = torch.empty((taps, runs), dtype=torch.int32, device=table.device)
-        list_pairs[(runs, taps)](table, pairs, counts, rows, RUN=RUN)
+        runs = cdiv(rows, RUN)
+        pairs = table.new_empty((taps, runs, RUN), dtype=torch.int16)
+        counts = table.new_empty((taps, runs), dtype=torch.int32)
+        launch(list_pairs, (runs, taps), table, pairs, counts, rows, RUN=RUN)
         found = _lists[table] = pairs, counts
     return found
 
@@ -210,13 +211,14 @@ def total_gradient(
     grads = [grad, *others] if len(others) < 3 else [grad, others[0], added(others[1:])]
     grads = [each.contiguous() for each in grads]
     for each in grads:
-        check_rows(each, len(out), out.shape[1], out.dtype, "gradient")
+        check_rows(each, out.shape[0], out.shape[1], out.dtype, "gradient")
     sums = list(grad_sums) if len(grad_sums) <= 3 else [*grad_sums[:2], added(grad_sums[2:])]
     sums = [each if each.stride(1) == 1 else each.contiguous() for each in sums]
-    total = torch.empty_like(out, memory_format=torch.contiguous_format)
+    total = out.new_empty(out.shape)
     if out.numel():
         unused_grads, unused_sums = [grads[0]] * (3 - len(grads)), [sums[0]] * (3 - len(sums))
-        add_statistics_gradient[(triton.cdiv(out.numel(), ELEMENTS),)](
+        launch(
+            add_statistics_gradient, (cdiv(out.numel(), ELEMENTS),),
             *grads, *unused_grads, out.contiguous(), *sums, *unused_sums, total, out.numel(),
             *(each.stride(0) for each in (*sums, *unused_sums)),
             GRADS=len(grads), SUMS=len(sums), CHANNELS=out.shape[1], BLOCK=ELEMENTS,

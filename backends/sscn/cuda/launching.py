@@ -1,10 +1,10 @@
-"""Requirements of a launch: the device of the tensors, and a working interpreter."""
+"""Launches of kernels: their sizes, the device of their tensors, and a working interpreter."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,27 @@ Result = TypeVar("Result")
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter, which multiplies bfloat16 as bit patterns."""
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Launch a Triton kernel.
+
+    Parameters
+    ----------
+    kernel : JITFunction
+    grid : tuple of int
+        Programs along up to three axes.
+    *arguments
+        Tensors and numbers.
+    **constants
+        Constant arguments, and the options of the compiler.
+    """
+    kernel[grid](*arguments, **constants)
+
+
+def cdiv(size: int, by: int) -> int:
+    """Return a quotient of positive numbers, rounded up."""
+    return (size + by - 1) // by
 
 
 def on_device_of_first(

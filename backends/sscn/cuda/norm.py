@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.sscn.cuda.launching import on_device_of_first
+from backends.sscn.cuda.launching import cdiv, launch, on_device_of_first
 
 PARTS = 64
 """Parts of sums that a program adds at the same time."""
@@ -118,11 +117,12 @@ def fold(
     sums = _few_parts(sums)
     second = sums if second_sums is None else _few_parts(second_sums)
     first_width = sums.shape[2]
-    scale, shift = torch.empty_like(weight), torch.empty_like(bias)
+    scale, shift = (sums.new_empty((channels,), dtype=weight.dtype) for _ in range(2))
     moments = sums.new_empty((2, channels))
-    fold_channels[(triton.cdiv(channels, CHANNELS),)](
+    launch(
+        fold_channels, (cdiv(channels, CHANNELS),),
         sums, second, weight, bias, running_mean, running_var, scale, shift, moments,
-        len(sums), len(second), rows, EPS=eps, MOMENTUM=momentum, FIRST=first_width,
+        sums.shape[0], second.shape[0], rows, EPS=eps, MOMENTUM=momentum, FIRST=first_width,
         SECOND=channels - first_width, BLOCK=CHANNELS, PARTS=PARTS,
     )  # fmt: skip
     return scale, shift, moments
@@ -135,10 +135,11 @@ def fold_gradient(
     """Propagate gradients through ``fold``; ``to_norm`` may be in parts (parts, 2, C)."""
     channels = len(weight)
     to_norm = _few_parts(to_norm)
-    to_sums = torch.empty_like(moments)
-    to_weight, to_bias = torch.empty_like(weight), torch.empty_like(weight)
-    fold_channels_gradient[(triton.cdiv(channels, CHANNELS),)](
-        to_norm, weight, moments, to_sums, to_weight, to_bias, len(to_norm), rows,
+    to_sums = to_norm.new_empty((2, channels))
+    to_weight, to_bias = (to_norm.new_empty((channels,), dtype=weight.dtype) for _ in range(2))
+    launch(
+        fold_channels_gradient, (cdiv(channels, CHANNELS),),
+        to_norm, weight, moments, to_sums, to_weight, to_bias, to_norm.shape[0], rows,
         CHANNELS=channels, BLOCK=CHANNELS, PARTS=PARTS,
     )  # fmt: skip
     return to_sums, to_weight, to_bias
@@ -148,6 +149,6 @@ def _few_parts(sums: Tensor) -> Tensor:
     """Return sums in parts (parts, 2, C); very many parts are added by one more launch."""
     if sums.dim() == 2:
         sums = sums[None]
-    elif len(sums) > MOST_PARTS:
+    elif sums.shape[0] > MOST_PARTS:
         sums = sums.sum(0, keepdim=True)
     return sums.contiguous()
