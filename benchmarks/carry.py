@@ -41,7 +41,7 @@ PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux201
 MOST = 60e6
 """Bytes of the folder."""
 
-LEFT_OUT = re.compile(r"/labextensions?/|/tests?/|\.(js\.map|a)$|^share/")
+LEFT_OUT = re.compile(r"^plotly/package_data/|/labextensions?/|/tests?/|\.(js\.map|a)$|^share/")
 """Files of packages that nothing here reads."""
 
 SPCONV = "spconv-cu126"
@@ -139,7 +139,7 @@ def compiled_of(wheel: Path) -> Iterator[tuple[str, bytes]]:
 
 def pack(files: Iterator[tuple[str, bytes]], archive: Path) -> None:
     """Write files into an archive."""
-    with tarfile.open(archive, "w:xz", preset=6) as tar:
+    with tarfile.open(archive, "w:xz", preset=9) as tar:
         for name, content in files:
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), 0o755 if ".so" in name else 0o644

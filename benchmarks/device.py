@@ -206,42 +206,48 @@ def unpack(carried: Path, python: str, log: Path) -> tuple[Path, dict[str, str]]
     return packages, variables
 
 
-def restore_commit(file: Path, root: Path = ROOT) -> str:
-    """Make a copy of the files of a commit a repository that is at that commit.
+def restore_commit(file: Path, folder: Path, root: Path = ROOT) -> tuple[str, dict[str, str]]:
+    """Make a repository that has a copy of the files at the commit that was carried.
 
     Parameters
     ----------
     file : Path
         The object of the commit, as ``carry.py`` writes it.
+    folder : Path
+        Where the repository is made.
     root : Path
-        The copy.
+        The copy of the files.
 
     Returns
     -------
-    str
-        An outcome: ``ok``, or why records will not name the commit.
+    outcome : str
+        ``ok``, or why records will not name the commit.
+    variables : dict
+        Variables of the environment that name the repository.
     """
-    if (root / ".git").exists():
-        return "ok"
+    variables = {"GIT_DIR": str(folder), "GIT_WORK_TREE": str(root)}
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ("git", *words), check=True, capture_output=True, text=True, cwd=root,
+            env=os.environ | variables,
+        )  # fmt: skip
+        return done.stdout.strip()
+
     if not file.exists():
-        return "not carried"
-    git = ("git", "-C", str(root))
+        return "not carried", {}
     try:
-        for words in (("init", "-q"), ("add", "-A")):
-            subprocess.run((*git, *words), check=True, capture_output=True)
-        tree = subprocess.run((*git, "write-tree"), check=True, capture_output=True, text=True)
-        if file.read_text().split("\n")[0] != f"tree {tree.stdout.strip()}":
-            shutil.rmtree(root / ".git")
-            return "other files"
-        words = ("hash-object", "-w", "-t", "commit", str(file.resolve()))
-        made = subprocess.run((*git, *words), check=True, capture_output=True, text=True)
-        (root / ".git" / "HEAD").write_text(made.stdout)
+        git("init", "-q")
+        git("add", "-A")
+        if file.read_text().split("\n")[0] != f"tree {git('write-tree')}":
+            return "other files", {}
+        commit = git("hash-object", "-w", "-t", "commit", str(file.resolve()))
     except FileNotFoundError:
-        return "no git"
+        return "no git", {}
     except subprocess.CalledProcessError as error:
-        shutil.rmtree(root / ".git", ignore_errors=True)
-        return f"exit {error.returncode}"
-    return "ok"
+        return f"exit {error.returncode}", {}
+    (folder / "HEAD").write_text(f"{commit}\n")
+    return "ok", variables
 
 
 def built() -> bool:
@@ -335,6 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log, summary = options.out / "log.txt", options.out / "summary.txt"
     log.touch()
     carried: dict[str, str] = {}
+    of_git: dict[str, str] = {}
     extra: list[Path] = []
     lines = []
     if options.carried:
@@ -343,7 +350,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extra.append(packages)
         wall = time.monotonic() - start
         lines.append(f"{'carried':10} {'ok':12} {wall:7.1f} s  unpacked")
-        outcome = restore_commit(options.carried / "commit")
+        repository = Path(tempfile.mkdtemp(prefix="commit-"))
+        outcome, of_git = restore_commit(options.carried / "commit", repository)
         lines.append(f"{'commit':10} {outcome:12} {time.monotonic() - start - wall:7.1f} s")
         print("\n".join(lines), flush=True)
     if options.wheels:
@@ -372,6 +380,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome, wall = "no time left", 0.0
         else:
             changed = variables | dict(command.variables)
+            if "harness" in command.words:  # tests make repositories of their own
+                changed |= of_git
             outcome, wall = execute(command.words, changed, log, left * command.share)
         if outcome != "ok":
             failed = True

@@ -65,7 +65,7 @@ def test_the_machine_unpacks_what_was_packed(tmp_path, monkeypatch):
     assert (Path(variables["SSCN_BENCH_REFERENCES"]) / "one.pt").read_text() == "reference"
 
 
-def test_the_copy_on_the_machine_is_at_the_commit_that_was_carried(tmp_path):
+def test_records_of_the_machine_name_the_commit_that_was_carried(tmp_path, monkeypatch):
     ours, copy, carried = tmp_path / "ours", tmp_path / "copy", tmp_path / "commit"
     ours.mkdir()
     (ours / "a.py").write_text("1")
@@ -73,15 +73,20 @@ def test_the_copy_on_the_machine_is_at_the_commit_that_was_carried(tmp_path):
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"],
                   ["commit", "-qm", "second", "--allow-empty"]):  # fmt: skip
         subprocess.run([*git, *words], check=True)
+    named = machine.commit(ours)
+    assert named[0]
     carry.write_commit(carried, ours)
-    for changed, outcome in ((False, "ok"), (True, "other files")):
-        shutil.copytree(ours, copy, ignore=shutil.ignore_patterns(".git"))
-        if changed:
-            (copy / "a.py").write_text("2")
-        assert device.restore_commit(carried, copy) == outcome
-        assert machine.commit(copy) == (("", True) if changed else machine.commit(ours))
-        shutil.rmtree(copy)
-    assert machine.commit(ours)[0]
+    shutil.copytree(ours, copy)
+    subprocess.run(["git", "-C", str(copy), "reset", "-q", "--soft", "HEAD~1"], check=True)
+    outcome, variables = device.restore_commit(carried, tmp_path / "same", copy)
+    assert outcome == "ok"
+    with monkeypatch.context() as patched:
+        for name, value in variables.items():
+            patched.setenv(name, value)
+        assert machine.commit(copy) == named
+    (copy / "a.py").write_text("2")
+    assert device.restore_commit(carried, tmp_path / "other", copy) == ("other files", {})
+    assert device.restore_commit(tmp_path / "none", tmp_path / "x", copy) == ("not carried", {})
     (ours / "a.py").write_text("3")
     carry.write_commit(carried, ours)
     assert not carried.exists()
