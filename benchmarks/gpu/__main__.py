@@ -120,8 +120,7 @@ def code() -> Iterator[Figure]:
         for each in work.convolutions(Passes(SIZE, batch), launch=True):
             found = read(each.launch.compiled)
             warps = each.launch.arguments["num_warps"]
-            blocks = each.launch.programs // each.launch.grid[0]
-            executed += each.steps * blocks * found.loop * warps
+            executed += each.steps * each.launch.grid[1] * found.loop * warps
             products += each.products
             barriers = max(barriers, found.barriers)
         instructions.append(executed / (products / work.WARP))

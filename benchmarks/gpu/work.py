@@ -82,12 +82,15 @@ class Work:
         Matrix products of all tiles, one after the other, for one block of output channels.
     longest : int
         Those of the program that has most.
+    programs : int
+        Programs with at least one step.
     """
 
     launch: Launch
     pairs: int
     steps: int
     longest: int
+    programs: int
 
     @property
     def products(self) -> int:
@@ -108,12 +111,15 @@ def _work(launch: Launch) -> Work:
     depth, rows = constants["BLOCK_K"], constants["rows"]
     chunks = sum(-(-constants[source] // depth) for source in ("FIRST", "SECOND"))
     if constants["IDENTITY"]:
-        return Work(launch, rows, launch.grid[0] * chunks, chunks)
-    counts = constants["counts"]
+        return Work(launch, rows, launch.grid[0] * chunks, chunks, launch.programs)
+    _, columns, most = launch.grid
+    steps = constants["counts"] * chunks
+    parts = (steps // constants["LEAST"]).clamp(1, most)  # as the kernel shares the steps
+    longest = int((-(-steps // parts)).max())
     pairs = int((constants["table"] >= 0).sum())
-    return Work(launch, pairs, int(counts.sum()) * chunks, int(counts.max()) * chunks)
+    return Work(launch, pairs, int(steps.sum()), longest, int(parts.sum()) * columns)
 
 
 def fewest_programs(found: list[Work]) -> int:
     """Return the fewest programs of a 3x3x3 convolution."""
-    return min(work.launch.programs for work in found if work.launch.arguments["TAPS"] == 27)
+    return min(work.programs for work in found if work.launch.arguments["TAPS"] == 27)

@@ -11,6 +11,15 @@ import torch
 TILES = ((16384, 64), (0, 32))
 """(least rows of a map, rows per tile): with few rows, small tiles occupy more of the GPU."""
 
+PROGRAMS = 528
+"""Programs up to which the steps of a tile are split: four per multiprocessor of a large GPU."""
+
+LEAST_STEPS = 5
+"""Fewest steps of a program, unless its tile has fewer: adding the parts takes as long as some."""
+
+PRODUCT_PROGRAMS = 1024
+"""Desired number of programs of a weight gradient."""
+
 HAS_FP32_PRECISION = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 """Whether torch has the newer interface to the precision of products, since version 2.9."""
 
@@ -54,6 +63,29 @@ class ProductBlocks(NamedTuple):
 def tile_rows(rows: int) -> int:
     """Return the number of output rows that one program computes."""
     return next(tile for least, tile in TILES if rows >= least)
+
+
+def splits(blocks: int, steps: int) -> int:
+    """Return the number of programs of a block of sums.
+
+    Parameters
+    ----------
+    blocks : int
+        Number of tiles times that of blocks of columns.
+    steps : int
+        Most matrix products of a block that are added one after the other.
+    """
+    return max(1, min(PROGRAMS // blocks, steps // LEAST_STEPS))
+
+
+def runs_per_share(runs: int, blocks: int) -> int:
+    """Return the number of runs that a program of a weight gradient of so many blocks adds."""
+    return -(-runs // min(runs, max(1, PRODUCT_PROGRAMS // blocks)))
+
+
+def workspace_size(blocks: int, parts: int, values: int) -> int:
+    """Return the number of values of the parts of all blocks of sums; one part needs none."""
+    return blocks * parts * values * min(parts - 1, 1)
 
 
 def dot_precision(dtype: torch.dtype) -> str:

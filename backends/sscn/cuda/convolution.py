@@ -4,7 +4,7 @@ One program computes a tile of output rows. It loops over the taps that any row 
 gathers the input rows of a tap directly into an operand of the matrix product, with batch
 normalisation and activation applied, and accumulates in float32 registers. The result is stored
 once, after the residual is added and the sums of the tile are computed. The sums of tiles are added
-in a fixed order.
+in a fixed order. Where tiles are few, several programs share the taps of a tile (``splitting``).
 """
 
 from __future__ import annotations
@@ -17,8 +17,17 @@ import triton.language as tl
 from torch import Tensor
 
 from backends.contract import Unsupported
-from backends.sscn.cuda.blocks import convolution_blocks, dot_precision, tile_rows
+from backends.sscn.cuda.blocks import (
+    LEAST_STEPS,
+    Blocks,
+    convolution_blocks,
+    dot_precision,
+    splits,
+    tile_rows,
+    workspace_size,
+)
 from backends.sscn.cuda.launching import INTERPRETED, cdiv, launch, on_device_of_first
+from backends.sscn.cuda.splitting import is_last, number_of_parts, sum_of_parts, tickets
 from backends.sscn.kernel_map import GatherMap
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -61,15 +70,15 @@ def multiply(a, b, total, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 
 @triton.jit
 def _accumulate(
-    total, source, scale, shift, weight, table, taps, count, position, inside, column, rows,
+    total, source, scale, shift, weight, table, taps, start, stop, position, inside, column, rows,
     FIRST: tl.constexpr, CHANNELS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
     TAPS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, NORM: tl.constexpr,
     SLOPE: tl.constexpr, TRANSPOSED: tl.constexpr, MIRRORED: tl.constexpr,
     IDENTITY: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Add the products of one source, which is the input from channel FIRST on."""
+    """Add some steps of one source, which is the input from channel FIRST on."""
     chunks: tl.constexpr = (CHANNELS + BLOCK_K - 1) // BLOCK_K
-    for step in range(count * chunks):
+    for step in range(start, stop):
         channel = (step % chunks) * BLOCK_K + tl.arange(0, BLOCK_K)
         if IDENTITY:
             tap = 0
@@ -98,11 +107,11 @@ def _accumulate(
 
 @triton.jit(do_not_specialize=["rows"])
 def convolve_tile(
-    x, skip, scale, shift, weight, table, order, taps, counts, residual, out, sums, rows,
-    FIRST: tl.constexpr, SECOND: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
+    x, skip, scale, shift, weight, table, order, taps, counts, residual, out, sums, workspace,
+    ticket, rows, FIRST: tl.constexpr, SECOND: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr,
-    SLOPE: tl.constexpr, RESIDUAL: tl.constexpr, STATISTICS: tl.constexpr,
-    IDENTITY: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    SLOPE: tl.constexpr, RESIDUAL: tl.constexpr, STATISTICS: tl.constexpr, IDENTITY: tl.constexpr,
+    SPLIT: tl.constexpr, LEAST: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Convolve into BLOCK_M output rows and BLOCK_N output channels."""
     tile = tl.program_id(0).to(tl.int64)
@@ -114,20 +123,39 @@ def convolve_tile(
         row = position
     else:
         count = tl.load(counts + tile)
-        row = tl.load(order + position, mask=inside, other=0)
         taps += tile * TAPS
+    start, stop = 0, count * ((FIRST + BLOCK_K - 1) // BLOCK_K)
+    second_start, second_stop = 0, count * ((SECOND + BLOCK_K - 1) // BLOCK_K)
+    if SPLIT:
+        parts = number_of_parts(stop + second_stop, LEAST)
+        part = tl.program_id(2)
+        if part >= parts:
+            return
+        low = (stop + second_stop) * part // parts
+        high = (stop + second_stop) * (part + 1) // parts
+        start, second_start = tl.minimum(low, stop), tl.maximum(low - stop, 0)
+        second_stop, stop = tl.maximum(high - stop, 0), tl.minimum(high, stop)
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     total = _accumulate(
-        total, x, scale, shift, weight, table, taps, count, position, inside, column, rows,
+        total, x, scale, shift, weight, table, taps, start, stop, position, inside, column, rows,
         0, FIRST, FIRST + SECOND, OUT, TAPS, BLOCK_K, BLOCK_N, NORM, SLOPE,
         False, False, IDENTITY, PRECISION, UPCAST,
     )  # fmt: skip
     if SECOND > 0:
         total = _accumulate(
-            total, skip, scale, shift, weight, table, taps, count, position, inside, column, rows,
-            FIRST, SECOND, FIRST + SECOND, OUT, TAPS, BLOCK_K, BLOCK_N, NORM, SLOPE,
-            False, False, IDENTITY, PRECISION, UPCAST,
+            total, skip, scale, shift, weight, table, taps, second_start, second_stop, position,
+            inside, column, rows, FIRST, SECOND, FIRST + SECOND, OUT, TAPS, BLOCK_K, BLOCK_N, NORM,
+            SLOPE, False, False, IDENTITY, PRECISION, UPCAST,
         )  # fmt: skip
+    if SPLIT:  # noqa: SIM102 (a constant of the kernel is tested by itself)
+        if parts > 1:
+            block = tile * tl.num_programs(1) + tl.program_id(1)
+            workspace += block * tl.num_programs(2) * (BLOCK_M * BLOCK_N)
+            if not is_last(total, workspace, ticket + block, part, parts, BLOCK_M, BLOCK_N):
+                return
+            total = sum_of_parts(workspace, ticket + block, parts, BLOCK_M, BLOCK_N)
+    if not IDENTITY:
+        row = tl.load(order + position, mask=inside, other=0)
     valid = inside[:, None] & (column < OUT)[None, :]
     where = row[:, None] * OUT + column[None, :]
     if RESIDUAL:
@@ -151,11 +179,11 @@ def convolve_tile(
 
 @triton.jit(do_not_specialize=["rows"])
 def input_gradient_tile(
-    grad, x, skip, scale, shift, weight, table, order, taps, counts, to_x, to_skip, sums, rows,
-    FIRST: tl.constexpr, SECOND: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
+    grad, x, skip, scale, shift, weight, table, order, taps, counts, to_x, to_skip, sums, workspace,
+    ticket, rows, FIRST: tl.constexpr, SECOND: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr,
-    SLOPE: tl.constexpr, MIRRORED: tl.constexpr, IDENTITY: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    SLOPE: tl.constexpr, MIRRORED: tl.constexpr, IDENTITY: tl.constexpr, SPLIT: tl.constexpr,
+    LEAST: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Convolve a gradient of OUT channels back to BLOCK_M input rows and BLOCK_N channels."""
     channels: tl.constexpr = FIRST + SECOND
@@ -168,14 +196,29 @@ def input_gradient_tile(
         row = position
     else:
         count = tl.load(counts + tile)
-        row = tl.load(order + position, mask=inside, other=0)
         taps += tile * TAPS
+    start, stop = 0, count * ((OUT + BLOCK_K - 1) // BLOCK_K)
+    if SPLIT:
+        parts = number_of_parts(stop, LEAST)
+        part = tl.program_id(2)
+        if part >= parts:
+            return
+        start, stop = stop * part // parts, stop * (part + 1) // parts
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     total = _accumulate(
-        total, grad, scale, shift, weight, table, taps, count, position, inside, column, rows,
+        total, grad, scale, shift, weight, table, taps, start, stop, position, inside, column, rows,
         0, OUT, OUT, channels, TAPS, BLOCK_K, BLOCK_N, False, 0.0,
         True, MIRRORED, IDENTITY, PRECISION, UPCAST,
     )  # fmt: skip
+    if SPLIT:  # noqa: SIM102 (a constant of the kernel is tested by itself)
+        if parts > 1:
+            block = tile * tl.num_programs(1) + tl.program_id(1)
+            workspace += block * tl.num_programs(2) * (BLOCK_M * BLOCK_N)
+            if not is_last(total, workspace, ticket + block, part, parts, BLOCK_M, BLOCK_N):
+                return
+            total = sum_of_parts(workspace, ticket + block, parts, BLOCK_M, BLOCK_N)
+    if not IDENTITY:
+        row = tl.load(order + position, mask=inside, other=0)
     in_x = inside[:, None] & (column < FIRST)[None, :]
     where_x = row[:, None] * FIRST + column[None, :]
     in_skip = inside[:, None] & ((column >= FIRST) & (column < channels))[None, :]
@@ -237,15 +280,17 @@ def convolve_in_parts(
         precision = dot_precision(x.dtype)
         sources = (first, second) if second else (first,)
         shape = convolution_blocks(rows, sources, channels, x.dtype, precision)
+        columns = cdiv(channels, shape.columns)
+        parts, parts_of_sums = _parts(x, gather_map, shape, columns, sources)
         launch(
-            convolve_tile, (tiles, cdiv(channels, shape.columns)),
+            convolve_tile, (tiles, columns, parts),
             x.contiguous(), _or(skip, x), _or(scale, x), _or(shift, x), weight.contiguous(),
-            *map_tensors(gather_map, x), _or(residual, x), out, sums, rows,
-            FIRST=first, SECOND=second, OUT=channels, TAPS=taps,
+            *map_tensors(gather_map, x), _or(residual, x), out, sums, parts_of_sums, tickets(x),
+            rows, FIRST=first, SECOND=second, OUT=channels, TAPS=taps,
             BLOCK_M=shape.rows, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
             NORM=scale is not None, SLOPE=slope, RESIDUAL=residual is not None,
-            STATISTICS=statistics, IDENTITY=not gather_map.tensors, **arithmetic(x, precision),
-            num_warps=shape.warps, num_stages=STAGES,
+            STATISTICS=statistics, IDENTITY=not gather_map.tensors, SPLIT=parts > 1,
+            LEAST=LEAST_STEPS, **arithmetic(x, precision), num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip
     return out, sums
 
@@ -284,16 +329,32 @@ def input_gradient_in_parts(
     if rows:
         precision = dot_precision(x.dtype)
         shape = convolution_blocks(rows, (outputs,), channels, x.dtype, precision)
+        columns = cdiv(channels, shape.columns)
+        parts, parts_of_sums = _parts(x, gather_map, shape, columns, (outputs,))
         launch(
-            input_gradient_tile, (tiles, cdiv(channels, shape.columns)),
+            input_gradient_tile, (tiles, columns, parts),
             grad.contiguous(), x.contiguous(), _or(skip, x), _or(scale, x), _or(shift, x),
-            weight.contiguous(), *map_tensors(gather_map, x), to_x, to_skip, sums, rows,
-            FIRST=first, SECOND=second, OUT=outputs, TAPS=taps,
+            weight.contiguous(), *map_tensors(gather_map, x), to_x, to_skip, sums, parts_of_sums,
+            tickets(x), rows, FIRST=first, SECOND=second, OUT=outputs, TAPS=taps,
             BLOCK_M=shape.rows, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
             NORM=norm, SLOPE=slope, MIRRORED=mirrored, IDENTITY=not gather_map.tensors,
-            **arithmetic(x, precision), num_warps=shape.warps, num_stages=STAGES,
+            SPLIT=parts > 1, LEAST=LEAST_STEPS, **arithmetic(x, precision),
+            num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip
     return to_x, to_skip, sums
+
+
+def _parts(
+    x: Tensor, gather_map: GatherMap, shape: Blocks, columns: int, sources: tuple[int, ...]
+) -> tuple[int, Tensor]:
+    """Return the number of programs of a block of sums, and the workspace for their parts."""
+    if not gather_map.tensors:
+        return 1, x.new_empty((0,), dtype=torch.float32)
+    blocks = cdiv(gather_map.rows, shape.rows) * columns
+    chunks = sum(cdiv(channels, shape.depth) for channels in sources)
+    parts = splits(blocks, gather_map.taps * chunks)
+    size = workspace_size(blocks, parts, shape.rows * shape.columns)
+    return parts, x.new_empty((size,), dtype=torch.float32)
 
 
 def check(

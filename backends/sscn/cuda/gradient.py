@@ -1,4 +1,4 @@
-"""The weight gradient, in two stages of fixed order, and the gradient through statistics."""
+"""The weight gradient, added in fixed order, and the gradient through statistics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from backends.sscn.cuda.blocks import dot_precision, product_blocks
+from backends.sscn.cuda.blocks import dot_precision, product_blocks, runs_per_share, workspace_size
 from backends.sscn.cuda.convolution import (
     STAGES,
     arithmetic,
@@ -21,6 +21,7 @@ from backends.sscn.cuda.convolution import (
     multiply,
 )
 from backends.sscn.cuda.launching import cdiv, launch, on_device_of_first
+from backends.sscn.cuda.splitting import is_last, sum_of_parts, tickets
 from backends.sscn.kernel_map import GatherMap
 from backends.sscn.layerwise import added
 
@@ -29,9 +30,6 @@ RUN = 512
 
 PAIRS = 32
 """Pairs over which one matrix product sums."""
-
-PROGRAMS = 1024
-"""Desired number of programs: a few per multiprocessor of a large GPU."""
 
 ELEMENTS = 1024
 """Values per program of an elementwise kernel."""
@@ -56,13 +54,17 @@ def list_pairs(table, pairs, counts, rows, RUN: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows", "runs", "share"])
 def weight_gradient_share(
-    source, scale, shift, grad, table, order, pairs, counts, partial, rows, runs, share,
+    source, scale, shift, grad, table, order, pairs, counts, to_weight, workspace, ticket, rows,
+    runs, share,
     FIRST: tl.constexpr, CHANNELS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_R: tl.constexpr, RUN: tl.constexpr,
-    NORM: tl.constexpr, SLOPE: tl.constexpr, IDENTITY: tl.constexpr, PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
+    NORM: tl.constexpr, SLOPE: tl.constexpr, IDENTITY: tl.constexpr, SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Sum the outer products of one tap over a share of the runs, for a block of channels."""
+    """Sum the outer products of one tap over a share of the runs, for a block of channels.
+
+    The last program of a block adds the shares of all.
+    """
     tap = tl.program_id(1).to(tl.int64)
     blocks_in: tl.constexpr = (CHANNELS + BLOCK_I - 1) // BLOCK_I
     channel = (tl.program_id(2) % blocks_in) * BLOCK_I + tl.arange(0, BLOCK_I)
@@ -92,9 +94,17 @@ def weight_gradient_share(
             valid = in_range[:, None] & (column < OUT)[None, :]
             b = tl.load(grad + row[:, None] * OUT + column[None, :], mask=valid, other=0.0)
             total = multiply(tl.trans(a), b, total, PRECISION, UPCAST)
-    partial += (tl.program_id(0) * tl.num_programs(1) + tap) * (IN * OUT)
-    where = (FIRST + channel)[:, None] * OUT + column[None, :]
-    tl.store(partial + where, total, mask=(channel < CHANNELS)[:, None] & (column < OUT)[None, :])
+    if SPLIT:
+        shares = tl.num_programs(0)
+        block = tap * tl.num_programs(2) + tl.program_id(2)
+        workspace += block * shares * (BLOCK_I * BLOCK_O)
+        ticket += block
+        if not is_last(total, workspace, ticket, tl.program_id(0), shares, BLOCK_I, BLOCK_O):
+            return
+        total = sum_of_parts(workspace, ticket, shares, BLOCK_I, BLOCK_O)
+    where = tap * (IN * OUT) + (FIRST + channel)[:, None] * OUT + column[None, :]
+    inside = (channel < CHANNELS)[:, None] & (column < OUT)[None, :]
+    tl.store(to_weight + where, total.to(to_weight.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -163,11 +173,12 @@ def weight_gradient(
     if gather_map.tensors:
         pairs, counts = _listed(table)
     shapes = [product_blocks(each.shape[1], outputs, x.dtype, precision) for each in sources]
-    blocks = max(shape.blocks for shape in shapes)
-    shares = min(runs, max(1, PROGRAMS // (taps * blocks)))
-    share = cdiv(runs, shares)
-    shares = cdiv(runs, share)
-    partial = x.new_empty((shares, taps, channels, outputs), dtype=torch.float32)
+    blocks = taps * max(shape.blocks for shape in shapes)
+    per_share = runs_per_share(runs, blocks)
+    shares = cdiv(runs, per_share)
+    values = max(shape.inputs * shape.outputs for shape in shapes)
+    parts = x.new_empty((workspace_size(blocks, shares, values),), dtype=torch.float32)
+    to_weight = x.new_empty((taps, channels, outputs))
     first = 0
     for source, shape in zip(sources, shapes, strict=True):
         width = source.shape[1]
@@ -175,14 +186,14 @@ def weight_gradient(
             weight_gradient_share, (shares, taps, shape.blocks),
             source.contiguous(), x if scale is None else scale.contiguous(),
             x if shift is None else shift.contiguous(), grad, table, order, pairs, counts,
-            partial, rows, runs, share,
+            to_weight, parts, tickets(x), rows, runs, per_share,
             FIRST=first, CHANNELS=width, IN=channels, OUT=outputs,
             BLOCK_I=shape.inputs, BLOCK_O=shape.outputs, BLOCK_R=PAIRS, RUN=RUN,
-            NORM=scale is not None, SLOPE=slope, IDENTITY=not gather_map.tensors,
+            NORM=scale is not None, SLOPE=slope, IDENTITY=not gather_map.tensors, SPLIT=shares > 1,
             **arithmetic(x, precision), num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip
         first += width
-    return partial.sum(0).to(x.dtype)
+    return to_weight
 
 
 def _listed(table: Tensor) -> tuple[Tensor, Tensor]:

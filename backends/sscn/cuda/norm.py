@@ -33,6 +33,18 @@ def add_parts(
     return tl.sum(total, 0)
 
 
+@triton.jit(do_not_specialize=["parts"])
+def add_groups(sums, total, parts, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr):
+    """Add each group of parts (parts, WIDTH) of sums."""
+    group = tl.program_id(0)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    in_range = column < WIDTH
+    part = group * GROUP + tl.arange(0, GROUP)
+    valid = (part < parts)[:, None] & in_range[None, :]
+    each = tl.load(sums + part[:, None] * WIDTH + column[None, :], mask=valid, other=0.0)
+    tl.store(total + group * WIDTH + column, tl.sum(each, 0), mask=in_range)
+
+
 @triton.jit(do_not_specialize=["parts", "second_parts", "rows"])
 def fold_channels(
     sums, second_sums, weight, bias, running_mean, running_var, scale, shift, moments,
@@ -150,5 +162,12 @@ def _few_parts(sums: Tensor) -> Tensor:
     if sums.dim() == 2:
         sums = sums[None]
     elif sums.shape[0] > MOST_PARTS:
-        sums = sums.sum(0, keepdim=True)
+        parts, _, channels = sums.shape
+        groups, width = cdiv(parts, PARTS), 2 * channels
+        total = sums.new_empty((groups, 2, channels))
+        launch(
+            add_groups, (groups, cdiv(width, CHANNELS)), sums.contiguous(), total, parts,
+            WIDTH=width, BLOCK=CHANNELS, GROUP=PARTS,
+        )  # fmt: skip
+        return total
     return sums.contiguous()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 triton = pytest.importorskip("triton")
 
@@ -20,7 +22,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from backends.sscn.cuda import blocks, launching, maps, norm  # noqa: E402
+from backends.sscn.cuda import blocks, launching, maps, norm, splitting  # noqa: E402
 from backends.sscn.kernel_map import GatherMap, identity  # noqa: E402
 from backends.sscn.selection import choose, load  # noqa: E402
 
@@ -112,6 +114,18 @@ def check_launches(launches, capability, *expected):
         # Memory that Triton's allocator would provide, which a CUDA graph cannot hold.
         assert getattr(compiled.metadata, "global_scratch_size", 0) == 0
         assert stack_bytes(compiled) <= STACK, f"{launch[0].__name__} {launch[2]}"
+        if launch[2].get("SPLIT"):
+            check_ticket(compiled.asm["ptx"])
+
+
+def check_ticket(ptx):
+    """Check that a part is stored before the ticket is taken, and that others are read after it."""
+    before, after = ptx.split("atom.global.gpu.acq_rel.add.u32")
+    _, _, between = before.rpartition("st.global")
+    assert "bar.sync" in between
+    of_others, _, _ = after.partition("st.global.v")
+    assert "bar.sync" in of_others
+    assert "ld.global.cg" in of_others
 
 
 def map_of(rows, taps):
@@ -153,17 +167,17 @@ LAYER = (
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "tf32", "slope"),
+    ("capability", "dtype", "tf32", "slope", "rows"),
     [
-        (80, torch.float32, False, 0.0),
-        (90, torch.float32, True, 0.33),
-        (80, torch.float16, False, 0.33),
-        (90, torch.bfloat16, False, 0.0),
+        (80, torch.float32, False, 0.0, 1000),
+        (90, torch.float32, True, 0.33, 20000),
+        (80, torch.float16, False, 0.33, 20000),
+        (90, torch.bfloat16, False, 0.0, 1000),
     ],
 )
-def test_a_training_step_of_a_layer(launches, capability, dtype, tf32, slope):
+def test_a_training_step_of_a_layer(launches, capability, dtype, tf32, slope, rows):
     torch.backends.cuda.matmul.allow_tf32 = tf32
-    train_layer((16, 16, 16), 27, dtype, slope=slope)
+    train_layer((16, 16, 16), 27, dtype, rows, slope)
     check_launches(launches, capability, *LAYER)
 
 
@@ -222,7 +236,8 @@ def test_the_norm(launches, capability):
     both, half = torch.empty(96), torch.empty((9, 2, 48), dtype=torch.float64)
     norm.fold(half, both, both, both, both, 1000, 1e-4, 0.01, half)
     norm.fold_gradient(moments, each, moments, 1000)
-    check_launches(launches, capability, "fold_channels", "fold_channels_gradient")
+    norm.fold_gradient(torch.empty((5000, 2, 48), dtype=torch.float64), each, moments, 1000)
+    check_launches(launches, capability, "fold_channels", "fold_channels_gradient", "add_groups")
 
 
 @pytest.mark.parametrize(
@@ -231,6 +246,26 @@ def test_the_norm(launches, capability):
 def test_columns_pad_little_and_gather_once_where_they_can(outputs, columns):
     shape = blocks.convolution_blocks(50000, (64,), outputs, torch.float16, "ieee")
     assert shape.columns == columns
+
+
+@given(blocks_of_sums=st.integers(1, 5000), steps=st.integers(0, 1000))
+def test_steps_are_split_only_where_programs_are_few(blocks_of_sums, steps):
+    parts = blocks.splits(blocks_of_sums, steps)
+    assert parts >= 1
+    assert blocks.workspace_size(blocks_of_sums, 1, 512) == 0
+    if parts > 1:
+        assert blocks_of_sums * parts <= blocks.PROGRAMS
+        assert steps >= parts * blocks.LEAST_STEPS
+        assert blocks_of_sums <= splitting.TICKETS
+        assert blocks.workspace_size(blocks_of_sums, parts, 512) == blocks_of_sums * parts * 512
+
+
+@given(runs=st.integers(1, 10**6), blocks_of_sums=st.integers(1, 5000))
+def test_shares_of_runs_cover_them_all(runs, blocks_of_sums):
+    share = blocks.runs_per_share(runs, blocks_of_sums)
+    shares = -(-runs // share)
+    assert shares == 1 or shares * blocks_of_sums <= blocks.PRODUCT_PROGRAMS
+    assert shares == 1 or blocks_of_sums <= splitting.TICKETS
 
 
 @pytest.mark.parametrize(

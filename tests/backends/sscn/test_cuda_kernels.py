@@ -25,7 +25,7 @@ if not INTERPRETED and not torch.cuda.is_available():
 from backends import network, weights  # noqa: E402
 from backends.contract import InvalidBatch, NormConfig, Unsupported, master_dtype  # noqa: E402
 from backends.sscn import adapter  # noqa: E402
-from backends.sscn.cuda import blocks, maps  # noqa: E402
+from backends.sscn.cuda import blocks, convolution, maps, splitting  # noqa: E402
 from backends.sscn.deferred_layer import Rows  # noqa: E402
 from backends.sscn.kernel_map import GatherMap, KernelMap, identity, morton  # noqa: E402
 from backends.sscn.norm import Norm, differentiable  # noqa: E402
@@ -503,11 +503,61 @@ def test_views_that_are_not_contiguous_are_read_right():
     assert torch.equal(layer.forward(cuda)[0], expected)
 
 
-def test_weight_gradient_of_many_runs(monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("widths", [(16, 0, 16), (16, 80, 7)], ids=str)
+def test_weight_gradient_of_many_runs(widths, precision, monkeypatch):
     monkeypatch.setattr("backends.sscn.cuda.gradient.RUN", 32)
-    layer = Layer("inverse", "fp32", (16, 0, 16), count=90, size=14)
+    layer = Layer("inverse", precision, widths, count=90, size=14)
     assert layer.exact.forward.rows > 64
-    assert_close(layer.to_weight(cuda), layer.to_weight(reference), BOUNDS["fp32"])
+    found = layer.to_weight(cuda)
+    assert found.dtype == layer.dtype
+    assert_close(found, layer.to_weight(reference), BOUNDS[precision])
+    assert torch.equal(layer.to_weight(cuda), found)
+    assert not splitting.tickets(layer.x).any()
+
+
+@pytest.fixture(params=[2, 7])
+def split_tiles(request, monkeypatch):
+    """Have the steps of each tile shared by up to so many programs."""
+    monkeypatch.setattr(convolution, "splits", lambda blocks, steps: request.param)
+    monkeypatch.setattr(convolution, "LEAST_STEPS", 1)
+
+
+@pytest.mark.parametrize("kind", ["submanifold", "strided", "inverse", "ordinary"])
+def test_tiles_of_several_programs_agree_with_float64(kind, split_tiles):
+    layer = Layer(kind, "fp32", (16, 32, 40), count=70, slope=0.33)
+    check_layer(layer, BOUNDS["fp32"])
+    assert not splitting.tickets(layer.x).any()
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
+def test_tiles_of_several_programs_in_every_precision(precision, split_tiles, switch_tf32):
+    switch_tf32(precision)
+    check_layer(Layer("submanifold", precision, (16, 0, 16)), BOUNDS[precision])
+
+
+def test_tiles_of_several_programs_give_the_same_bits(split_tiles):
+    layer = Layer("submanifold", "fp32", (16, 16, 80), count=200, size=20)
+    for compute in (layer.forward, layer.to_input):
+        first = compute(cuda)
+        for _ in range(1 if INTERPRETED else 50):  # programs finish in another order
+            for once, again in zip(first, compute(cuda), strict=True):
+                assert torch.equal(once, again)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs streams")
+def test_tickets_of_two_streams_are_apart():
+    layer = Layer("submanifold", "fp32", (16, 0, 16), dim=3, size=24, count=2000)
+    expected, _ = layer.forward(cuda)
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    torch.cuda.synchronize()
+    found = []
+    for _ in range(20):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                found.append(layer.forward(cuda)[0])
+    torch.cuda.synchronize()
+    assert all(torch.equal(each, expected) for each in found)
 
 
 @pytest.mark.parametrize("kind", ["submanifold", "strided", "inverse", "linear"])
