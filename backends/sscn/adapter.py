@@ -73,14 +73,13 @@ class Backend(TorchArithmetic):
         self._depth = 0
 
     def network(self, config: UResNetConfig) -> UResNet:
-        """Return the UResNet; on the CPU, passes without gradients are planned."""
+        """Return the UResNet; its passes are planned where a kernel set has plans."""
         self._depth = config.depth
-        products = getattr(self.graph.kernels, "products", None)
-        if products is None:
+        if self.kernel_set == "reference" or not selection.is_compiled():
             return UResNet(self, config)
         from backends.sscn.planned_network import PlannedUResNet
 
-        return PlannedUResNet(self, config, products)
+        return PlannedUResNet(self, config)
 
     def precision_readback(self) -> dict[str, Any]:
         """Return torch's precision settings, the kernels in use, and how the last pass ran."""

@@ -48,7 +48,8 @@ class CoordinateManager:
     Attributes
     ----------
     planned : tuple or None
-        The plan that has run on these sites, and the maps that it built.
+        What plans keep with these sites: the plan that has run on them and the maps that it built,
+        or the sizes and addresses of the maps.
     """
 
     def __init__(
@@ -67,6 +68,10 @@ class CoordinateManager:
         self._depth = depth
         self.planned: tuple[Any, Any] | None = None
         self._input_orders: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def rows(self, level: int) -> int:
+        """Return the number of sites of a level."""
+        return len(self.levels[level].keys)
 
     def submanifold(self, level: int, kernel_size: int) -> KernelMap:
         """Return the map from the sites of a level to themselves."""

@@ -169,7 +169,7 @@ class Linear(_KernelMapLayer):
 
     def forward(self, x: SiteTensor) -> SiteTensor:
         """Multiply the rows."""
-        rows = len(x.coordinates.levels[x.level].keys)
+        rows = x.coordinates.rows(x.level)
         out = self.launch(x, identity(rows), x.level)
         out.bias = self.bias
         return out

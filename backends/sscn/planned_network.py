@@ -1,4 +1,4 @@
-"""The UResNet of the engine on the CPU: its passes are planned once.
+"""The UResNet of the engine with compiled kernels: its passes are planned once.
 
 A planned pass has the bits of a pass layer by layer. Where a plan cannot serve, for example because
 a module has a hook, the layers run as in any other network; ``last_pass`` of the backend has the
@@ -16,17 +16,16 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from backends.sscn.coordinates import CoordinateManager
-from backends.sscn.cpu.encoding import Products
-from backends.sscn.cpu.plan import Plan, Recording, Unplannable
-from backends.sscn.deferred import DeferredGraph
-from backends.sscn.deferred_layer import DeferredLayer, InputNorm, Rows
-from backends.sscn.kernel_map import KernelMap
+from backends.sscn.cpu.plan import Plan
+from backends.sscn.deferred_layer import Rows
 from backends.sscn.layers import SiteTensor
 from backends.sscn.norm import Norm
+from backends.sscn.recording import Recording, RecordingGraph, Unplannable
 from backends.uresnet import UResNet, UResNetConfig
 
 if TYPE_CHECKING:
     from backends.sscn.adapter import Backend
+    from backends.sscn.cuda.plan import LaunchPlans
 
 PLANNED = "planned"
 """The value of ``last_pass`` after a planned pass."""
@@ -45,17 +44,14 @@ class PlannedUResNet(UResNet):
     Parameters
     ----------
     backend : Backend
-        The engine, with one of the kernel sets of the CPU.
+        The engine, with one of the kernel sets of the CPU or with ``cuda``.
     config : UResNetConfig
         Its size.
-    products : Products
-        Rounding of factors.
     """
 
-    def __init__(self, backend: Backend, config: UResNetConfig, products: Products) -> None:
+    def __init__(self, backend: Backend, config: UResNetConfig) -> None:
         super().__init__(backend, config)
         self._engine = backend
-        self._products = products
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -101,37 +97,40 @@ class PlannedUResNet(UResNet):
         plan = self._plans.get(training)
         if plan is None or not plan.update():
             self._plans.pop(training, None)
-            reason = self._make(training)
+            reason = self._make(training, x)
         return reason or self._plans[training].refuse(x)
 
-    def _make(self, training: bool) -> str:
+    def _make(self, training: bool, x: SiteTensor) -> str:
         """Plan the network; return why it cannot be planned, which is kept for these weights."""
         weights = [(each.data_ptr(), each.dtype, each.requires_grad) for each in self.parameters()]
         before = self._refusals.get(training)
         if before is not None and before[0] == weights:
             return before[1]
         try:
-            self._plans[training] = _CheckedPlan(self, self._plan(training))
+            self._plans[training] = _CheckedPlan(self, self._plan(training, x))
         except Unplannable as error:
             self._refusals[training] = weights, str(error)
             return str(error)
         return ""
 
-    def _plan(self, training: bool) -> Plan:
-        """Record the layers on a few sites, and plan them."""
-        recording = _RecordingGraph(self._engine.graph)
-        dim, config = self._engine.dim, self.config
-        channels = max(2 * config.channels(config.depth - 1), config.classes, config.in_channels)
-        sites, size = recording_sites(dim, config.depth, channels)
-        keys, order = recording.kernels.sort_sites(sites, size)
-        coordinates = CoordinateManager(keys, order, size, dim, recording)
-        features = torch.zeros(len(sites), config.in_channels)
-        x = SiteTensor(coordinates, 0, (Rows(features),))
+    def _plan(self, training: bool, x: SiteTensor) -> Plan | LaunchPlans:
+        """Plan the network; on a GPU for the sizes of an input."""
+        weights = [*self.parameters(), *self.buffers()]
+        products = getattr(self._engine.graph.kernels, "products", None)
+        if products is not None:
+            recording = self._record(_few_sites(self._engine, self.config))
+            return Plan(recording, products, weights, training)
+        from backends.sscn.cuda.plan import LaunchPlans
+
+        return LaunchPlans(self._record, weights, training, x, self.config.depth)
+
+    def _record(self, x: SiteTensor) -> Recording:
+        """Record the layers on an input, whose graph is a ``RecordingGraph``."""
+        graph = x.coordinates.graph
+        assert isinstance(graph, RecordingGraph)
         logits = self.apply_layers(x)
         _ = logits.unbiased  # records the last layer
-        weights = [*self.parameters(), *self.buffers()]
-        recorded = Recording(x, logits, recording.layers)
-        return Plan(recorded, self._products, weights, training)
+        return Recording(x, logits, graph.layers)
 
 
 class _PlannedPasses(torch.autograd.Function):
@@ -160,37 +159,15 @@ class _PlannedPasses(torch.autograd.Function):
         return None, None, to_bias, *(found.get(slot) for slot in range(len(leaves)))
 
 
-class _RecordingGraph(DeferredGraph):
-    """Records layers without ever running them."""
-
-    def __init__(self, graph: DeferredGraph) -> None:
-        super().__init__(graph.kernels)
-        self.layers: list[DeferredLayer] = []
-
-    def record(
-        self,
-        sources: tuple[Rows, ...],
-        weight: Tensor,
-        kernel_map: KernelMap,
-        norm: InputNorm,
-        residual: Rows | None,
-        statistics: bool,
-    ) -> Rows:
-        """Record a layer, and keep it."""
-        rows = super().record(sources, weight, kernel_map, norm, residual, statistics)
-        assert rows.layer is not None
-        self.layers.append(rows.layer)
-        return rows
-
-    def run(self, last: DeferredLayer) -> None:
-        """Refuse to run a layer.
-
-        Raises
-        ------
-        Unplannable
-            Always.
-        """
-        raise Unplannable("something other than a layer reads rows between layers")
+def _few_sites(engine: Backend, config: UResNetConfig) -> SiteTensor:
+    """Return an input on the sites of ``recording_sites``."""
+    kernels = engine.graph.kernels
+    channels = max(2 * config.channels(config.depth - 1), config.classes, config.in_channels)
+    sites, size = recording_sites(engine.dim, config.depth, channels)
+    keys, order = kernels.sort_sites(sites, size)
+    graph = RecordingGraph(kernels)
+    coordinates = CoordinateManager(keys, order, size, engine.dim, graph)
+    return SiteTensor(coordinates, 0, (Rows(torch.zeros(len(sites), config.in_channels)),))
 
 
 def recording_sites(dim: int, depth: int, channels: int) -> tuple[Tensor, int]:
@@ -282,7 +259,7 @@ class _CheckedPlan:
         Its plan.
     """
 
-    def __init__(self, network: PlannedUResNet, plan: Plan) -> None:
+    def __init__(self, network: PlannedUResNet, plan: Plan | LaunchPlans) -> None:
         self.plan = plan
         self._weights = [
             (owner, name, values, values.data_ptr(), values.requires_grad)
@@ -302,6 +279,8 @@ class _CheckedPlan:
 
     def update(self) -> bool:
         """Fold norms again whose values have changed; return whether the plan is still valid."""
+        if not self.plan.is_current():
+            return False
         for owner, name, values, address, requires_grad in self._weights:
             same = owner[name] is values and values.data_ptr() == address
             if not same or values.requires_grad != requires_grad:
@@ -326,10 +305,10 @@ class _CheckedPlan:
         features = x.rows[0].features if len(x.rows) == 1 else None
         if x.level or x.norm is not None or features is None or x.coordinates.order is None:
             return "the input is no tensor of sites and features"
-        if features.dtype is not torch.float32 or not features.is_contiguous():
-            return "the features are not contiguous float32"
+        if not features.is_contiguous():
+            return "the features are not contiguous"
         if features.requires_grad:
             return "the features have gradients"
         if not len(features) or features.shape[1] != self.plan.channels:
             return "the features have another shape"
-        return ""
+        return self.plan.refuse(x)

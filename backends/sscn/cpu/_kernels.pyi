@@ -49,3 +49,29 @@ class Plan:
         threads: int,
     ) -> PlannedPass: ...
     def backward(self, passed: PlannedPass, given: Sequence[int], threads: int) -> None: ...
+
+_Three: TypeAlias = tuple[int, int, int]
+
+class LaunchedPass:
+    @property
+    def bytes(self) -> int: ...
+    def offset(self, array: int) -> int: ...
+    def run(
+        self,
+        base: int,
+        before: LaunchedPass | None,
+        base_before: int,
+        given: Sequence[int],
+        stream: int,
+    ) -> None: ...
+
+class LaunchPlan:
+    def __init__(
+        self,
+        formulas: Sequence[_Three],
+        guards: Sequence[tuple[int, int]],
+        arrays: Sequence[_Three],
+        launches: Sequence[tuple[int, Sequence[int], int, int, Sequence[_Three]]],
+    ) -> None: ...
+    def set_address(self, launch: int, argument: int, address: int) -> None: ...
+    def begin(self, rows: Sequence[int]) -> LaunchedPass | None: ...

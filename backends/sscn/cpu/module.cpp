@@ -2,6 +2,7 @@
 //
 // Arrays are passed as addresses of contiguous memory, which the Python code has checked.
 // Converting torch tensors would take longer than many of the layers.
+#include "../cuda/launches.hpp"
 #include "engine.hpp"
 #include "plan.hpp"
 #include "program.hpp"
@@ -207,4 +208,6 @@ NB_MODULE(_kernels, m) {
                         threads);
           },
           "Run the backward pass of a forward pass.");
+
+  bind_launches(m);
 }

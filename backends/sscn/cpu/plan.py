@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
 from typing import Any
@@ -31,14 +30,12 @@ from backends.sscn.cpu.program import BackwardProgram, ForwardProgram, FreeArray
 from backends.sscn.deferred_layer import (
     BatchNorm,
     DeferredLayer,
+    ScaleShift,
     computed,
     increment_versions,
 )
 from backends.sscn.layers import SiteTensor
-
-
-class Unplannable(Exception):
-    """Layers that a plan cannot run, with the reason."""
+from backends.sscn.recording import Recording, Unplannable
 
 
 class _Meaning(IntEnum):
@@ -50,40 +47,6 @@ class _Meaning(IntEnum):
     ARRAY = 3
     SAVED = 4
     GIVEN = 5
-
-
-@dataclass(frozen=True)
-class Recording:
-    """Layers that were recorded and have not run.
-
-    Attributes
-    ----------
-    x : SiteTensor
-        The input.
-    logits : SiteTensor
-        The output: a single source, with or without a bias.
-    layers : sequence of DeferredLayer
-        In the order in which they were recorded.
-    """
-
-    x: SiteTensor
-    logits: SiteTensor
-    layers: Sequence[DeferredLayer]
-
-    @property
-    def last(self) -> DeferredLayer:
-        """The layer whose rows are the output.
-
-        Raises
-        ------
-        Unplannable
-            If the output is not that of a layer.
-        """
-        logits = self.logits
-        last = logits.unbiased[0].layer
-        if logits.norm is not None or len(logits.unbiased) != 1 or logits.level or last is None:
-            raise Unplannable("the output is not that of one convolution or linear layer")
-        return last
 
 
 class Plan:
@@ -136,19 +99,15 @@ class Plan:
         self.channels = features.shape[1]
         self.bias = recording.logits.bias
         self.norms: list[tuple[Tensor, int]] = []
-        self.running: list[Tensor] = []
+        self.running = recording.running(training)
         self._shifts: dict[int, Tensor] = {}
         self.leaves: list[Tensor] = []
         self._views: list[tuple[int, torch.Size, tuple[int, ...], int, int]] = []
         self._gradient_floats: list[int] = []
         self._kept = [*weights]
-        for norm in (layer.norm for layer in recording.layers):
-            if isinstance(norm, BatchNorm) != training and norm is not None:
-                raise Unplannable("some norms are in training and others are not")
-            if isinstance(norm, BatchNorm):
-                self.running += norm.running
-            elif norm is not None:
-                self._kept += [norm.scale, norm.shift]
+        for layer in recording.layers:
+            if isinstance(layer.norm, ScaleShift):
+                self._kept += [layer.norm.scale, layer.norm.shift]
 
         maps = _Maps(coordinates)
         stream, logits = _RecordedStream(), torch.empty(rows, self.classes)
@@ -235,6 +194,16 @@ class Plan:
             position: gradients[number].as_strided(shape, stride, begin)
             for position, shape, stride, number, begin in self._views
         }
+
+    def is_current(self) -> bool:
+        """Return whether torch's settings are those with which the plan was made."""
+        return True
+
+    def refuse(self, x: SiteTensor) -> str:
+        """Return why an input cannot be planned, empty if it can."""
+        if computed(x.rows[0].features).dtype is not torch.float32:
+            return "the features are not float32"
+        return ""
 
     def run_forward(self, *arguments: Any) -> processor.PlannedPass:
         """Make the one call of C++ of a forward pass."""

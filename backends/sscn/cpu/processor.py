@@ -18,6 +18,8 @@ if getattr(_kernels, "fingerprint", None) != fingerprint():
     )
 
 from backends.sscn.cpu._kernels import (
+    LaunchedPass,
+    LaunchPlan,
     Plan,
     PlannedPass,
     block_rows,
@@ -29,6 +31,8 @@ from backends.sscn.cpu._kernels import (
 )
 
 __all__ = [
+    "LaunchPlan",
+    "LaunchedPass",
     "Plan",
     "PlannedPass",
     "block_rows",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+
+from backends.sscn.cuda.symbols import Size, cdiv, maximum, minimum
 
 TILES = ((16384, 64), (0, 32))
 """(least rows of a map, rows per tile): with few rows, small tiles occupy more of the GPU."""
@@ -60,12 +62,12 @@ class ProductBlocks(NamedTuple):
     warps: int
 
 
-def tile_rows(rows: int) -> int:
+def tile_rows(rows: int | Size) -> int:
     """Return the number of output rows that one program computes."""
     return next(tile for least, tile in TILES if rows >= least)
 
 
-def splits(blocks: int, steps: int) -> int:
+def splits(blocks: Any, steps: Any) -> Any:
     """Return the number of programs of a block of sums.
 
     Parameters
@@ -75,17 +77,17 @@ def splits(blocks: int, steps: int) -> int:
     steps : int
         Most matrix products of a block that are added one after the other.
     """
-    return max(1, min(PROGRAMS // blocks, steps // LEAST_STEPS))
+    return maximum(minimum(PROGRAMS // blocks, steps // LEAST_STEPS), 1)
 
 
-def runs_per_share(runs: int, blocks: int) -> int:
+def runs_per_share(runs: Any, blocks: Any) -> Any:
     """Return the number of runs that a program of a weight gradient of so many blocks adds."""
-    return -(-runs // min(runs, max(1, PRODUCT_PROGRAMS // blocks)))
+    return cdiv(runs, minimum(runs, maximum(PRODUCT_PROGRAMS // blocks, 1)))
 
 
-def workspace_size(blocks: int, parts: int, values: int) -> int:
+def workspace_size(blocks: Any, parts: Any, values: Any) -> Any:
     """Return the number of values of the parts of all blocks of sums; one part needs none."""
-    return blocks * parts * values * min(parts - 1, 1)
+    return blocks * parts * values * minimum(parts - 1, 1)
 
 
 def dot_precision(dtype: torch.dtype) -> str:
@@ -102,14 +104,14 @@ def dot_precision(dtype: torch.dtype) -> str:
 
 @functools.cache
 def convolution_blocks(
-    rows: int, sources: tuple[int, ...], outputs: int, dtype: torch.dtype, precision: str
+    tile: int, sources: tuple[int, ...], outputs: int, dtype: torch.dtype, precision: str
 ) -> Blocks:
     """Choose the blocks of a convolution.
 
     Parameters
     ----------
-    rows : int
-        Output rows of the whole map.
+    tile : int
+        Output rows per program, as from ``tile_rows``.
     sources : tuple of int
         Input channels of each source; no matrix product includes channels of both.
     outputs : int
@@ -123,7 +125,7 @@ def convolution_blocks(
     common = math.gcd(*sources)
     deepest = 64 if dtype.itemsize == 2 else 32
     depth = next((size for size in (64, 32, 16) if size <= deepest and common % size == 0), 16)
-    tile, columns = tile_rows(rows), _columns(outputs, 64 if scalar else 128)
+    columns = _columns(outputs, 64 if scalar else 128)
     return Blocks(tile, columns, depth, _warps(tile * columns, scalar))
 
 

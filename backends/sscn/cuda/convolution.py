@@ -26,8 +26,9 @@ from backends.sscn.cuda.blocks import (
     tile_rows,
     workspace_size,
 )
-from backends.sscn.cuda.launching import INTERPRETED, cdiv, launch, on_device_of_first
+from backends.sscn.cuda.launching import INTERPRETED, launch, on_device_of_first
 from backends.sscn.cuda.splitting import is_last, number_of_parts, sum_of_parts, tickets
+from backends.sscn.cuda.symbols import cdiv
 from backends.sscn.kernel_map import GatherMap
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -273,13 +274,14 @@ def convolve_in_parts(
     if not gather_map.tensors:
         check_rows(x, rows, x.shape[1], x.dtype, "input")
     first, second = x.shape[1], 0 if skip is None else skip.shape[1]
-    tiles = cdiv(rows, tile_rows(rows))
+    tile = tile_rows(rows)
+    tiles = cdiv(rows, tile)
     out = x.new_empty((rows, channels))
     sums = x.new_empty((tiles, 2, channels) if statistics else (0,), dtype=torch.float64)
     if rows:
         precision = dot_precision(x.dtype)
         sources = (first, second) if second else (first,)
-        shape = convolution_blocks(rows, sources, channels, x.dtype, precision)
+        shape = convolution_blocks(tile, sources, channels, x.dtype, precision)
         columns = cdiv(channels, shape.columns)
         parts, parts_of_sums = _parts(x, gather_map, shape, columns, sources)
         launch(
@@ -321,14 +323,15 @@ def input_gradient_in_parts(
     check_rows(x, rows, x.shape[1], x.dtype, "input")
     check_rows(grad, grad.shape[0], outputs, x.dtype, "gradient")
     first, second = x.shape[1], 0 if skip is None else skip.shape[1]
-    tiles = cdiv(rows, tile_rows(rows))
+    tile = tile_rows(rows)
+    tiles = cdiv(rows, tile)
     to_x = x.new_empty(x.shape)
     to_skip = x.new_empty((rows, second) if second else (0,))
     norm = scale is not None
     sums = x.new_empty((tiles, 2, channels) if norm else (0,), dtype=torch.float64)
     if rows:
         precision = dot_precision(x.dtype)
-        shape = convolution_blocks(rows, (outputs,), channels, x.dtype, precision)
+        shape = convolution_blocks(tile, (outputs,), channels, x.dtype, precision)
         columns = cdiv(channels, shape.columns)
         parts, parts_of_sums = _parts(x, gather_map, shape, columns, (outputs,))
         launch(

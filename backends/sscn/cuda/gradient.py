@@ -20,8 +20,9 @@ from backends.sscn.cuda.convolution import (
     map_tensors,
     multiply,
 )
-from backends.sscn.cuda.launching import cdiv, launch, on_device_of_first
+from backends.sscn.cuda.launching import launch, on_device_of_first
 from backends.sscn.cuda.splitting import is_last, sum_of_parts, tickets
+from backends.sscn.cuda.symbols import cdiv
 from backends.sscn.kernel_map import GatherMap
 from backends.sscn.layerwise import added
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 import triton
 from torch import Tensor
+
+from backends.sscn.cuda.symbols import current_tape
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -18,8 +20,26 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter, which multiplies bfloat16 as bit patterns."""
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Launch a Triton kernel.
+class Compiled(NamedTuple):
+    """A kernel on the current device.
+
+    Attributes
+    ----------
+    function : int
+        The driver's handle.
+    threads : int
+        Threads of a program.
+    shared : int
+        Bytes of shared memory of a program.
+    """
+
+    function: int
+    threads: int
+    shared: int
+
+
+def launch(kernel: Any, grid: tuple[Any, ...], *arguments: Any, **constants: Any) -> None:
+    """Launch a Triton kernel, or record the launch while a plan is made.
 
     Parameters
     ----------
@@ -31,12 +51,30 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     **constants
         Constant arguments, and the options of the compiler.
     """
-    kernel[grid](*arguments, **constants)
+    tape = current_tape()
+    if tape is None:
+        kernel[grid](*arguments, **constants)
+    else:
+        tape.launch(kernel, grid, arguments, constants)
 
 
-def cdiv(size: int, by: int) -> int:
-    """Return a quotient of positive numbers, rounded up."""
-    return (size + by - 1) // by
+def compiled(kernel: Any, samples: Sequence[Any], constants: dict[str, Any]) -> Compiled:
+    """Compile a kernel for the current device, or find it among those compiled before.
+
+    Parameters
+    ----------
+    kernel : JITFunction
+    samples : sequence
+        Tensors, numbers, and types of tensors that are aligned.
+    constants : dict
+        As for ``launch``.
+    """
+    for parameter, sample in zip(kernel.params, samples, strict=False):
+        if isinstance(sample, int) and not parameter.do_not_specialize:
+            raise AssertionError(f"{kernel.__name__} depends on the value of {parameter.name}")
+    found = kernel.warmup(*samples, grid=(1,), **constants)
+    found._init_handles()
+    return Compiled(found.function, 32 * found.metadata.num_warps, found.metadata.shared)
 
 
 def on_device_of_first(

@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.sscn.cuda.launching import cdiv, launch, on_device_of_first
+from backends.sscn.cuda.launching import launch, on_device_of_first
+from backends.sscn.cuda.symbols import cdiv
 
 PARTS = 64
 """Parts of sums that a program adds at the same time."""

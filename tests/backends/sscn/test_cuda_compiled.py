@@ -244,7 +244,7 @@ def test_the_norm(launches, capability):
     ("outputs", "columns"), [(1, 16), (16, 16), (48, 64), (80, 128), (128, 128), (160, 32)]
 )
 def test_columns_pad_little_and_gather_once_where_they_can(outputs, columns):
-    shape = blocks.convolution_blocks(50000, (64,), outputs, torch.float16, "ieee")
+    shape = blocks.convolution_blocks(64, (64,), outputs, torch.float16, "ieee")
     assert shape.columns == columns
 
 
@@ -272,7 +272,7 @@ def test_shares_of_runs_cover_them_all(runs, blocks_of_sums):
     ("sources", "depth"), [((1,), 16), ((48,), 16), ((96,), 32), ((64, 64), 64), ((64, 48), 16)]
 )
 def test_a_product_never_crosses_sources(sources, depth):
-    assert blocks.convolution_blocks(50000, sources, 64, torch.float16, "ieee").depth == depth
+    assert blocks.convolution_blocks(64, sources, 64, torch.float16, "ieee").depth == depth
 
 
 def test_the_arithmetic_follows_the_switch_of_torch():

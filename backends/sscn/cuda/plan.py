@@ -1,0 +1,644 @@
+"""Plans: the launches of a network's passes, recorded once and repeated for many batches.
+
+The sequence of layers does not depend on the events. To make a plan, the layers run on symbols
+(``symbols.py``) in place of tensors, and their launches are recorded. For each batch, C++ evaluates
+the formulas of all sizes, places all arrays in one block of memory, and launches everything through
+the driver, in one call from Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from backends.sscn.autograd_function import GradientGraph
+from backends.sscn.coordinates import CoordinateManager
+from backends.sscn.cpu import processor
+from backends.sscn.cuda import launching, symbols
+from backends.sscn.cuda.blocks import dot_precision, tile_rows
+from backends.sscn.cuda.launching import INTERPRETED, on_device_of_first
+from backends.sscn.cuda.symbols import Extent, Formulas, Memory, Size, Symbol, cdiv, maximum
+from backends.sscn.deferred_layer import (
+    DeferredLayer,
+    Rows,
+    ScaleShift,
+    computed,
+    increment_versions,
+)
+from backends.sscn.kernel_map import GatherMap, KernelMap
+from backends.sscn.kernel_set import KernelSet
+from backends.sscn.layers import SiteTensor
+from backends.sscn.recording import Recording, RecordingGraph, Unplannable
+
+
+class _Meaning(IntEnum):
+    """Meaning of an argument; the same as ``Meaning`` in ``launches.cpp``."""
+
+    NUMBER = 0
+    ARRAY = 1
+    BEFORE = 2
+    GIVEN = 3
+    ADDRESS = 4
+
+
+_Array: TypeAlias = Symbol | Tensor
+
+
+_END = 1 << 40
+"""After the last launch of a pass."""
+
+
+class Tape:
+    """Records launches.
+
+    Parameters
+    ----------
+    formulas : Formulas
+        The sizes of the plan.
+    device : torch.device
+        The GPU.
+    constant : sequence of Tensor
+        Tensors whose addresses stay as they are.
+    before : Tape or None
+        The pass before, to whose arrays this one refers.
+    """
+
+    def __init__(
+        self,
+        formulas: Formulas,
+        device: torch.device,
+        constant: Sequence[Tensor],
+        before: Tape | None = None,
+    ) -> None:
+        self.formulas = formulas
+        self.device = device
+        self.before = before
+        self.launches: list[tuple[int, list[Extent], int, int, list[_Array | Extent]]] = []
+        self.addresses: dict[tuple[int, int], Tensor] = {}
+        self._constant = {id(each) for each in constant}
+        self._memories: list[Memory] = []
+        self._known: dict[int, int] = {}
+        self._given: int = 0 if before is None else before._given
+        self._tickets: list[Symbol] = []
+
+    def keep(self, tensors: Iterable[Tensor]) -> None:
+        """Add tensors whose addresses stay as they are."""
+        self._constant |= {id(each) for each in tensors}
+
+    def given(self, shape: tuple[Extent, ...], dtype: torch.dtype) -> Symbol:
+        """Return an array whose address is given to each pass."""
+        memory = Memory(0, self._given)
+        self._given += 1
+        return Symbol(self, memory, shape, dtype, self.device)
+
+    def empty(self, shape: tuple[Extent, ...], dtype: torch.dtype) -> Symbol:
+        """Return an array that a launch will write."""
+        made = Symbol(self, Memory(0), shape, dtype, self.device)
+        made.memory.size = made.numel() * dtype.itemsize
+        return made
+
+    def zeros(self, count: Extent) -> Symbol:
+        """Return zeros, int32, that each launch leaves as zeros; they are the same for all."""
+        found = self.empty((count,), torch.int32)
+        if self._tickets:
+            found.memory = self._tickets[0].memory
+        else:
+            self.launches.append((0, [1, 1, 1], 0, 0, [found, 0]))
+            found.memory.first = 0
+        found.memory.size = maximum(found.memory.size, count * found.dtype.itemsize)
+        self._tickets.append(found)
+        return found
+
+    def launch(
+        self, kernel: Any, grid: Sequence[Extent], arguments: Sequence[Any], constants: Any
+    ) -> None:
+        """Record a launch."""
+        compiled = launching.compiled(kernel, [_sample(each) for each in arguments], constants)
+        number = len(self.launches)
+        for position, each in enumerate(arguments):
+            if isinstance(each, Symbol):
+                memory = each.memory
+                if each.tape is not self:
+                    memory.last = _END
+                elif memory.last is not _END:
+                    memory.first = number if memory.first < 0 else memory.first
+                    memory.last = number
+            elif isinstance(each, Tensor):
+                if id(each) not in self._constant:
+                    raise Unplannable("weights are converted for each pass")
+                self.addresses[number, position] = each
+        sizes = [*grid, 1, 1][:3]
+        self.launches.append(
+            (compiled.function, sizes, compiled.threads, compiled.shared, [*arguments])
+        )
+
+    def listed(self, results: dict[int, int] | None = None) -> tuple[list[Any], list[Any]]:
+        """Return arrays and launches for ``processor.LaunchPlan``.
+
+        Parameters
+        ----------
+        results : dict, optional
+            ``id`` of arrays that are given to the pass -> their first byte in the last address.
+        """
+        found = results or {}
+        if self._tickets:
+            memory = self._tickets[0].memory
+            self.launches[0][4][1] = memory.size
+            memory.first = 0
+        launches = [
+            (
+                function, [self.formulas.number(size) for size in grid], threads, shared,
+                [self._argument(each, found) for each in arguments],
+            )
+            for function, grid, threads, shared, arguments in self.launches
+        ]  # fmt: skip
+        arrays = [
+            (self.formulas.number(each.size), max(each.first, 0), each.last)
+            for each in self._memories
+        ]
+        return arrays, launches
+
+    def array(self, memory: Memory) -> int:
+        """Return the number of an array that this tape places."""
+        number = self._known.get(id(memory))
+        if number is None:
+            number = self._known[id(memory)] = len(self._memories)
+            self._memories.append(memory)
+        return number
+
+    @property
+    def results_address(self) -> int:
+        """The number of the address of results, which follows all others that are given."""
+        return self._given
+
+    def _argument(self, value: Any, results: dict[int, int]) -> tuple[int, int, int]:
+        if isinstance(value, Tensor):
+            return _Meaning.ADDRESS, 0, value.data_ptr()
+        if not isinstance(value, Symbol):
+            return _Meaning.NUMBER, self.formulas.number(value), 0
+        memory, offset = value.memory, value.offset
+        if id(memory) in results:
+            return _Meaning.GIVEN, self.results_address, results[id(memory)] + offset
+        if memory.given >= 0:
+            return _Meaning.GIVEN, memory.given, offset
+        if value.tape is not self:
+            return _Meaning.BEFORE, value.tape.array(memory), offset
+        return _Meaning.ARRAY, self.array(memory), offset
+
+
+def _sample(argument: Any) -> Any:
+    """Return something of the type of an argument, for the compiler."""
+    if isinstance(argument, Symbol):
+        return argument.dtype
+    return argument.formulas.value(argument.number) if isinstance(argument, Size) else argument
+
+
+class _SymbolicCoordinates:
+    """The levels of a plan, in place of those of a batch.
+
+    Parameters
+    ----------
+    formulas : Formulas
+    tape : Tape
+        To which the tensors of the maps are given, in the order of ``_network_maps``.
+    of_batch : CoordinateManager
+        Those of a batch.
+    depth : int
+        Number of levels.
+    """
+
+    def __init__(
+        self, formulas: Formulas, tape: Tape, of_batch: CoordinateManager, depth: int
+    ) -> None:
+        self.graph = RecordingGraph(of_batch.graph.kernels)
+        self._sizes = [formulas.rows(level) for level in range(depth)]
+        self._maps: dict[tuple[int, int], KernelMap] = {}
+        for number, kernel_size, kernel_map in _network_maps(of_batch, len(self._sizes)):
+            if kernel_size:
+                both = self._given(tape, kernel_map.forward, number)
+                self._maps[number, kernel_size] = KernelMap(both, both, kernel_map.mirrored)
+            else:
+                down = self._given(tape, kernel_map.forward, number + 1)
+                up = self._given(tape, kernel_map.backward, number)
+                self._maps[number, 0] = KernelMap(down, up, kernel_map.mirrored)
+
+    def _given(self, tape: Tape, of_batch: GatherMap, level: int) -> GatherMap:
+        rows, taps = self._sizes[level], of_batch.taps
+        tiles = cdiv(rows, tile_rows(rows))
+        shapes = (taps, rows), (rows,), (tiles, taps), (tiles,)
+        tensors = tuple(
+            tape.given(shape, tensor.dtype)
+            for shape, tensor in zip(shapes, of_batch.tensors, strict=True)
+        )
+        return GatherMap(tensors, rows, taps)  # type: ignore[arg-type]
+
+    def rows(self, level: int) -> Size:
+        """Return the number of sites of a level."""
+        return self._sizes[level]
+
+    def submanifold(self, level: int, kernel_size: int) -> KernelMap:
+        """Return the map from the sites of a level to themselves."""
+        return self._found(level, kernel_size)
+
+    def down(self, level: int) -> KernelMap:
+        """Return the map from a level to the next coarser one."""
+        return self._found(level, 0)
+
+    def _found(self, level: int, kernel_size: int) -> KernelMap:
+        if (level, kernel_size) not in self._maps:
+            raise Unplannable("the maps of the network are not built together")
+        return self._maps[level, kernel_size]
+
+
+def _network_maps(
+    coordinates: CoordinateManager, depth: int
+) -> Iterator[tuple[int, int, KernelMap]]:
+    """Yield the maps of a network: level and kernel size, which is 0 between levels.
+
+    Maps that are missing are built.
+    """
+    for level in range(depth):
+        yield level, KERNEL_SIZE, coordinates.submanifold(level, KERNEL_SIZE)
+        if level + 1 < depth:
+            yield level, 0, coordinates.down(level)
+
+
+class _Passes:
+    """The passes of a network for all batches that satisfy the same guards.
+
+    Parameters
+    ----------
+    record : callable
+        Records the layers on an input.
+    weights : sequence of Tensor
+        Parameters and running statistics.
+    training : bool
+        Whether gradients are needed.
+    x : SiteTensor
+        An input, on whose sizes the plans are made.
+    sizes : sequence of int
+        Its number of sites per level of the network.
+    """
+
+    def __init__(
+        self,
+        record: Callable[[SiteTensor], Recording],
+        weights: Sequence[Tensor],
+        training: bool,
+        x: SiteTensor,
+        sizes: Sequence[int],
+    ) -> None:
+        of_batch, features = x.coordinates, computed(x.rows[0].features)
+        kernels = of_batch.graph.kernels
+        formulas = Formulas(sizes)
+        constant = [*weights]
+        forward = Tape(formulas, features.device, constant)
+        rows = forward.given((formulas.rows(0), features.shape[1]), features.dtype)
+        coordinates = _SymbolicCoordinates(formulas, forward, of_batch, len(sizes))
+        given = SiteTensor(coordinates, 0, (Rows(rows),))  # type: ignore[arg-type]
+        self.recording = recording = record(given)
+        self.norms: list[ScaleShift] = []
+        for layer in recording.layers:
+            if isinstance(layer.norm, ScaleShift):
+                self.norms.append(layer.norm)
+        forward.keep(each for norm in self.norms for each in (norm.scale, norm.shift))
+        with symbols.recording(forward):
+            runner = kernels.forward_runner()
+            for layer in recording.layers:
+                runner.add(layer)
+        last = recording.last
+        out = computed(last.out)
+        assert isinstance(out, Symbol)
+        out.memory.last = _END
+        self.leaves: list[Tensor] = []
+        self.results: list[tuple[int, torch.dtype, torch.Size, tuple[int, ...], int]] = []
+        self.result_bytes: int = 0
+        self._backward: processor.LaunchPlan | None = None
+        if training:
+            self._plan_backward(forward, last, kernels, constant)
+        arrays, launches = forward.listed()
+        guards = [*formulas.guards.items()]
+        self._forward: processor.LaunchPlan = processor.LaunchPlan(
+            formulas.listed, guards, arrays, launches
+        )
+        self._out: int = forward.array(out.memory)
+        self._addresses: dict[int, tuple[int, int]] = {
+            id(each): place for place, each in forward.addresses.items()
+        }
+
+    def _plan_backward(
+        self, forward: Tape, last: DeferredLayer, kernels: KernelSet, constant: Sequence[Tensor]
+    ) -> None:
+        graph = GradientGraph(last)
+        self.leaves = [leaf for leaf in graph.leaves if leaf.requires_grad]
+        known = {id(each) for each in constant}
+        if not all(id(leaf) in known for leaf in self.leaves):
+            raise Unplannable("gradients reach something that is no parameter")
+        tape = Tape(forward.formulas, forward.device, constant, forward)
+        grad = tape.given(last.shape, last.dtype)
+        saved = (*graph.leaves, *(computed(layer.out) for layer in graph.layers))
+        needed = (*[leaf.requires_grad for leaf in graph.leaves], *[True] * len(graph.layers))
+        with symbols.recording(tape):
+            runner = kernels.backward_runner(saved, needed)
+            runner.add_gradient(graph.steps[-1].out, grad)  # type: ignore[arg-type]
+            for step in reversed(graph.steps):
+                runner.add(step)
+            gradients = runner.gradients
+        places: dict[int, int] = {}
+        positions = {id(leaf): position for position, leaf in enumerate(self.leaves)}
+        for slot, leaf in enumerate(graph.leaves):
+            found: Any = gradients.get(slot)
+            if found is None or not leaf.requires_grad:
+                continue
+            if id(found.memory) in places or found.offset or found.shape != tuple(leaf.shape):
+                raise Unplannable("gradients of parameters share an array")
+            places[id(found.memory)] = begin = self.result_bytes
+            self.results.append(
+                (positions[id(leaf)], found.dtype, leaf.shape, found.strides, begin)
+            )
+            size = leaf.numel() * found.dtype.itemsize
+            self.result_bytes += cdiv(size, _ALIGNMENT) * _ALIGNMENT
+        arrays, launches = tape.listed(places)
+        self._backward = processor.LaunchPlan(tape.formulas.listed, [], arrays, launches)
+
+    def begin(self, rows: Sequence[int]) -> processor.LaunchedPass | None:
+        """Return a forward pass for the sizes of a batch; None if they break the guards."""
+        return self._forward.begin(rows)
+
+    def begin_backward(self, rows: Sequence[int]) -> processor.LaunchedPass:
+        """Return the backward pass for the sizes of a batch."""
+        assert self._backward is not None
+        found = self._backward.begin(rows)
+        assert found is not None
+        return found
+
+    def out(self, passed: processor.LaunchedPass) -> int:
+        """Return the place of the output in the memory of a forward pass."""
+        return passed.offset(self._out)
+
+    def set_norm(self, number: int, norm: ScaleShift) -> None:
+        """Replace scale and shift of a norm."""
+        for before, after in zip(self.norms[number][:2], norm[:2], strict=True):
+            launch, position = self._addresses.pop(id(before))
+            self._forward.set_address(launch, position, after.data_ptr())
+            self._addresses[id(after)] = launch, position
+        self.norms[number] = norm
+
+
+_ALIGNMENT = 256
+"""Bytes at whose multiples gradients begin."""
+
+
+class _Prepared(NamedTuple):
+    """The forward pass for the sites of a batch.
+
+    Attributes
+    ----------
+    passes : _Passes
+        The passes that hold for its sizes.
+    sizes : list of int
+        Number of sites per level.
+    maps : list of int
+        Addresses of the maps.
+    launched : LaunchedPass
+        The forward pass.
+    """
+
+    passes: _Passes
+    sizes: list[int]
+    maps: list[int]
+    launched: processor.LaunchedPass
+
+
+class _Passed(NamedTuple):
+    """A forward pass that has run, with the memory of its arrays."""
+
+    prepared: _Prepared
+    features: Tensor
+    memory: Tensor
+
+
+class LaunchPlans:
+    """The passes of a network: in evaluation a forward pass, in training a backward pass as well.
+
+    Blocks of kernels depend on sizes; plans for other blocks are made when a batch needs them.
+
+    Parameters
+    ----------
+    record : callable
+        Records the layers on an input.
+    weights : sequence of Tensor
+        Parameters and running statistics; the plans are valid while they keep their addresses.
+    training : bool
+        Whether gradients are needed.
+    x : SiteTensor
+        An input, on whose sizes the first plan is made.
+    depth : int
+        Levels of the network.
+
+    Attributes
+    ----------
+    channels, classes : int
+        Input features, and channels of the output.
+    norms : list of (Tensor, int)
+        In evaluation, the scale of each norm and its number.
+    leaves : list of Tensor
+        Parameters with a gradient; ``bias`` is none of them.
+    bias : Tensor or None
+        Added to the output.
+
+    Raises
+    ------
+    Unplannable
+        If the layers depend on something that changes from batch to batch.
+    """
+
+    def __init__(
+        self,
+        record: Callable[[SiteTensor], Recording],
+        weights: Sequence[Tensor],
+        training: bool,
+        x: SiteTensor,
+        depth: int,
+    ) -> None:
+        features = computed(x.rows[0].features)
+        reason = self._unsupported(features)
+        if reason:
+            raise Unplannable(reason)
+        self._record = record
+        self._weights = weights
+        self._training = training
+        self._dtype = features.dtype
+        self._precision = dot_precision(self._dtype)
+        self._depth = depth
+        self._passes: list[_Passes] = []
+        first = self._prepare(x).passes
+        recording = first.recording
+        self.channels = features.shape[1]
+        _, self.classes = recording.last.shape
+        self.bias = recording.logits.bias
+        self.norms = [(norm.scale, number) for number, norm in enumerate(first.norms)]
+        self.leaves = first.leaves
+        self._running = recording.running(training)
+
+    @staticmethod
+    def _unsupported(features: Tensor) -> str:
+        if INTERPRETED:
+            return "Triton interprets the kernels"
+        return "" if features.device.type == DEVICE else "the features are not on a GPU"
+
+    def is_current(self) -> bool:
+        """Return whether torch's settings are those with which the plan was made."""
+        return dot_precision(self._dtype) == self._precision
+
+    def refuse(self, x: SiteTensor) -> str:
+        """Return why an input cannot be planned, empty if it can; its pass is then prepared."""
+        features = computed(x.rows[0].features)
+        if features.dtype is not self._dtype:
+            return f"the features are not {self._dtype}"
+        reason = self._unsupported(features)
+        if not reason:
+            try:
+                self._prepare(x)
+            except Unplannable as error:
+                return str(error)
+        return reason
+
+    def set_norm(self, number: int, scale: Tensor, shift: Tensor) -> None:
+        """Replace the scale and shift of a norm, which the plans keep alive."""
+        self.norms[number] = scale, number
+        for passes in self._passes:
+            passes.set_norm(number, ScaleShift(scale, shift, passes.norms[number].slope))
+
+    def forward(self, x: SiteTensor) -> tuple[Tensor, _Passed]:
+        """Run the forward pass.
+
+        Parameters
+        ----------
+        x : SiteTensor
+            Computed features on the sites of an input, with ``channels`` channels.
+
+        Returns
+        -------
+        logits : Tensor
+            (N, classes), rows in input order, the bias included.
+        passed : _Passed
+            For the backward pass.
+        """
+        features = computed(x.rows[0].features)
+        prepared = self._prepare(x)
+        given = [features.data_ptr(), *prepared.maps]
+        memory = _launch(features, prepared.launched, None, 0, given)
+        rows = prepared.sizes[0]
+        begin = prepared.passes.out(prepared.launched)
+        end = begin + rows * self.classes * features.element_size()
+        out = memory[begin:end].view(features.dtype).view(rows, self.classes)
+        coordinates = x.coordinates
+        _, inverse = coordinates.input_order(0)
+        logits = coordinates.graph.kernels.take(out, inverse, self.bias)
+        increment_versions(self._running)
+        return logits, _Passed(prepared, features, memory)
+
+    def backward(self, passed: _Passed, x: SiteTensor, grad: Tensor) -> dict[int, Tensor]:
+        """Run the backward pass.
+
+        Parameters
+        ----------
+        passed : _Passed
+            The forward pass.
+        x : SiteTensor
+            Its input.
+        grad : Tensor
+            (N, classes), the gradient of the logits.
+
+        Returns
+        -------
+        dict
+            The gradient of each leaf, by its position in ``leaves``.
+        """
+        order, _ = x.coordinates.input_order(0)
+        of_rows = x.coordinates.graph.kernels.take(grad, order, None).contiguous()
+        prepared, features, memory = passed
+        passes = prepared.passes
+        results = of_rows.new_empty(passes.result_bytes, dtype=torch.uint8)
+        given = [features.data_ptr(), *prepared.maps, of_rows.data_ptr(), results.data_ptr()]
+        launched = passes.begin_backward(prepared.sizes)
+        _launch(of_rows, launched, prepared.launched, memory.data_ptr(), given)
+        typed = {dtype: results.view(dtype) for _, dtype, *_ in passes.results}
+        return {
+            position: typed[dtype].as_strided(shape, stride, begin // dtype.itemsize)
+            for position, dtype, shape, stride, begin in passes.results
+        }
+
+    def _prepare(self, x: SiteTensor) -> _Prepared:
+        """Return the forward pass for an input; its maps are built, and plans if they are missing.
+
+        Raises
+        ------
+        Unplannable
+            If the layers have no plan.
+        """
+        coordinates = x.coordinates
+        kept, found = coordinates.planned or (None, None)
+        if kept is self and found is not None:
+            prepared: _Prepared = found
+            return prepared
+        maps = [each for _, _, each in _network_maps(coordinates, self._depth)]
+        sizes = [coordinates.rows(level) for level in range(self._depth)]
+        addresses = [
+            each.data_ptr()
+            for forward, backward, _ in maps
+            for gather_map in ((forward,) if backward is forward else (forward, backward))
+            for each in gather_map.tensors
+        ]
+        passes, launched = self._passes_for(x, sizes)
+        prepared = _Prepared(passes, sizes, addresses, launched)
+        coordinates.planned = self, prepared
+        return prepared
+
+    def _passes_for(
+        self, x: SiteTensor, sizes: Sequence[int]
+    ) -> tuple[_Passes, processor.LaunchedPass]:
+        for passes in self._passes:
+            launched = passes.begin(sizes)
+            if launched is not None:
+                return passes, launched
+        features = computed(x.rows[0].features)
+        passes = _make(features, self._record, self._weights, self._training, x, sizes)
+        self._passes.append(passes)
+        launched = passes.begin(sizes)
+        assert launched is not None
+        return passes, launched
+
+
+DEVICE = "cuda"
+"""Kind of device whose rows have plans."""
+
+
+KERNEL_SIZE = 3
+"""Of the network's submanifold convolutions."""
+
+
+@on_device_of_first
+def _make(features: Tensor, *arguments: Any) -> _Passes:
+    """Plan passes on the device of the features."""
+    return _Passes(*arguments)
+
+
+@on_device_of_first
+def _launch(
+    like: Tensor,
+    launched: processor.LaunchedPass,
+    before: processor.LaunchedPass | None,
+    base_before: int,
+    given: Sequence[int],
+) -> Tensor:
+    """Launch a pass, and return the memory of its arrays."""
+    memory = like.new_empty(launched.bytes, dtype=torch.uint8)
+    stream = torch._C._cuda_getCurrentRawStream(like.get_device())
+    launched.run(memory.data_ptr(), before, base_before, given, stream)
+    return memory
