@@ -165,7 +165,8 @@ class Passes:
 
     def run(self, mode: str) -> None:
         """Run a pass: ``cold`` from sites on, ``warm`` with all maps, or a training ``step``."""
-        self.network.train(mode == "step")
+        if self.network.training != (mode == "step"):
+            self.network.train(mode == "step")
         if mode == "step":
             loss = torch.nn.functional.cross_entropy(self._forward(), self._target)
             for parameter in self.network.parameters():

@@ -29,6 +29,7 @@ from backends.contract import InvalidBatch
 from backends.sscn.cuda import blocks
 from backends.sscn.cuda.blocks import tile_rows
 from backends.sscn.cuda.launching import on_device_of_first
+from backends.sscn.cuda.symbols import cdiv
 from backends.sscn.kernel_map import GatherMap, KernelMap, axis_bits
 
 BLOCK = 256
@@ -400,7 +401,12 @@ def _strided_jobs(fine: int, dim: int) -> list[_Job]:
 
 def _grid(rows: int) -> tuple[int]:
     """Return the number of programs for some rows, one block of rows per program."""
-    return (triton.cdiv(rows, BLOCK),)
+    return (cdiv(rows, BLOCK),)
+
+
+def _power_of_2(number: int) -> int:
+    """Return the smallest power of two that is not below a positive number."""
+    return 1 << (number - 1).bit_length()
 
 
 def _spread(value: int, dim: int) -> int:
@@ -412,7 +418,7 @@ def _aligned(sizes: Sequence[int]) -> list[int]:
     """Return the places of some parts in one array, and its size."""
     places = [0]
     for size in sizes:
-        places.append(places[-1] + triton.cdiv(size, ALIGNED) * ALIGNED)
+        places.append(places[-1] + cdiv(size, ALIGNED) * ALIGNED)
     return places
 
 
@@ -484,16 +490,16 @@ def _build(
     """
     keys, starts, sizes = levels
     rows = [sizes[job.queries] for job in jobs]
-    tiles = [triton.cdiv(count, tile_rows(count)) for count in rows]
+    tiles = [cdiv(count, tile_rows(count)) for count in rows]
     taps = [job.taps for job in jobs]
-    most = triton.next_power_of_2(max(taps))
+    most = _power_of_2(max(taps))
     block = max(16, PAIRS // most)
     *row_starts, all_rows = _aligned(rows)
     *table_starts, table_size = _aligned([a * b for a, b in zip(rows, taps, strict=True)])
     *list_starts, list_size = _aligned([a * b for a, b in zip(tiles, taps, strict=True)])
     *count_starts, count_size = _aligned(tiles)
-    programs = [triton.cdiv(count, block) for count in rows]
-    padded = triton.next_power_of_2(len(jobs))
+    programs = [cdiv(count, block) for count in rows]
+    padded = _power_of_2(len(jobs))
     never = [2**62] * (padded - len(jobs))
     numbers = [
         [sum(programs[:job]) for job in range(len(jobs))] + never,
@@ -513,7 +519,7 @@ def _build(
                 [tile_rows(count) for count in rows],
                 list_starts,
                 count_starts,
-                [triton.cdiv(count, ALIGNED) * ALIGNED for count in rows],
+                [cdiv(count, ALIGNED) * ALIGNED for count in rows],
             )
         ),
     ]
