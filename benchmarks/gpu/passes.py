@@ -22,6 +22,7 @@ from backends.profiling_hooks import replaced
 from backends.sscn import reference, selection
 from backends.sscn.cuda import maps
 from backends.uresnet import UResNetConfig
+from benchmarks.gpu.plan_driver import PlanDriver, PlannedLaunch
 from harness.events.batches import benchmark_batch
 from harness.events.open import open_events
 from harness.spec.suite import TYPICAL_SEED
@@ -68,7 +69,9 @@ class Record:
     Attributes
     ----------
     launches : list of Launch
-        Of Triton kernels.
+        Of Triton kernels, by Triton's launcher.
+    planned : list of PlannedLaunch
+        Those of plans.
     operations : Counter
         Torch operations that write something on the device, by name.
     allocations : int
@@ -78,6 +81,7 @@ class Record:
     """
 
     launches: list[Launch] = field(default_factory=list)
+    planned: list[PlannedLaunch] = field(default_factory=list)
     operations: Counter[str] = field(default_factory=Counter)
     allocations: int = 0
     waits: list[int] = field(default_factory=list)
@@ -85,7 +89,7 @@ class Record:
     @property
     def device_operations(self) -> int:
         """Launches and torch operations."""
-        return len(self.launches) + self.operations.total()
+        return len(self.launches) + len(self.planned) + self.operations.total()
 
     def wait(self) -> None:
         """Count a wait for the device."""
@@ -208,7 +212,12 @@ def known_sizes(passes: Passes, record: Record | None = None) -> Iterator[None]:
 
 
 def record(
-    passes: Passes, mode: str, *, launch: bool = False, keep_tensors: bool = False
+    passes: Passes,
+    mode: str,
+    *,
+    launch: bool = False,
+    keep_tensors: bool = False,
+    planned: bool = False,
 ) -> Record:
     """Run a pass twice, and return the record of the second time.
 
@@ -221,8 +230,11 @@ def record(
         Whether kernels are compiled and launched, which needs the driver of ``driver.install``.
     keep_tensors : bool
         Whether launches refer to their tensors; autograd then copies gradients that it would take.
+    planned : bool
+        Whether the passes are planned, as on a GPU, or run layer by layer.
     """
     found = Record()
+    taker = PlanDriver()
     run: Callable[..., Any] = JITFunction.run
 
     def recorded(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> Any:
@@ -236,8 +248,11 @@ def record(
     with ExitStack() as stack:
         stack.enter_context(replaced(JITFunction, "run", lambda _: recorded))
         stack.enter_context(known_sizes(passes, found))
+        if planned:
+            stack.enter_context(taker.installed())
         passes.run(mode)  # folds norms and builds the maps that a warm pass reuses
         found.__init__()  # type: ignore[misc]
+        taker.launches = found.planned
         stack.enter_context(_Operations(found))
         passes.run(mode)
     return found

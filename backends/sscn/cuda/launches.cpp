@@ -31,7 +31,6 @@ using Address = uintptr_t;
 struct Driver {
   int (*launch)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*,
                 void**, void**);
-  int (*set_bytes)(Address, unsigned char, size_t, void*);
   int (*describe)(int, const char**);
 };
 
@@ -45,7 +44,6 @@ const Driver& driver() {
       return address;
     };
     return Driver{reinterpret_cast<decltype(Driver::launch)>(function("cuLaunchKernel")),
-                  reinterpret_cast<decltype(Driver::set_bytes)>(function("cuMemsetD8Async")),
                   reinterpret_cast<decltype(Driver::describe)>(function("cuGetErrorString"))};
   }();
   return found;
@@ -100,8 +98,6 @@ struct Argument {
   int64_t offset;
 };
 
-// A launch. Without a function, it sets bytes to zero: the address and the number of bytes are its
-// arguments.
 struct Launch {
   void* function;
   int64_t grid[3];  // formulas
@@ -202,11 +198,6 @@ class LaunchedPass {
       }
       std::fill(values + number, values + number + kUnused, 0);
       auto* on = reinterpret_cast<void*>(stream);
-      if (!launch.function) {
-        check(driver().set_bytes(static_cast<Address>(values[0]), 0, static_cast<size_t>(values[1]),
-                                 on));
-        continue;
-      }
       unsigned grid[3];
       for (int axis = 0; axis < 3; ++axis)
         grid[axis] = static_cast<unsigned>(values_[static_cast<size_t>(launch.grid[axis])]);

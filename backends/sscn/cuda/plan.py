@@ -21,7 +21,8 @@ from backends.sscn.cpu import processor
 from backends.sscn.cuda import launching, symbols
 from backends.sscn.cuda.blocks import dot_precision, tile_rows
 from backends.sscn.cuda.launching import INTERPRETED, on_device_of_first
-from backends.sscn.cuda.symbols import Extent, Formulas, Memory, Size, Symbol, cdiv, maximum
+from backends.sscn.cuda.splitting import TICKETS, tickets
+from backends.sscn.cuda.symbols import Extent, Formulas, Memory, Size, Symbol, cdiv
 from backends.sscn.deferred_layer import (
     DeferredLayer,
     Rows,
@@ -65,6 +66,11 @@ class Tape:
         Tensors whose addresses stay as they are.
     before : Tape or None
         The pass before, to whose arrays this one refers.
+
+    Attributes
+    ----------
+    tickets : Symbol or None
+        Those of ``splitting.tickets``.
     """
 
     def __init__(
@@ -83,7 +89,7 @@ class Tape:
         self._memories: list[Memory] = []
         self._known: dict[int, int] = {}
         self._given: int = 0 if before is None else before._given
-        self._tickets: list[Symbol] = []
+        self.tickets: Symbol | None = None if before is None else before.tickets
 
     def keep(self, tensors: Iterable[Tensor]) -> None:
         """Add tensors whose addresses stay as they are."""
@@ -100,18 +106,6 @@ class Tape:
         made = Symbol(self, Memory(0), shape, dtype, self.device)
         made.memory.size = made.numel() * dtype.itemsize
         return made
-
-    def zeros(self, count: Extent) -> Symbol:
-        """Return zeros, int32, that each launch leaves as zeros; they are the same for all."""
-        found = self.empty((count,), torch.int32)
-        if self._tickets:
-            found.memory = self._tickets[0].memory
-        else:
-            self.launches.append((0, [1, 1, 1], 0, 0, [found, 0]))
-            found.memory.first = 0
-        found.memory.size = maximum(found.memory.size, count * found.dtype.itemsize)
-        self._tickets.append(found)
-        return found
 
     def launch(
         self, kernel: Any, grid: Sequence[Extent], arguments: Sequence[Any], constants: Any
@@ -145,10 +139,6 @@ class Tape:
             ``id`` of arrays that are given to the pass -> their first byte in the last address.
         """
         found = results or {}
-        if self._tickets:
-            memory = self._tickets[0].memory
-            self.launches[0][4][1] = memory.size
-            memory.first = 0
         launches = [
             (
                 function, [self.formulas.number(size) for size in grid], threads, shared,
@@ -298,6 +288,7 @@ class _Passes:
         constant = [*weights]
         forward = Tape(formulas, features.device, constant)
         rows = forward.given((formulas.rows(0), features.shape[1]), features.dtype)
+        forward.tickets = forward.given((TICKETS,), torch.int32)
         coordinates = _SymbolicCoordinates(formulas, forward, of_batch, len(sizes))
         given = SiteTensor(coordinates, 0, (Rows(rows),))  # type: ignore[arg-type]
         self.recording = recording = record(given)
@@ -531,7 +522,7 @@ class LaunchPlans:
         """
         features = computed(x.rows[0].features)
         prepared = self._prepare(x)
-        given = [features.data_ptr(), *prepared.maps]
+        given = [features.data_ptr(), tickets(features).data_ptr(), *prepared.maps]
         memory = _launch(features, prepared.launched, None, 0, given)
         rows = prepared.sizes[0]
         begin = prepared.passes.out(prepared.launched)
@@ -565,7 +556,10 @@ class LaunchPlans:
         prepared, features, memory = passed
         passes = prepared.passes
         results = of_rows.new_empty(passes.result_bytes, dtype=torch.uint8)
-        given = [features.data_ptr(), *prepared.maps, of_rows.data_ptr(), results.data_ptr()]
+        given = [
+            features.data_ptr(), tickets(features).data_ptr(), *prepared.maps, of_rows.data_ptr(),
+            results.data_ptr(),
+        ]  # fmt: skip
         launched = passes.begin_backward(prepared.sizes)
         _launch(of_rows, launched, prepared.launched, memory.data_ptr(), given)
         typed = {dtype: results.view(dtype) for _, dtype, *_ in passes.results}
@@ -623,6 +617,11 @@ KERNEL_SIZE = 3
 """Of the network's submanifold convolutions."""
 
 
+def current_stream(device: torch.device) -> int:
+    """Return the driver's handle of the current stream of a GPU."""
+    return torch.cuda.current_stream(device).cuda_stream
+
+
 @on_device_of_first
 def _make(features: Tensor, *arguments: Any) -> _Passes:
     """Plan passes on the device of the features."""
@@ -639,6 +638,6 @@ def _launch(
 ) -> Tensor:
     """Launch a pass, and return the memory of its arrays."""
     memory = like.new_empty(launched.bytes, dtype=torch.uint8)
-    stream = torch._C._cuda_getCurrentRawStream(like.get_device())
+    stream = current_stream(like.device)
     launched.run(memory.data_ptr(), before, base_before, given, stream)
     return memory

@@ -38,10 +38,12 @@ def test_in_the_interpreter():
 
 
 @pytest.fixture
-def driver(tmp_path, monkeypatch):
-    from benchmarks.gpu.interpreted_driver import InterpretedDriver
+def driver():
+    from benchmarks.gpu.plan_driver import PlanDriver
 
-    return InterpretedDriver(tmp_path, monkeypatch)
+    found = PlanDriver(interpreted=True)
+    with found.installed():
+        yield found
 
 
 CONFIG = UResNetConfig(filters=4, depth=2, reps=1)
@@ -94,7 +96,7 @@ def test_a_planned_pass_has_the_bits_of_one_layer_by_layer(driver, training):
         x = net.tensor(sites, features, 10, 2)
         found = run(net, x, planned=True)
         assert engine.last_pass == PLANNED
-        launched = {name for name, _ in driver.launches}
+        launched = {launch.name for launch in driver.launches}
         assert "convolve_tile" in launched
         assert ("weight_gradient_share" in launched) == training
         assert_equal(found, run(net, net.tensor(sites, features, 10, 2), planned=False))
