@@ -4,7 +4,8 @@
 
 It needs no GPU. The folder has:
 
-packages.tar.xz  packages that the machine lacks, spconv for CUDA 12.6, and our compiled kernels
+packages.tar.xz  packages that the machine lacks, and spconv for CUDA 12.6
+compiled.tar.xz  our kernels in C++
 kernels.tar.xz   the kernels of the standard network, compiled for compute capability 9.0
 references/      float64 references of the smaller cells of the suites
 commit           the commit that is carried, unless tracked files differ from it
@@ -217,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--own", type=Path, help="our wheel for it, if it is built already")
     parser.add_argument("--wheels", type=Path, help="folder of wheels that are downloaded already")
     parser.add_argument("--precision", action="append", help="of the compiled kernels")
-    parser.add_argument("--parts", default="packages,kernels,references")
+    parser.add_argument("--parts", default="packages,compiled,kernels,references")
     options = parser.parse_args(arguments)
     folder: Path = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -231,11 +232,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 there = image_packages(options.installed)
                 target = (options.wheels or scratch / "packages").resolve()
                 wheels = download(requirements(), target, options.python, there)
-            with timed("build", seconds):
-                own = options.own or build_own(f"python{options.python}", scratch)
             with timed("packages", seconds):
                 files = (each for wheel in wheels for each in files_of(wheel))
-                pack(_chained(files, compiled_of(own)), folder / "packages.tar.xz")
+                pack(files, folder / "packages.tar.xz")
+        if "compiled" in parts:
+            with timed("compiled", seconds):
+                own = options.own or build_own(f"python{options.python}", scratch)
+                pack(compiled_of(own), folder / "compiled.tar.xz")
         if "kernels" in parts:
             with timed("kernels", seconds):
                 compile_kernels(options.triton, scratch, options.precision or ["fp32", "tf32"])
@@ -254,11 +257,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     total = sum(sizes.values())
     print(f"{folder.name}: {total / 1e6:.1f} MB of at most {MOST / 1e6:.0f}")
     return int(total > MOST)
-
-
-def _chained(*sources: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-    for source in sources:
-        yield from source
 
 
 if __name__ == "__main__":

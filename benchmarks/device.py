@@ -111,6 +111,7 @@ def commands(options: argparse.Namespace, python: str) -> list[Command]:
     # Most of the time of a test is Triton's compiler, on one core.
     together = ("-n", str(options.processes)) if find_spec("xdist") else ()
     kernels = "tests/backends/sscn/test_cuda_kernels.py"
+    plans = "tests/backends/sscn/test_launch_plan.py"
     backends = [word for name in options.backend for word in ("--backend", name)]
     cells = [word for size in options.size for word in ("--size", str(size))]
     batches = [word for batch in options.batch for word in ("--batch", str(batch))]
@@ -142,9 +143,9 @@ def commands(options: argparse.Namespace, python: str) -> list[Command]:
         Command("build", ("cmake", "--build", build), 0.4),
         Command("build", ("cmake", "--install", build, "--prefix", str(ROOT)), 0.2),
         Command("engines", (*harness, "backends"), 0.2),
-        Command("tests", (*tests, *together, "-m", "cuda and not slow", kernels), 0.4),
+        Command("tests", (*tests, *together, "-m", "cuda and not slow", kernels, plans), 0.4),
         Command("agreement", (*tests, *together, "-m", "cuda and not slow", "tests/backends",
-                              "tests/harness", "--ignore", kernels), 0.6),
+                              "tests/harness", "--ignore", kernels, "--ignore", plans), 0.6),
         sanitizer("memcheck", 0.6),
         sanitizer("racecheck", 1.0),
         suite("inference", 0.5, *batches),
@@ -187,17 +188,17 @@ def unpack(carried: Path, python: str, log: Path) -> tuple[Path, dict[str, str]]
     """
     target = Path(tempfile.mkdtemp(prefix="carried-"))
     packages, kernels, cache = target / "packages", target / "kernels", target / "cache"
-    for folder in (packages, kernels):
+    own = target / "compiled"
+    for folder in (packages, own, kernels):
         folder.mkdir()
         archive = carried / f"{folder.name}.tar.xz"
         if archive.exists():
             with tarfile.open(archive) as tar:
                 tar.extractall(folder, filter="data")
-    for compiled in packages.glob(f"{COMPILED}*"):
-        shutil.copy(compiled, ROOT / compiled.relative_to(packages))
-    # Only the checkout has the rest of our package.
-    shutil.rmtree(packages / "backends", ignore_errors=True)
-    shutil.copytree(carried / "references", target / "references", dirs_exist_ok=True)
+    for compiled in own.glob(f"{COMPILED}*"):
+        shutil.copy(compiled, ROOT / compiled.relative_to(own))
+    if (carried / "references").is_dir():
+        shutil.copytree(carried / "references", target / "references")
     variables = {"SSCN_BENCH_REFERENCES": str(target / "references")}
     if any(kernels.iterdir()):
         words = (python, "-m", "benchmarks.kernel_cache", "adopt", str(kernels), str(cache))

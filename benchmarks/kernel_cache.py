@@ -4,7 +4,7 @@
     python -m benchmarks.kernel_cache adopt FOLDER CACHE
 
 ``compile`` fills a folder with what Triton compiles for passes and steps of the standard network on
-large and small events. It takes about a minute of processor time per precision, and no GPU.
+large, medium and small events. It takes about a minute of processor time per precision, and no GPU.
 ``adopt``, on the machine with the GPU, copies the folder into a cache of Triton: the names of its
 entries depend on the build of Triton, which may be another one of the same version.
 """
@@ -25,8 +25,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = "keys.json"
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
-LARGE, SMALL = 20000, 1000
-"""Sites of a level, for either size of the tiles."""
+SITES = (20000, 10000, 1000)
+"""Sites of a level: for either size of tiles, and for few tiles, which programs share."""
 
 
 class Target:
@@ -121,7 +121,7 @@ def compile_ahead(folder: Path, precisions: Sequence[str], capability: int) -> i
     assert driver is not None  # Triton is imported after its cache is named
     with recorded(capability) as keys:
         for precision in precisions:
-            for sites in (LARGE, SMALL):
+            for sites in SITES:
                 launch(precision, sites, [sites] * 5)
             print(f"{precision}: {len(keys)} kernels", flush=True)
     finish(folder, keys, capability)

@@ -56,8 +56,8 @@ def test_the_machine_unpacks_what_was_packed(tmp_path, monkeypatch):
     compiled = f"{device.COMPILED}{device.sysconfig.get_config_var('EXT_SUFFIX')}"
     wheel = make_wheel(tmp_path, "ours", files=[compiled, "backends/a.py"])
     other = make_wheel(tmp_path, "other", files=["other/__init__.py"])
-    files = [*carry.compiled_of(wheel), *carry.files_of(other)]
-    carry.pack(iter(files), folder / "packages.tar.xz")
+    carry.pack(carry.compiled_of(wheel), folder / "compiled.tar.xz")
+    carry.pack(carry.files_of(other), folder / "packages.tar.xz")
     packages, variables = device.unpack(folder, sys.executable, tmp_path / "log")
     assert (packages / "other/__init__.py").read_text() == "other/__init__.py"
     assert not (packages / "backends").exists()

@@ -16,6 +16,7 @@ import torch
 pytest.importorskip("triton")
 
 from backends import network, weights
+from backends.contract import master_dtype
 from backends.sscn import adapter
 from backends.sscn.planned_network import PLANNED
 from backends.uresnet import UResNet, UResNetConfig
@@ -49,9 +50,9 @@ def driver():
 CONFIG = UResNetConfig(filters=4, depth=2, reps=1)
 
 
-def build(config=CONFIG, dim=2):
-    engine = adapter.Backend(dim, "cpu", "fp32", {"kernels": "cuda"})
-    net = network.build(engine, config)
+def build(config=CONFIG, dim=2, device="cpu", precision="fp32"):
+    engine = adapter.Backend(dim, device, precision, {"kernels": "cuda"})
+    net = network.build(engine, config).to(device, master_dtype(precision))
     network.reset(net, weights.initial(config, dim))
     return engine, net
 
@@ -72,7 +73,7 @@ def run(net, x, *, planned):
         logits = net(x) if planned else UResNet.forward(net, x)
         if net.training:
             net.zero_grad(set_to_none=True)
-            logits.square().sum().backward()
+            logits.float().square().sum().backward()
     found = {"logits": logits.detach().clone()}
     found |= {name: each.grad.clone() for name, each in net.named_parameters() if net.training}
     found |= {f"{name} after": each.clone() for name, each in net.named_buffers()}
@@ -100,6 +101,21 @@ def test_a_planned_pass_has_the_bits_of_one_layer_by_layer(driver, training):
         assert "convolve_tile" in launched
         assert ("weight_gradient_share" in launched) == training
         assert_equal(found, run(net, net.tensor(sites, features, 10, 2), planned=False))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_a_planned_pass_has_the_bits_of_one_layer_by_layer_on_a_gpu(training, precision):
+    engine, net = build(UResNetConfig(), 3, "cuda", precision)
+    net.train(training)
+    for seed, count in ((1, 3000), (2, 30000), (3, 5000), (4, 200000)):
+        sites, features = some_sites(seed, count, 96, dim=3, batch=4)
+        sites, features = sites.cuda(), features.to("cuda", engine.storage)
+        found = run(net, net.tensor(sites, features, 96, 4), planned=True)
+        assert engine.last_pass == PLANNED
+        assert_equal(found, run(net, net.tensor(sites, features, 96, 4), planned=False))
 
 
 @interpreted
