@@ -9,6 +9,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter launches nothing", allow_module_level=True)
 
+from backends.sscn.planned_network import PLANNED
 from benchmarks.gpu import work
 from benchmarks.gpu.passes import Passes, record
 
@@ -20,12 +21,23 @@ def passes():
 
 @pytest.mark.parametrize(
     ("mode", "operations", "allocations", "waits"),
-    [("cold", 65, 111, [4]), ("warm", 53, 95, []), ("step", 328, 749, [4])],
+    [("cold", 65, 20, [4]), ("warm", 53, 4, []), ("step", 327, 30, [4])],
 )
-def test_a_pass_does_no_more_on_the_device(passes, mode, operations, allocations, waits):
-    found = record(passes, mode)
+def test_a_planned_pass_does_no_more_on_the_device(mode, operations, allocations, waits):
+    passes = Passes(192, 4)
+    found = record(passes, mode, planned=True)
+    assert passes.engine.last_pass == PLANNED
     assert found.device_operations <= operations
     assert found.allocations <= allocations
+    assert found.waits == waits
+
+
+@pytest.mark.parametrize(
+    ("mode", "operations", "waits"), [("cold", 65, [4]), ("warm", 53, []), ("step", 328, [4])]
+)
+def test_layer_by_layer_a_pass_does_no_more_either(passes, mode, operations, waits):
+    found = record(passes, mode)
+    assert found.device_operations <= operations
     assert found.waits == waits
 
 
