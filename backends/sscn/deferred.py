@@ -12,6 +12,7 @@ import functools
 import weakref
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from backends.profiling_hooks import ProfilingObserver
@@ -72,6 +73,10 @@ class DeferredGraph:
         rows.layer = layer
         layer.rows_reference = weakref.ref(rows)
         return rows
+
+    def converted(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the weights of a layer in the type of its rows."""
+        return weight.to(dtype)
 
     def run(self, last: DeferredLayer) -> None:
         """Run a layer and all layers that it depends on, except those that have already run."""

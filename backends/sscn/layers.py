@@ -118,7 +118,7 @@ class _KernelMapLayer(nn.Module):
             weight: Tensor = self.weight
             storage = sources[0].dtype
             if weight.dtype is not storage:
-                weight = weight.to(storage)
+                weight = graph.converted(weight, storage)
             if torch.compiler.is_compiling():
                 return _run_operator(
                     graph, sources, weight, kernel_map, norm, residual, self.training

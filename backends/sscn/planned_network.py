@@ -289,6 +289,7 @@ class _CheckedPlan:
         if versions == self._versions:
             return True
         self._versions = versions
+        self.plan.convert()
         for number, (norm, scale) in enumerate(self._norms):
             now = norm.from_running()
             if now.scale is not scale:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from backends.sscn.deferred import DeferredGraph
@@ -66,11 +67,34 @@ class Recording:
 
 
 class RecordingGraph(DeferredGraph):
-    """Records layers without ever running them."""
+    """Records layers without ever running them.
+
+    Attributes
+    ----------
+    layers : list of DeferredLayer
+        The layers, in order.
+    conversions : list of (Tensor, Tensor)
+        Weights, and the same in another type, which the layers use.
+    """
 
     def __init__(self, kernels: KernelSet) -> None:
         super().__init__(kernels)
         self.layers: list[DeferredLayer] = []
+        self.conversions: list[tuple[Tensor, Tensor]] = []
+
+    def converted(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """Convert the weights of a layer once.
+
+        Raises
+        ------
+        Unplannable
+            If a gradient must reach the weights.
+        """
+        if torch.is_grad_enabled():
+            raise Unplannable(f"weights in training are converted to {dtype}")
+        made = weight.detach().to(dtype)
+        self.conversions.append((weight, made))
+        return made
 
     def record(
         self,

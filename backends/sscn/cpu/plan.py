@@ -199,6 +199,9 @@ class Plan:
         """Return whether torch's settings are those with which the plan was made."""
         return True
 
+    def convert(self) -> None:
+        """Do nothing: rows and weights have the same type."""
+
     def refuse(self, x: SiteTensor) -> str:
         """Return why an input cannot be planned, empty if it can."""
         if computed(x.rows[0].features).dtype is not torch.float32:

@@ -32,6 +32,9 @@ from backends.sscn.cuda.symbols import cdiv
 from backends.sscn.kernel_map import GatherMap
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
+TRANSPOSED = 32
+"""Rows and columns of weights that a program transposes."""
+
 STAGES = 3
 """Pipeline stages: number of matrix products whose operands are loaded at the same time."""
 
@@ -74,8 +77,7 @@ def _accumulate(
     total, source, scale, shift, weight, table, taps, start, stop, position, inside, column, rows,
     FIRST: tl.constexpr, CHANNELS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
     TAPS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, NORM: tl.constexpr,
-    SLOPE: tl.constexpr, TRANSPOSED: tl.constexpr, MIRRORED: tl.constexpr,
-    IDENTITY: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    SLOPE: tl.constexpr, IDENTITY: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Add some steps of one source, which is the input from channel FIRST on."""
     chunks: tl.constexpr = (CHANNELS + BLOCK_K - 1) // BLOCK_K
@@ -90,13 +92,8 @@ def _accumulate(
         a = gather(
             source, scale + FIRST, shift + FIRST, site, channel, CHANNELS, BLOCK_K, NORM, SLOPE
         )
-        if MIRRORED:
-            tap = TAPS - 1 - tap
         row = FIRST + channel
-        if TRANSPOSED:
-            where = tap * (IN * OUT) + column[None, :] * IN + row[:, None]
-        else:
-            where = tap * (IN * OUT) + row[:, None] * OUT + column[None, :]
+        where = tap * (IN * OUT) + row[:, None] * OUT + column[None, :]
         if CHANNELS % BLOCK_K == 0 and OUT % BLOCK_N == 0:
             b = tl.load(weight + where)
         else:
@@ -140,13 +137,13 @@ def convolve_tile(
     total = _accumulate(
         total, x, scale, shift, weight, table, taps, start, stop, position, inside, column, rows,
         0, FIRST, FIRST + SECOND, OUT, TAPS, BLOCK_K, BLOCK_N, NORM, SLOPE,
-        False, False, IDENTITY, PRECISION, UPCAST,
+        IDENTITY, PRECISION, UPCAST,
     )  # fmt: skip
     if SECOND > 0:
         total = _accumulate(
             total, skip, scale, shift, weight, table, taps, second_start, second_stop, position,
             inside, column, rows, FIRST, SECOND, FIRST + SECOND, OUT, TAPS, BLOCK_K, BLOCK_N, NORM,
-            SLOPE, False, False, IDENTITY, PRECISION, UPCAST,
+            SLOPE, IDENTITY, PRECISION, UPCAST,
         )  # fmt: skip
     if SPLIT:  # noqa: SIM102 (a constant of the kernel is tested by itself)
         if parts > 1:
@@ -178,13 +175,32 @@ def convolve_tile(
         tl.store(sums + OUT + column, squares, mask=column < OUT)
 
 
+@triton.jit
+def transpose_taps(
+    weight, transposed, TAPS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
+    MIRRORED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write the weights of a tap, (IN, OUT), as (OUT, IN), at the place of the mirrored tap."""
+    tap = tl.program_id(0)
+    row = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    column = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    valid = (row < IN)[:, None] & (column < OUT)[None, :]
+    where = tap * (IN * OUT) + row[:, None] * OUT + column[None, :]
+    value = tl.load(weight + where, mask=valid, other=0.0)
+    if MIRRORED:
+        tap = TAPS - 1 - tap
+    valid = (column < OUT)[:, None] & (row < IN)[None, :]
+    where = tap * (IN * OUT) + column[:, None] * IN + row[None, :]
+    tl.store(transposed + where, tl.trans(value), mask=valid)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def input_gradient_tile(
     grad, x, skip, scale, shift, weight, table, order, taps, counts, to_x, to_skip, sums, workspace,
     ticket, rows, FIRST: tl.constexpr, SECOND: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr,
-    SLOPE: tl.constexpr, MIRRORED: tl.constexpr, IDENTITY: tl.constexpr, SPLIT: tl.constexpr,
-    LEAST: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    SLOPE: tl.constexpr, IDENTITY: tl.constexpr, SPLIT: tl.constexpr, LEAST: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Convolve a gradient of OUT channels back to BLOCK_M input rows and BLOCK_N channels."""
     channels: tl.constexpr = FIRST + SECOND
@@ -209,7 +225,7 @@ def input_gradient_tile(
     total = _accumulate(
         total, grad, scale, shift, weight, table, taps, start, stop, position, inside, column, rows,
         0, OUT, OUT, channels, TAPS, BLOCK_K, BLOCK_N, False, 0.0,
-        True, MIRRORED, IDENTITY, PRECISION, UPCAST,
+        IDENTITY, PRECISION, UPCAST,
     )  # fmt: skip
     if SPLIT:  # noqa: SIM102 (a constant of the kernel is tested by itself)
         if parts > 1:
@@ -334,13 +350,20 @@ def input_gradient_in_parts(
         shape = convolution_blocks(tile, (outputs,), channels, x.dtype, precision)
         columns = cdiv(channels, shape.columns)
         parts, parts_of_sums = _parts(x, gather_map, shape, columns, (outputs,))
+        # Rows of weights that lie side by side in memory are multiplied several times as fast.
+        transposed = x.new_empty((taps, outputs, channels))
+        launch(
+            transpose_taps, (taps, cdiv(channels, TRANSPOSED), cdiv(outputs, TRANSPOSED)),
+            weight.contiguous(), transposed, TAPS=taps, IN=channels, OUT=outputs,
+            MIRRORED=mirrored, BLOCK=TRANSPOSED,
+        )  # fmt: skip
         launch(
             input_gradient_tile, (tiles, columns, parts),
             grad.contiguous(), x.contiguous(), _or(skip, x), _or(scale, x), _or(shift, x),
-            weight.contiguous(), *map_tensors(gather_map, x), to_x, to_skip, sums, parts_of_sums,
+            transposed, *map_tensors(gather_map, x), to_x, to_skip, sums, parts_of_sums,
             tickets(x), rows, FIRST=first, SECOND=second, OUT=outputs, TAPS=taps,
             BLOCK_M=shape.rows, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
-            NORM=norm, SLOPE=slope, MIRRORED=mirrored, IDENTITY=not gather_map.tensors,
+            NORM=norm, SLOPE=slope, IDENTITY=not gather_map.tensors,
             SPLIT=parts > 1, LEAST=LEAST_STEPS, **arithmetic(x, precision),
             num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip

@@ -297,6 +297,8 @@ class _Passes:
             if isinstance(layer.norm, ScaleShift):
                 self.norms.append(layer.norm)
         forward.keep(each for norm in self.norms for each in (norm.scale, norm.shift))
+        self.conversions = coordinates.graph.conversions
+        forward.keep(made for _, made in self.conversions)
         with symbols.recording(forward):
             runner = kernels.forward_runner()
             for layer in recording.layers:
@@ -485,6 +487,12 @@ class LaunchPlans:
     def is_current(self) -> bool:
         """Return whether torch's settings are those with which the plan was made."""
         return dot_precision(self._dtype) == self._precision
+
+    def convert(self) -> None:
+        """Convert weights again that have changed."""
+        for passes in self._passes:
+            for weight, made in passes.conversions:
+                made.copy_(weight.detach())
 
     def refuse(self, x: SiteTensor) -> str:
         """Return why an input cannot be planned, empty if it can; its pass is then prepared."""

@@ -114,6 +114,9 @@ def test_a_planned_pass_has_the_bits_of_one_layer_by_layer_on_a_gpu(training, pr
         sites, features = some_sites(seed, count, 96, dim=3, batch=4)
         sites, features = sites.cuda(), features.to("cuda", engine.storage)
         found = run(net, net.tensor(sites, features, 96, 4), planned=True)
+        if training and engine.storage is not torch.float32:
+            assert engine.last_pass.startswith("layer by layer: weights in training are converted")
+            break
         assert engine.last_pass == PLANNED
         assert_equal(found, run(net, net.tensor(sites, features, 96, 4), planned=False))
 
@@ -146,6 +149,22 @@ def test_changed_statistics_change_a_planned_pass(driver):
             for name, each in net.named_buffers():
                 if "running" in name:
                     each += 0.5 if name.endswith("running_var") else 0.1
+
+
+@interpreted
+def test_weights_of_another_type_are_converted_when_they_change(driver):
+    engine, net = build(precision="fp16")
+    net.eval()
+    sites, features = some_sites(1, 60, 10)
+    x = net.tensor(sites, features, 10, 2)
+    for _ in range(2):
+        found = run(net, x, planned=True)
+        assert engine.last_pass == PLANNED
+        assert engine.storage is torch.float16
+        assert_equal(found, run(net, x, planned=False))
+        with torch.no_grad():
+            for each in net.parameters():
+                each *= 1.5
 
 
 @interpreted
