@@ -29,12 +29,10 @@ from backends.sscn.cuda.blocks import (
 from backends.sscn.cuda.launching import INTERPRETED, launch, on_device_of_first
 from backends.sscn.cuda.splitting import is_last, number_of_parts, sum_of_parts, tickets
 from backends.sscn.cuda.symbols import cdiv
+from backends.sscn.cuda.transposition import transposed
 from backends.sscn.kernel_map import GatherMap
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
-TRANSPOSED = 32
-"""Rows and columns of weights that a program transposes."""
-
 STAGES = 3
 """Pipeline stages: number of matrix products whose operands are loaded at the same time."""
 
@@ -173,25 +171,6 @@ def convolve_tile(
         sums += tile * (2 * OUT)
         tl.store(sums + column, mean * here + rest, mask=column < OUT)
         tl.store(sums + OUT + column, squares, mask=column < OUT)
-
-
-@triton.jit
-def transpose_taps(
-    weight, transposed, TAPS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
-    MIRRORED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Write the weights of a tap, (IN, OUT), as (OUT, IN), at the place of the mirrored tap."""
-    tap = tl.program_id(0)
-    row = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    column = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    valid = (row < IN)[:, None] & (column < OUT)[None, :]
-    where = tap * (IN * OUT) + row[:, None] * OUT + column[None, :]
-    value = tl.load(weight + where, mask=valid, other=0.0)
-    if MIRRORED:
-        tap = TAPS - 1 - tap
-    valid = (column < OUT)[:, None] & (row < IN)[None, :]
-    where = tap * (IN * OUT) + column[:, None] * IN + row[None, :]
-    tl.store(transposed + where, tl.trans(value), mask=valid)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -350,18 +329,11 @@ def input_gradient_in_parts(
         shape = convolution_blocks(tile, (outputs,), channels, x.dtype, precision)
         columns = cdiv(channels, shape.columns)
         parts, parts_of_sums = _parts(x, gather_map, shape, columns, (outputs,))
-        # Rows of weights that lie side by side in memory are multiplied several times as fast.
-        transposed = x.new_empty((taps, outputs, channels))
-        launch(
-            transpose_taps, (taps, cdiv(channels, TRANSPOSED), cdiv(outputs, TRANSPOSED)),
-            weight.contiguous(), transposed, TAPS=taps, IN=channels, OUT=outputs,
-            MIRRORED=mirrored, BLOCK=TRANSPOSED,
-        )  # fmt: skip
         launch(
             input_gradient_tile, (tiles, columns, parts),
             grad.contiguous(), x.contiguous(), _or(skip, x), _or(scale, x), _or(shift, x),
-            transposed, *map_tensors(gather_map, x), to_x, to_skip, sums, parts_of_sums,
-            tickets(x), rows, FIRST=first, SECOND=second, OUT=outputs, TAPS=taps,
+            transposed(weight, mirrored), *map_tensors(gather_map, x), to_x, to_skip, sums,
+            parts_of_sums, tickets(x), rows, FIRST=first, SECOND=second, OUT=outputs, TAPS=taps,
             BLOCK_M=shape.rows, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
             NORM=norm, SLOPE=slope, IDENTITY=not gather_map.tensors,
             SPLIT=parts > 1, LEAST=LEAST_STEPS, **arithmetic(x, precision),

@@ -23,6 +23,7 @@ from backends.sscn.cuda.blocks import dot_precision, tile_rows
 from backends.sscn.cuda.launching import INTERPRETED, on_device_of_first
 from backends.sscn.cuda.splitting import TICKETS, tickets
 from backends.sscn.cuda.symbols import Extent, Formulas, Memory, Size, Symbol, cdiv
+from backends.sscn.cuda.transposition import transpose_all
 from backends.sscn.deferred_layer import (
     DeferredLayer,
     Rows,
@@ -47,6 +48,7 @@ class _Meaning(IntEnum):
 
 
 _Array: TypeAlias = Symbol | Tensor
+_Launch: TypeAlias = tuple[int, list[Extent], int, int, list[_Array | Extent]]
 
 
 _END = 1 << 40
@@ -83,17 +85,24 @@ class Tape:
         self.formulas = formulas
         self.device = device
         self.before = before
-        self.launches: list[tuple[int, list[Extent], int, int, list[_Array | Extent]]] = []
+        # The first one is that of ``transpose``.
+        self.launches: list[_Launch | None] = [None]
         self.addresses: dict[tuple[int, int], Tensor] = {}
-        self._constant = {id(each) for each in constant}
+        self.kept: list[Tensor] = []
+        self._constant: set[int] = set()
+        self.keep(constant)
         self._memories: list[Memory] = []
         self._known: dict[int, int] = {}
+        self._weights: list[tuple[Tensor, bool, int]] = []
+        self._transposed = Memory(0)
         self._given: int = 0 if before is None else before._given
         self.tickets: Symbol | None = None if before is None else before.tickets
 
     def keep(self, tensors: Iterable[Tensor]) -> None:
-        """Add tensors whose addresses stay as they are."""
-        self._constant |= {id(each) for each in tensors}
+        """Add tensors whose addresses stay as they are; they live as long as the tape."""
+        for each in tensors:
+            self.kept.append(each)
+            self._constant.add(id(each))
 
     def given(self, shape: tuple[Extent, ...], dtype: torch.dtype) -> Symbol:
         """Return an array whose address is given to each pass."""
@@ -106,6 +115,28 @@ class Tape:
         made = Symbol(self, Memory(0), shape, dtype, self.device)
         made.memory.size = made.numel() * dtype.itemsize
         return made
+
+    def transposed(self, weight: Tensor, mirrored: bool) -> Symbol:
+        """Return transposed weights; ``transpose`` launches what makes them, for all layers."""
+        if id(weight) not in self._constant or not weight.is_contiguous():
+            raise Unplannable("weights are converted for each pass")
+        taps, rows, columns = weight.shape
+        memory, bytes_of_values = self._transposed, weight.dtype.itemsize
+        begin = int(memory.size)  # type: ignore[arg-type]
+        self._weights.append((weight, mirrored, begin // bytes_of_values))
+        memory.size = begin + cdiv(weight.numel() * bytes_of_values, _ALIGNMENT) * _ALIGNMENT
+        shape = (taps, columns, rows)
+        return Symbol(self, memory, shape, weight.dtype, self.device, offset=begin)
+
+    def transpose(self) -> None:
+        """Transpose all weights that launches use, before them."""
+        if self._weights:
+            memory = self._transposed
+            last = memory.last
+            weight, *_ = self._weights[0]
+            transpose_all(self._weights, Symbol(self, memory, (1,), weight.dtype, self.device))
+            memory.first, memory.last = 0, last
+            self.launches[0] = self.launches.pop()
 
     def launch(
         self, kernel: Any, grid: Sequence[Extent], arguments: Sequence[Any], constants: Any
@@ -144,7 +175,7 @@ class Tape:
                 function, [self.formulas.number(size) for size in grid], threads, shared,
                 [self._argument(each, found) for each in arguments],
             )
-            for function, grid, threads, shared, arguments in self.launches
+            for function, grid, threads, shared, arguments in filter(None, self.launches)
         ]  # fmt: skip
         arrays = [
             (self.formulas.number(each.size), max(each.first, 0), each.last)
@@ -319,8 +350,10 @@ class _Passes:
             formulas.listed, guards, arrays, launches
         )
         self._out: int = forward.array(out.memory)
+        skipped = forward.launches.count(None)
         self._addresses: dict[int, tuple[int, int]] = {
-            id(each): place for place, each in forward.addresses.items()
+            id(each): (launch - skipped, position)
+            for (launch, position), each in forward.addresses.items()
         }
 
     def _plan_backward(
@@ -341,6 +374,7 @@ class _Passes:
             for step in reversed(graph.steps):
                 runner.add(step)
             gradients = runner.gradients
+            tape.transpose()
         places: dict[int, int] = {}
         positions = {id(leaf): position for position, leaf in enumerate(self.leaves)}
         for slot, leaf in enumerate(graph.leaves):
@@ -355,6 +389,7 @@ class _Passes:
             )
             size = leaf.numel() * found.dtype.itemsize
             self.result_bytes += cdiv(size, _ALIGNMENT) * _ALIGNMENT
+        self._kept = tape.kept
         arrays, launches = tape.listed(places)
         self._backward = processor.LaunchPlan(tape.formulas.listed, [], arrays, launches)
 
