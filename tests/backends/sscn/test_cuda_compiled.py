@@ -159,6 +159,7 @@ def train_layer(widths, taps, dtype, rows=20000, slope=0.0):
 
 LAYER = (
     "convolve_tile",
+    "transpose_weights",
     "input_gradient_tile",
     "list_pairs",
     "weight_gradient_share",
