@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from triton.runtime import driver
 
 from backends.sscn.autograd_function import GradientGraph
 from backends.sscn.coordinates import CoordinateManager
@@ -605,7 +606,7 @@ class LaunchPlans:
         ]  # fmt: skip
         launched = passes.begin_backward(prepared.sizes)
         _launch(of_rows, launched, prepared.launched, memory.data_ptr(), given)
-        typed = {dtype: results.view(dtype) for _, dtype, *_ in passes.results}
+        typed = {dtype: results.view(dtype) for dtype in {each[1] for each in passes.results}}
         return {
             position: typed[dtype].as_strided(shape, stride, begin // dtype.itemsize)
             for position, dtype, shape, stride, begin in passes.results
@@ -662,7 +663,8 @@ KERNEL_SIZE = 3
 
 def current_stream(device: torch.device) -> int:
     """Return the driver's handle of the current stream of a GPU."""
-    return torch.cuda.current_stream(device).cuda_stream
+    stream: int = driver.active.get_current_stream(device.index)
+    return stream
 
 
 @on_device_of_first
