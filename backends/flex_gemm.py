@@ -19,6 +19,7 @@ import flex_gemm.ops.spconv
 import torch
 from torch import Tensor, nn
 
+from backends import kernel_layouts
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
@@ -229,16 +230,11 @@ class Backend(TorchArithmetic, PointwiseByTorch):
 
     def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
         """Turn (out, in, *k), or (in, out, *k) for the inverse, into (out, *k, in)."""
-        if kind is Kind.LINEAR:
-            return weight
-        return (weight.transpose(0, 1) if kind is Kind.INVERSE else weight).movedim(1, -1)
+        return kernel_layouts.to_channels_last(kind, weight)
 
     def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
         """Turn (out, *k, in) into (out, in, *k), or (in, out, *k) for the inverse."""
-        if kind is Kind.LINEAR:
-            return weight
-        weight = weight.movedim(-1, 1)
-        return weight.transpose(0, 1) if kind is Kind.INVERSE else weight
+        return kernel_layouts.from_channels_last(kind, weight)
 
     @contextlib.contextmanager
     def observe(self, observer: ProfilingObserver) -> Iterator[None]:

@@ -8,6 +8,7 @@ import sparseconvnet as scn
 import torch
 from torch import Tensor, nn
 
+from backends import kernel_layouts
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, NormConfig, Unsupported
 
@@ -115,13 +116,10 @@ class Backend(TorchArithmetic):
         """Turn (out, in, *k), or (in, out, *k) for the inverse, into (K, 1, in, out)."""
         if kind is Kind.LINEAR:
             return weight.t()
-        if kind is not Kind.INVERSE:
-            weight = weight.transpose(0, 1)
-        return weight.flatten(2).permute(2, 0, 1).unsqueeze(1)
+        return kernel_layouts.to_offsets_first(kind, weight).unsqueeze(1)
 
     def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
         """Turn (K, 1, in, out) into (out, in, K), or (in, out, K) for the inverse."""
         if kind is Kind.LINEAR:
             return weight.t()
-        weight = weight.squeeze(1)
-        return weight.permute(1, 2, 0) if kind is Kind.INVERSE else weight.permute(2, 1, 0)
+        return kernel_layouts.from_offsets_first(kind, weight.squeeze(1))

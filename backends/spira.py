@@ -18,6 +18,7 @@ import spira.nn.functional
 import torch
 from torch import Tensor, nn
 
+from backends import kernel_layouts
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
@@ -166,23 +167,17 @@ class Backend(TorchArithmetic, PointwiseByTorch):
         The last axis of the kernel varies fastest, but for the output-stationary dataflow, where
         it varies slowest.
         """
-        if kind is Kind.LINEAR:
-            return weight
-        if kind is not Kind.INVERSE:
-            weight = weight.transpose(0, 1)
-        if self.dataflow == "output-stationary":
+        if self.dataflow == "output-stationary" and kind is not Kind.LINEAR:
             weight = weight.movedim(-1, 2)
-        return weight.flatten(2).permute(2, 0, 1)
+        return kernel_layouts.to_offsets_first(kind, weight)
 
     def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
-        """Turn (K, in, out) into (out, in, *k), or (in, out, *k) for the inverse."""
-        if kind is Kind.LINEAR:
-            return weight
-        weight = weight.permute(1, 2, 0)
-        if self.dataflow == "output-stationary":
+        """Turn (K, in, out) into (out, in, *k) or (out, in, K); the inverse has (in, out) first."""
+        weight = kernel_layouts.from_offsets_first(kind, weight)
+        if self.dataflow == "output-stationary" and kind is not Kind.LINEAR:
             side = 3 if kind is Kind.SUBMANIFOLD else 2
             weight = weight.reshape(*weight.shape[:2], side, side, side).movedim(2, -1)
-        return weight if kind is Kind.INVERSE else weight.transpose(0, 1)
+        return weight
 
     @contextlib.contextmanager
     def observe(self, observer: ProfilingObserver) -> Iterator[None]:

@@ -14,6 +14,7 @@ import torch_lattice
 import torch_lattice.nn
 from torch import Tensor, nn
 
+from backends import kernel_layouts
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
@@ -97,14 +98,8 @@ class Backend(TorchArithmetic, PointwiseByTorch):
 
     def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
         """Turn (out, in, *k), or (in, out, *k) for the inverse, into (K, in, out)."""
-        if kind is Kind.LINEAR:
-            return weight
-        if kind is not Kind.INVERSE:
-            weight = weight.transpose(0, 1)
-        return weight.flatten(2).permute(2, 0, 1)
+        return kernel_layouts.to_offsets_first(kind, weight)
 
     def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
         """Turn (K, in, out) into (out, in, K), or (in, out, K) for the inverse."""
-        if kind is Kind.LINEAR:
-            return weight
-        return weight.permute(1, 2, 0) if kind is Kind.INVERSE else weight.permute(2, 1, 0)
+        return kernel_layouts.from_offsets_first(kind, weight)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backends import kernel_layouts, minkowski_layout
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
 from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
@@ -188,22 +189,15 @@ class Backend(TorchArithmetic, PointwiseByTorch):
 
         The first axis of an odd kernel varies fastest; of an even kernel, the last.
         """
-        if kind is Kind.LINEAR:
-            return weight
-        if kind is not Kind.INVERSE:
-            weight = weight.transpose(0, 1)
         if kind is Kind.SUBMANIFOLD:
-            weight = weight.permute(0, 1, 4, 3, 2)
-        return weight.flatten(2).permute(2, 0, 1)
+            return minkowski_layout.from_canonical(kind, weight)
+        return kernel_layouts.to_offsets_first(kind, weight)
 
     def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
-        """Turn (K, in, out) into (out, in, *k), or (in, out, *k) for the inverse."""
-        if kind is Kind.LINEAR:
-            return weight
-        weight = weight.permute(1, 2, 0)
+        """Turn (K, in, out) into (out, in, *k) or (out, in, K); the inverse has (in, out) first."""
         if kind is Kind.SUBMANIFOLD:
-            weight = weight.reshape(*weight.shape[:2], 3, 3, 3).permute(0, 1, 4, 3, 2)
-        return weight if kind is Kind.INVERSE else weight.transpose(0, 1)
+            return minkowski_layout.to_canonical(kind, weight, self.dim)
+        return kernel_layouts.from_offsets_first(kind, weight)
 
     @contextlib.contextmanager
     def observe(self, observer: ProfilingObserver) -> Iterator[None]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import backends
+from backends import kernel_layouts
 from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, NormConfig, Unsupported
 from backends.norm import norm_parameters
@@ -179,15 +180,13 @@ class Backend(TorchArithmetic):
         """Return (out, in, *k), or (in, out, *k) for the inverse, as (K, in, out)."""
         if kind is Kind.LINEAR:
             return weight.T[None]
-        if kind is not Kind.INVERSE:
-            weight = weight.transpose(0, 1)
-        return weight.flatten(2).permute(2, 0, 1)
+        return kernel_layouts.to_offsets_first(kind, weight)
 
     def from_native(self, kind: Kind, weight: Tensor) -> Tensor:
         """Return (K, in, out) as (out, in, K), or (in, out, K) for the inverse."""
         if kind is Kind.LINEAR:
             return weight[0].T
-        return weight.permute(1, 2, 0) if kind is Kind.INVERSE else weight.permute(2, 1, 0)
+        return kernel_layouts.from_offsets_first(kind, weight)
 
     @contextlib.contextmanager
     def observe(self, observer: ProfilingObserver) -> Iterator[None]:
