@@ -12,6 +12,7 @@ import triton
 from torch import Tensor
 
 from backends.sscn.cuda.symbols import current_tape
+from backends.sscn.recording import Unplannable
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -74,6 +75,8 @@ def compiled(kernel: Any, samples: Sequence[Any], constants: dict[str, Any]) -> 
             raise AssertionError(f"{kernel.__name__} depends on the value of {parameter.name}")
     found = kernel.warmup(*samples, grid=(1,), **constants)
     found._init_handles()
+    if getattr(found.metadata, "global_scratch_size", 0):
+        raise Unplannable(f"{kernel.__name__} needs memory from Triton's allocator")
     return Compiled(found.function, 32 * found.metadata.num_warps, found.metadata.shared)
 
 
