@@ -50,7 +50,7 @@ class _Meaning(IntEnum):
 
 _Array: TypeAlias = Symbol | Tensor
 _Launch: TypeAlias = tuple[int, list[Extent], int, int, list[_Array | Extent]]
-
+"""Function, grid, threads, shared memory and arguments."""
 
 _END = 1 << 40
 """After the last launch of a pass."""
@@ -641,9 +641,10 @@ class LaunchPlans:
     def _passes_for(
         self, x: SiteTensor, sizes: Sequence[int]
     ) -> tuple[_Passes, processor.LaunchedPass]:
-        for passes in self._passes:
+        for place, passes in enumerate(self._passes):
             launched = passes.begin(sizes)
             if launched is not None:
+                self._passes.insert(0, self._passes.pop(place))  # the next batch is tried there
                 return passes, launched
         features = computed(x.rows[0].features)
         passes = _make(features, self._record, self._weights, self._training, x, sizes)
