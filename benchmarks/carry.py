@@ -48,8 +48,8 @@ LEFT_OUT = re.compile(r"^plotly/package_data/|/labextensions?/|/tests?/|\.(js\.m
 SPCONV = "spconv-cu126"
 """The extra of pyproject.toml with the peer engine."""
 
-REFERENCES = (("inference", 1), ("inference", 4), ("training", 1))
-"""Suites and batches whose references are carried; those of larger batches take too much space."""
+REFERENCES = (("inference", 1), ("inference", 4))
+"""Suites and batches whose references are carried; those of steps take 22 MB each."""
 
 
 def normalised(name: str) -> str:
