@@ -99,13 +99,34 @@ class Environment:
 def _name(fact: str) -> str:
     for group in ("machine.", "versions."):
         fact = fact.removeprefix(group)
-    return fact.replace("memory_bytes", "memory")
+    return _NAMES.get(fact, fact)
+
+
+_NAMES = {"memory_bytes": "memory", "gpu": "GPU", "ecc": "ECC", "mig": "MIG"}
 
 
 def _text(name: str, value: Any) -> str:
     if name == "machine.memory_bytes":
         return format_value(float(value * GIB), "bytes")
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return _ranges(value) if isinstance(value, tuple) else str(value)
+
+
+def _ranges(numbers: tuple[Any, ...]) -> str:
+    """Write numbers as ranges: ``0 to 3, 8``."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return ", ".join(f"{a[0]} to {a[-1]}" if len(a) > 1 else f"{a[0]}" for a in found)
+
+
+def facts_in_words(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return facts of a machine for readers, as pairs of name and value."""
+    return [(_name(name), _text(name, value)) for name, value in facts.items()]
 
 
 def labels(environments: Sequence[Environment]) -> list[str]:

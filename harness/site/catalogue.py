@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.errors import BadInput
 from harness.results import store
-from harness.results.environment import Environment
+from harness.results.environment import Environment, facts_in_words
 from harness.results.summary import CellSummary, summarize
 from harness.spec.cell import Question
 from harness.spec.metrics import ENERGY
@@ -37,11 +37,14 @@ class Machine:
         The machine in words.
     facts : dict
         Fact -> value.
+    words : list of (str, str)
+        The facts for readers.
     """
 
     identifier: str
     name: str
     facts: dict[str, str] = field(hash=False)
+    words: list[tuple[str, str]] = field(hash=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,8 @@ def _machine(environment: Environment) -> Machine:
         for name, value in sorted(environment.machine.facts.items())
     }
     digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
-    return Machine(digest[:8], environment.label, facts)
+    words = facts_in_words(environment.machine.facts)
+    return Machine(digest[:8], environment.label, facts, words)
 
 
 QUESTION = ("device", "phase", "map", "size", "batch", "precision", "network", "events")

@@ -8,15 +8,16 @@ import shutil
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from backends import defects
 from harness.files import make_folder, refuse, write_text
 from harness.report.html import environment, save
 from harness.results.summary import CellSummary
-from harness.site.catalogue import COLUMNS, QUESTION, Catalogue, Entry, to_data
+from harness.site.catalogue import COLUMNS, QUESTION, Catalogue, Entry, question_parts, to_data
 from harness.site.engine import history, install_commands, install_facts, plain_name, versions
+from harness.spec.cell import Question
 
 INITIAL = {"phase": "forward", "map": "cold", "size": "192", "batch": "1", "precision": "fp32"}
 """The filters of the rankings when the page is opened without any."""
@@ -157,7 +158,9 @@ class _Site:
             f"machines/{machine.identifier}.html",
             "Machine",
             machine.name,
-            facts=list(machine.facts.items()),
+            template="machine.html.j2",
+            facts=machine.words,
+            fastest=fastest_engines(entries),
             links=links,
             links_title="Results",
             failures=_failures([m for entry in entries for m in entry.cells]),
@@ -196,6 +199,54 @@ class _Site:
     ) -> None:
         usual: dict[str, Any] = {"blocks": [], "facts": []}
         self._write(template, name, kind=kind, heading=heading, **(usual | values))
+
+
+class Fastest(NamedTuple):
+    """The fastest engine of a machine for one question, and the next one.
+
+    Attributes
+    ----------
+    first : CellSummary
+        The fastest.
+    following : CellSummary or None
+        The next one; None without another engine.
+    address : str
+        That of the ranking.
+    """
+
+    first: CellSummary
+    following: CellSummary | None
+    address: str
+
+    @property
+    def where(self) -> str:
+        """The question in words."""
+        count = self.first.question.events.count
+        return f"{self.first.where}, {count} events" if count else self.first.where
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as long the next engine takes."""
+        if self.following is None or not self.first.seconds or not self.following.seconds:
+            return None
+        return self.following.seconds / self.first.seconds
+
+
+def fastest_engines(entries: Sequence[Entry]) -> list[Fastest]:
+    """Return the fastest engines of a machine, by question; of each engine its best time counts."""
+    best: dict[Question, dict[str, CellSummary]] = {}
+    for m in (m for entry in entries for m in entry.cells if m.ok and m.seconds):
+        of_engine = best.setdefault(m.question, {})
+        if m.engine not in of_engine or (m.seconds or 0) < (of_engine[m.engine].seconds or 0):
+            of_engine[m.engine] = m
+    found = []
+    for question, of_engine in best.items():
+        first, *others = sorted(of_engine.values(), key=lambda m: m.seconds or 0)
+        filters = dict(zip(QUESTION, map(str, question_parts(question)), strict=True))
+        filters["machine"] = entries[0].machine.identifier
+        address = f"../index.html#{urlencode(filters)}"
+        found.append(Fastest(first, others[0] if others else None, address))
+    return sorted(found, key=lambda f: question_parts(f.first.question))
 
 
 def _with(catalogue: Catalogue, engine: str) -> list[Entry]:

@@ -10,6 +10,7 @@ from markupsafe import escape
 from backends import defects
 from harness.__main__ import main
 from harness.events.sample import SHA256
+from harness.results.environment import facts_in_words
 from harness.site.catalogue import read_catalogue
 from harness.site.engine import history
 from harness.site.pages import write_site
@@ -379,3 +380,32 @@ def test_a_folder_without_archives_is_one_sentence(tmp_path, capfd, make):
         main(["site", str(folder), "--out", str(tmp_path / "site")])
     assert ended.value.code == 2
     assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_the_page_of_a_machine_names_the_fastest_engine_of_each_question(site):
+    (page,) = (
+        text
+        for text in (each.read_text() for each in site.glob("machines/*.html"))
+        if "Example CPU" in text
+    )
+    rows = re.findall(r"<tr><td class=\"where\"><a href=\"([^\"]+)\">(.*?)</tr>", page)
+    assert len(rows) == 2
+    (address, small), (_, large) = rows
+    assert "size=192" in address
+    assert "machine=" in address
+    for row, ratio in ((small, 0.05 / 0.006), (large, 0.1 / 0.018)):
+        first, time, following, times = re.findall(r"<td[^>]*>([^<]+)</td>", row)
+        assert (first, following) == ("sscn", "spconv")
+        assert time.endswith(" ms")
+        assert float(times.rstrip("×")) == pytest.approx(ratio, rel=0.02)
+
+
+def test_facts_of_a_machine_are_written_in_words():
+    facts = {
+        "machine.memory_bytes": 125.9, "machine.affinity": (0, 1, 2, 8), "machine.ecc": True,
+        "machine.mig": False, "machine.gpu": "GPU 1",
+    }  # fmt: skip
+    assert facts_in_words(facts) == [
+        ("memory", "135 GB"), ("affinity", "0 to 2, 8"), ("ECC", "on"), ("MIG", "off"),
+        ("GPU", "GPU 1"),
+    ]  # fmt: skip
