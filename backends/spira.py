@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from backends import kernel_layouts
-from backends.arithmetic import TorchArithmetic
 from backends.contract import Capabilities, Kind, Unsupported
-from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
 from backends.profiling_hooks import ProfilingObserver, observing_maps
+from backends.torchsparse_interface import NativeConvolution, TorchsparseInterface
 
 # The engine's own default, gather-scatter, is compiled for some widths only: 48 and 80 are not
 # among them.
@@ -63,13 +62,8 @@ class SortedTensor:
         return max(stride) == 1
 
 
-class Convolution(nn.Module):
+class Convolution(NativeConvolution):
     """A convolution of Spira, in the type of the precision policy."""
-
-    def __init__(self, native: nn.Module, cast: torch.dtype | None) -> None:
-        super().__init__()
-        self.native = native
-        self.cast = cast
 
     def forward(self, x: SortedTensor) -> SortedTensor:
         """Convolve with the maps of the input."""
@@ -87,10 +81,11 @@ def with_rows(voxels: Any, rows: Tensor) -> Any:
     return spira.SparseTensor(voxels._coordinates, rows, voxels._stride)
 
 
-class Backend(TorchArithmetic, PointwiseByTorch):
+class Backend(TorchsparseInterface):
     """Spira for one precision."""
 
     name = "spira"
+    layer_class = spira.nn.SparseConv
 
     def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
         super().__init__(dim, device, precision, options)
@@ -140,26 +135,10 @@ class Backend(TorchArithmetic, PointwiseByTorch):
     def convolution(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
     ) -> nn.Module:
-        """Return a convolution; the engine finds the level from the stride."""
-        expected = 3 if kind is Kind.SUBMANIFOLD else 2
-        if kind is Kind.ORDINARY or kernel_size != expected:
-            raise Unsupported(f"Spira: no {kind} convolution with kernel {kernel_size} here")
-        native = spira.nn.SparseConv(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=1 if kind is Kind.SUBMANIFOLD else 2,
-            transposed=kind is Kind.INVERSE,
-        )
+        """Return a convolution."""
+        native: Any = self.native_convolution(kind, in_channels, out_channels, kernel_size)
         native.tunable_config["map_dataflow"] = DATAFLOWS[self.dataflow]
         return Convolution(native, self.cast)
-
-    def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
-        """Return the layer's parameters by their canonical names."""
-        if isinstance(layer, Convolution):
-            return {"weight": layer.native.kernel}  # type: ignore[dict-item]
-        assert isinstance(layer, Pointwise)
-        return pointwise_parameters(layer)
 
     def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
         """Turn (out, in, *k), or (in, out, *k) for the inverse, into (K, in, out).

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from backends import kernel_layouts, minkowski_layout
-from backends.arithmetic import TorchArithmetic
-from backends.contract import Capabilities, Kind, Unsupported
-from backends.pointwise import Pointwise, PointwiseByTorch, pointwise_parameters
+from backends.contract import Capabilities, Kind
 from backends.profiling_hooks import ProfilingObserver, observing_maps
+from backends.torchsparse_interface import NativeConvolution, TorchsparseInterface
 
 
 def _import_without_cuda() -> Any:
@@ -90,13 +89,8 @@ def kernel_map_on_cpu(
     }
 
 
-class Convolution(nn.Module):
+class Convolution(NativeConvolution):
     """A convolution of torchsparse, in the type of the precision policy."""
-
-    def __init__(self, native: nn.Module, cast: torch.dtype | None) -> None:
-        super().__init__()
-        self.native = native
-        self.cast = cast
 
     def forward(self, x: Any) -> Any:
         """Convolve; the engine computes in the type of its input."""
@@ -110,10 +104,11 @@ def replace(x: Any, rows: Tensor) -> Any:
     return out
 
 
-class Backend(TorchArithmetic, PointwiseByTorch):
+class Backend(TorchsparseInterface):
     """torchsparse for one device and precision."""
 
     name = "torchsparse"
+    layer_class = torchsparse.nn.Conv3d
 
     def __init__(self, dim: int, device: str, precision: str, options: dict[str, str]) -> None:
         super().__init__(dim, device, precision, options)
@@ -164,25 +159,9 @@ class Backend(TorchArithmetic, PointwiseByTorch):
     def convolution(
         self, kind: Kind, in_channels: int, out_channels: int, kernel_size: int, level: int
     ) -> nn.Module:
-        """Return a convolution; the engine finds the level from the stride."""
-        expected = 3 if kind is Kind.SUBMANIFOLD else 2
-        if kind is Kind.ORDINARY or kernel_size != expected:
-            raise Unsupported(f"torchsparse has no {kind} convolution with kernel {kernel_size}")
-        native = torchsparse.nn.Conv3d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=1 if kind is Kind.SUBMANIFOLD else 2,
-            transposed=kind is Kind.INVERSE,
-        )
+        """Return a convolution."""
+        native = self.native_convolution(kind, in_channels, out_channels, kernel_size)
         return Convolution(native, self.cast)
-
-    def parameters(self, layer: nn.Module) -> dict[str, Tensor]:
-        """Return the layer's parameters by their canonical names."""
-        if isinstance(layer, Convolution):
-            return {"weight": layer.native.kernel}  # type: ignore[dict-item]
-        assert isinstance(layer, Pointwise)
-        return pointwise_parameters(layer)
 
     def to_native(self, kind: Kind, weight: Tensor) -> Tensor:
         """Turn (out, in, *k), or (in, out, *k) for the inverse, into (K, in, out).

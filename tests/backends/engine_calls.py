@@ -44,12 +44,14 @@ OBJECTS = {
         "x.voxels": "spira.SparseTensor",
         "self.voxels": "spira.SparseTensor",
         "voxels": "spira.SparseTensor",
+        "native": "spira.nn.SparseConv",
         "self.native": "spira.nn.SparseConv",
+        "self.layer_class": "spira.nn.SparseConv",
     },
 }
 """Expressions of an adapter that are objects of its engine; those never run on a GPU have them."""
 
-SHARED = {"spconv-triton": ["spconv_interface.py"]}
+SHARED = {"spconv-triton": ["spconv_interface.py"], "spira": ["torchsparse_interface.py"]}
 """Modules that adapt several engines."""
 
 PLAIN = {"get", "append", "deferred", "within", "plan", "strided"}
