@@ -102,7 +102,7 @@ def _install(recipe: Recipe, source: Path | None, path: Path, step: _Steps) -> E
     minutes = f" (about {build['minutes']} minutes)" if build else ""
     what = f"{'compiles' if build else 'installs'} {recipe.engine} {recipe.version}".rstrip()
     search = f"{path / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
-    chosen = {k: os.environ.get(k, v) for k, v in build.get("environment", {}).items()}
+    chosen = {k: os.environ.get(k) or v for k, v in build.get("environment", {}).items()}
     variables = {"PATH": search, **chosen}
     step.pip(f"{what}{minutes}", ["install", *options, *wanted], variables)
     shutil.rmtree(path / SOURCE, ignore_errors=True)

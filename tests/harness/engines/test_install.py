@@ -164,6 +164,44 @@ def test_a_compiled_engine_is_built_with_the_torch_of_its_environment(
     assert built[-1] == (str(tmp_path) if source else "MinkowskiEngine==0.5.4")
 
 
+COMPILED_FOR_CUDA = [
+    *("flex-gemm", "fvdb", "minkowski", "sparseconvnet", "spira", "torchsparse", "warpconvnet")
+]
+
+
+@pytest.mark.parametrize("name", COMPILED_FOR_CUDA)
+@pytest.mark.parametrize("own", ["", "8.6"])
+def test_a_build_for_cuda_names_the_gpus(name, own, monkeypatch, tmp_path):
+    """Without the list, torch compiles for the GPU of this machine, or for every GPU."""
+    found = Recipe.find(name, "" if Recipe.find(name).devices == ("cuda",) else "12.6")
+    found = dataclasses.replace(found, build={**found.build, "edits": []})
+    steps, seen = Steps(), []
+
+    def watched(title, words, variables=None):
+        if "compiles" in title:
+            seen.append(variables["TORCH_CUDA_ARCH_LIST"])
+        return steps.run(title, words, variables)
+
+    steps.pip = watched
+    monkeypatch.setattr(installing, "_Steps", lambda *_: steps)
+    monkeypatch.setattr(installing, "_refuse", lambda *_: None)
+    monkeypatch.setattr(installing, "_find_versions", lambda *_: None)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", own)
+    source = tmp_path / "source"
+    source.mkdir()
+    install(found, source, print)
+    [gpus] = seen
+    if own:
+        assert gpus == own
+    else:
+        assert re.fullmatch(r"(\d+\.\d;)*9\.0(a|\+PTX)", gpus)
+
+
+def test_recipes_that_compile_for_cuda_are_tested():
+    compiled = [name for name in recipes.names() if Recipe.find(name, "12.6").build]
+    assert compiled == COMPILED_FOR_CUDA
+
+
 @pytest.mark.parametrize("own", ["", "8.6"])
 def test_a_build_for_cuda_needs_no_gpu(own, monkeypatch, tmp_path):
     """The source is edited, and torch needs a list of GPUs, which the user may choose."""
