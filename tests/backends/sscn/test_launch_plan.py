@@ -92,7 +92,7 @@ def assert_equal(found, wanted):
 def test_a_planned_pass_has_the_bits_of_one_layer_by_layer(driver, training):
     engine, net = build()
     net.train(training)
-    for seed, count in ((1, 40), (2, 90), (3, 15)):
+    for seed, count in ((1, 40), (2, 15)):
         sites, features = some_sites(seed, count, 10)
         x = net.tensor(sites, features, 10, 2)
         found = run(net, x, planned=True)
@@ -125,7 +125,7 @@ def test_a_planned_pass_has_the_bits_of_one_layer_by_layer_on_a_gpu(training, pr
 def test_new_features_on_the_same_sites_use_the_plan_again(driver):
     engine, net = build()
     net.eval()
-    sites, features = some_sites(1, 60, 10)
+    sites, features = some_sites(1, 30, 10)
     x = net.tensor(sites, features, 10, 2)
     with torch.no_grad():
         first = net(x)
@@ -140,7 +140,7 @@ def test_new_features_on_the_same_sites_use_the_plan_again(driver):
 def test_changed_statistics_change_a_planned_pass(driver):
     engine, net = build()
     net.eval()
-    sites, features = some_sites(1, 60, 10)
+    sites, features = some_sites(1, 30, 10)
     for _ in range(2):
         found = run(net, net.tensor(sites, features, 10, 2), planned=True)
         assert engine.last_pass == PLANNED
@@ -155,7 +155,7 @@ def test_changed_statistics_change_a_planned_pass(driver):
 def test_weights_of_another_type_are_converted_when_they_change(driver):
     engine, net = build(precision="fp16")
     net.eval()
-    sites, features = some_sites(1, 60, 10)
+    sites, features = some_sites(1, 30, 10)
     x = net.tensor(sites, features, 10, 2)
     for _ in range(2):
         found = run(net, x, planned=True)
@@ -175,7 +175,7 @@ def test_sizes_that_need_other_blocks_have_a_plan_of_their_own(driver, monkeypat
     blocks.convolution_blocks.cache_clear()
     engine, net = build()
     net.eval()
-    for seed, count in ((1, 40), (2, 90), (3, 50)):
+    for seed, count in ((1, 30), (2, 70), (3, 35)):
         sites, features = some_sites(seed, count, 10)
         found = run(net, net.tensor(sites, features, 10, 2), planned=True)
         assert engine.last_pass == PLANNED
@@ -188,7 +188,7 @@ def test_leaky_activations_and_two_inputs_are_planned(driver):
     config = UResNetConfig(filters=4, depth=3, reps=1, in_channels=2, classes=2, slope=0.33)
     engine, net = build(config, 3)
     net.train()
-    sites, features = some_sites(4, 50, 8, dim=3)
+    sites, features = some_sites(4, 24, 8, dim=3)
     features = torch.cat([features, -features], 1)
     found = run(net, net.tensor(sites, features, 8, 2), planned=True)
     assert engine.last_pass == PLANNED
@@ -202,7 +202,7 @@ def test_frozen_weights_have_no_gradient(driver):
     frozen = [each for name, each in net.named_parameters() if "encoder" in name]
     for each in frozen:
         each.requires_grad_(False)
-    sites, features = some_sites(5, 60, 10)
+    sites, features = some_sites(5, 30, 10)
     logits = net(net.tensor(sites, features, 10, 2))
     assert engine.last_pass == PLANNED
     logits.sum().backward()
