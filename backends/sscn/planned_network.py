@@ -17,7 +17,7 @@ from torch.nn.modules import module as torch_module
 
 from backends.sscn.coordinates import CoordinateManager
 from backends.sscn.cpu.plan import Plan
-from backends.sscn.deferred_layer import Rows
+from backends.sscn.deferred_layer import Rows, computed
 from backends.sscn.layers import SiteTensor
 from backends.sscn.norm import Norm
 from backends.sscn.recording import Recording, RecordingGraph, Unplannable
@@ -92,6 +92,7 @@ class PlannedUResNet(UResNet):
             self._forget()
             self._state = _ModuleState(self)
             reason = self._state.reason(training) or ""
+        reason = reason or _refuse(x)
         if reason:
             return reason
         plan = self._plans.get(training)
@@ -302,14 +303,20 @@ class _CheckedPlan:
         return sum([values._version for values in self._values])
 
     def refuse(self, x: SiteTensor) -> str:
-        """Return why an input cannot be planned, empty if it can."""
-        features = x.rows[0].features if len(x.rows) == 1 else None
-        if x.level or x.norm is not None or features is None or x.coordinates.order is None:
-            return "the input is no tensor of sites and features"
-        if not features.is_contiguous():
-            return "the features are not contiguous"
-        if features.requires_grad:
-            return "the features have gradients"
-        if not len(features) or features.shape[1] != self.plan.channels:
+        """Return why features cannot be planned, empty if they can."""
+        features = computed(x.rows[0].features)
+        if features.shape[1] != self.plan.channels:
             return "the features have another shape"
         return self.plan.refuse(x)
+
+
+def _refuse(x: SiteTensor) -> str:
+    """Return why an input cannot be planned, empty if it can."""
+    features = x.rows[0].features if len(x.rows) == 1 else None
+    if x.level or x.norm is not None or features is None or x.coordinates.order is None:
+        return "the input is no tensor of sites and features"
+    if not features.is_contiguous():
+        return "the features are not contiguous"
+    if features.requires_grad:
+        return "the features have gradients"
+    return "" if len(features) else "there are no sites"

@@ -221,3 +221,15 @@ def test_a_hook_is_called(driver):
         net(net.tensor(sites, features, 10, 2))
     assert called
     assert engine.last_pass == "layer by layer: norm has a hook"
+
+
+@interpreted
+def test_a_network_that_first_has_no_sites_is_planned_later(driver):
+    engine, net = build()
+    net.eval()
+    with torch.no_grad():
+        nothing = torch.empty((0, 3), dtype=torch.int32), torch.empty((0, 1))
+        assert net(net.tensor(*nothing, 10, 2)).shape == (0, 5)
+        assert engine.last_pass == "layer by layer: there are no sites"
+        assert net(net.tensor(*some_sites(1, 30, 10), 10, 2)).shape[0] > 0
+    assert engine.last_pass == PLANNED
