@@ -101,18 +101,22 @@ def format_confidence(confidence: float) -> str:
 
 
 def version_change(before: Point, after: Point) -> str:
-    """Name the versions that differ: ``spconv 2.3.6 to 2.3.8``; if none does, the environments.
+    """Name the versions that differ: ``spconv 2.3.6 to 2.3.8``.
 
-    Empty if these are the same as well.
+    If none does, name the environments and the versions that they share; empty if the environments
+    are the same as well.
     """
+    shared = [name for name in after.versions if name in before.versions]
     versions = [
-        f"{name} {before.versions[name]} to {version}"
-        for name, version in after.versions.items()
-        if before.versions.get(name, version) != version
+        f"{name} {before.versions[name]} to {after.versions[name]}"
+        for name in shared
+        if before.versions[name] != after.versions[name]
     ]
-    if not versions and before.environment != after.environment:
-        return f"environment {before.environment} to {after.environment}"
-    return ", ".join(versions)
+    if versions or before.environment == after.environment:
+        return ", ".join(versions)
+    plural = "s" if len(shared) > 1 else ""
+    same = f" with the same version{plural} of {' and '.join(shared)}" if shared else ""
+    return f"environment {before.environment} to {after.environment}{same}"
 
 
 def find_changes(key: Key, points: Sequence[Point]) -> SeriesChanges:

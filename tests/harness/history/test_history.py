@@ -1,5 +1,7 @@
 """History: stored runs and asv's database as series, what happened to them, and the page."""
 
+import csv
+import io
 import json
 import subprocess
 import warnings
@@ -128,9 +130,10 @@ def test_environments_of_equal_versions_are_not_pooled(
         write_records([record], f"results/runs/{name[:3]}.jsonl")
     series = by_engine(found_in(tmp_path), "sscn")
     assert [round(p.value, 2) for p in series.points[-3:]] == [0.07, 0.07, 0.13]
+    same = "with the same versions of sscn and torch"
     assert series.upgrades == [
-        (20, "environment default to new/bin/python"),
-        (21, "environment new/bin/python to old/bin/python"),
+        (20, f"environment default to new/bin/python {same}"),
+        (21, f"environment new/bin/python to old/bin/python {same}"),
     ]
 
 
@@ -380,6 +383,41 @@ def test_the_command_prints_changes_as_json(measured, capsys, tmp_path):
     rows = json.loads(capsys.readouterr().out)
     assert rows == change_rows(found_in(tmp_path))
     assert [r["verdict"] for r in rows] == ["SLOWER", "UPGRADED", "UPGRADED", "UPGRADED"]
+
+
+@pytest.mark.parametrize(
+    ("versions", "note"),
+    [
+        (
+            {"torch": "2.13.0", "spconv": "2.3.8"},
+            "environment default to old/bin/python with the same versions of spconv and torch",
+        ),
+        (
+            {"torch": "2.13.0"},
+            "environment default to old/bin/python with the same version of torch",
+        ),
+        ({}, "environment old/bin/python to default"),
+        ({"torch": "2.14.0", "spconv": "2.3.8"}, "torch 2.13.0 to 2.14.0"),
+        (
+            {"torch": "2.14.0", "spconv": "2.3.9"},
+            "spconv 2.3.8 to 2.3.9, torch 2.13.0 to 2.14.0",
+        ),
+    ],
+)
+def test_another_environment_says_whether_its_versions_differ(
+    versions, note, measured, make_record, write_records, repository, capsys
+):
+    measured()
+    own = {"backend": "spconv", "commit": repository[-1], "versions": versions}
+    record = make_record(0.1, environment="old/bin/python", **own)
+    write_records([record], "results/runs/old.jsonl")
+    with pytest.raises(SystemExit) as ended:
+        main(["history", "--format", "csv"])
+    assert ended.value.code == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    marked = [row for row in rows if row["verdict"] == "UPGRADED" and row["metric"] == "time"]
+    [last] = [row["note"] for row in marked if row["commits"] == repository[-1][:8]]
+    assert last == note
 
 
 def test_without_stored_runs_the_message_says_how_to_measure(tmp_path, monkeypatch):
