@@ -1,4 +1,4 @@
-"""Child processes: their end with the parent or with a session, standard output for answers."""
+"""Child processes: start, end with the parent or with a session, standard output for answers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import IO
 
 PR_SET_PDEATHSIG = 1
@@ -41,6 +42,25 @@ def end_session(leader: int) -> None:
             session = stat.read_text().rpartition(")")[2].split()[3]
             if int(session) == leader:
                 os.kill(int(stat.parent.name), signal.SIGKILL)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold back SIGINT and SIGTERM until the end of the context; in the main thread only."""
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {each: handler for each, handler in handlers.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}
+    held: list[tuple[int, FrameType | None]] = []
+    for each in handlers:
+        signal.signal(each, lambda *given: held.append(given))
+    try:
+        yield
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+        for number, _ in held[:1]:
+            signal.raise_signal(number)
 
 
 @contextmanager

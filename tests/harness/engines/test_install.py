@@ -294,6 +294,26 @@ def test_a_build_that_is_stopped_leaves_no_process_and_nothing_but_its_log(cache
     assert "$ " in (cache / "logs" / "spconv@2.3.8.log").read_text()
 
 
+def test_an_interrupt_while_a_command_starts_leaves_no_process(tmp_path, monkeypatch):
+    started, real = [], subprocess.Popen
+
+    def interrupted(*words, **named):
+        started.append(real(*words, **named))
+        signal.raise_signal(signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    step = installing._Steps(tmp_path, tmp_path / "log", print)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job may ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            step.run("", ["sleep", "600"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+        started[0].kill()
+    assert started[0].returncode == -signal.SIGKILL  # and has been waited for
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
