@@ -15,7 +15,7 @@ from harness.spec.cell import RANDOM, TRAINED, ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-TRAINED_SHA256 = "14db1e9c349b2e87174c8085745b3ec7fcb33758315bd1979c1f451e29af3564"
+TRAINED_SHA256 = "5ed227afd50787d657eddb212548490b824d466759d9a5e75450979179c0097b"
 """Hash of the packaged file of weights, which ``results/trained-network`` describes."""
 
 
