@@ -4,10 +4,11 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
+#include "placement.hpp"
 #include "program.hpp"
 #include "scratch.hpp"
 
@@ -162,40 +163,19 @@ class PlannedMaps {
   Scratch memory_;
 };
 
-// The arrays of a program in one allocation. An array takes the smallest free place that is large
-// enough; its place is free again after the last instruction that uses it.
+// The arrays of a program in one allocation.
 class PlacedArrays {
  public:
   PlacedArrays(const Program& program, const PlannedMaps& maps) {
-    const size_t number = program.arrays.size();
-    std::multimap<int64_t, int64_t> free;         // size to offset
-    std::multimap<int64_t, size_t> begins, ends;  // instruction to array
-    std::vector<int64_t> sizes(number);
-    offsets_.resize(number);
-    for (size_t i = 0; i < number; ++i) begins.emplace(program.arrays[i].first, i);
-    int64_t total = 0;
-    for (const auto& [instruction, i] : begins) {
-      while (!ends.empty() && ends.begin()->first < instruction) {
-        const size_t ended = ends.begin()->second;
-        free.emplace(sizes[ended], offsets_[ended]);
-        ends.erase(ends.begin());
-      }
-      const PlannedArray& array = program.arrays[i];
+    std::vector<Lifetime> lives;
+    lives.reserve(program.arrays.size());
+    for (const PlannedArray& array : program.arrays) {
       const int64_t rows = array.level < 0 ? 1 : maps.rows(array.level);
-      const int64_t wanted = (rows * array.bytes + 63) / 64 * 64;
-      const auto found = free.lower_bound(wanted);
-      if (found == free.end()) {
-        offsets_[i] = total;
-        sizes[i] = wanted;
-        total += wanted;
-      } else {
-        offsets_[i] = found->second;
-        sizes[i] = found->first;
-        free.erase(found);
-      }
-      ends.emplace(array.last, i);
+      lives.push_back({rows * array.bytes, array.first, array.last});
     }
-    base_ = memory_.get<char>(static_cast<size_t>(total));
+    Placement placement = place(lives, 64);
+    offsets_ = std::move(placement.offsets);
+    base_ = memory_.get<char>(static_cast<size_t>(placement.total));
   }
 
   char* at(int64_t array) const { return base_ + offsets_[static_cast<size_t>(array)]; }

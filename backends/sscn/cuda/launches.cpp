@@ -3,6 +3,8 @@
 // everything in one call from Python, through the driver that the process has loaded.
 #include "launches.hpp"
 
+#include "../cpu/placement.hpp"
+
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -12,7 +14,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -161,12 +162,10 @@ std::vector<int64_t> evaluate(const LaunchPlan& plan, const std::vector<int64_t>
 class LaunchedPass {
  public:
   LaunchedPass(std::shared_ptr<const LaunchPlan> plan, std::vector<int64_t> values)
-      : plan_(std::move(plan)), values_(std::move(values)) {
-    place();
-  }
+      : plan_(std::move(plan)), values_(std::move(values)), placement_(placed()) {}
 
-  int64_t bytes() const { return total_; }
-  int64_t offset(int64_t array) const { return offsets_.at(static_cast<size_t>(array)); }
+  int64_t bytes() const { return placement_.total; }
+  int64_t offset(int64_t array) const { return placement_.offsets.at(static_cast<size_t>(array)); }
 
   void run(Address base, const LaunchedPass* before, Address base_before,
            const std::vector<Address>& given, Address stream) const {
@@ -183,10 +182,10 @@ class LaunchedPass {
             value = values_[at];
             break;
           case Meaning::kArray:
-            value += static_cast<int64_t>(base) + offsets_[at];
+            value += static_cast<int64_t>(base) + placement_.offsets[at];
             break;
           case Meaning::kBefore:
-            value += static_cast<int64_t>(base_before) + before->offsets_[at];
+            value += static_cast<int64_t>(base_before) + before->placement_.offsets[at];
             break;
           case Meaning::kGiven:
             value += static_cast<int64_t>(given.at(at));
@@ -207,41 +206,18 @@ class LaunchedPass {
   }
 
  private:
-  // An array takes the smallest free place that is large enough; its place is free again after the
-  // last launch that uses it. Launches of a stream run one after another.
-  void place() {
-    const auto& arrays = plan_->arrays;
-    offsets_.resize(arrays.size());
-    std::vector<int64_t> sizes(arrays.size());
-    std::multimap<int64_t, int64_t> free;         // size to offset
-    std::multimap<int64_t, size_t> begins, ends;  // launch to array
-    for (size_t i = 0; i < arrays.size(); ++i) begins.emplace(arrays[i].first, i);
-    for (const auto& [launch, i] : begins) {
-      while (!ends.empty() && ends.begin()->first < launch) {
-        const size_t ended = ends.begin()->second;
-        free.emplace(sizes[ended], offsets_[ended]);
-        ends.erase(ends.begin());
-      }
-      const int64_t bytes = values_[static_cast<size_t>(arrays[i].bytes)];
-      const int64_t wanted = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-      const auto found = free.lower_bound(wanted);
-      if (found == free.end()) {
-        offsets_[i] = total_;
-        sizes[i] = wanted;
-        total_ += wanted;
-      } else {
-        offsets_[i] = found->second;
-        sizes[i] = found->first;
-        free.erase(found);
-      }
-      ends.emplace(arrays[i].last, i);
-    }
+  // Launches of a stream run one after another.
+  Placement placed() const {
+    std::vector<Lifetime> lives;
+    lives.reserve(plan_->arrays.size());
+    for (const auto& [bytes, first, last] : plan_->arrays)
+      lives.push_back({values_[static_cast<size_t>(bytes)], first, last});
+    return place(lives, kAlignment);
   }
 
   std::shared_ptr<const LaunchPlan> plan_;
   std::vector<int64_t> values_;
-  std::vector<int64_t> offsets_;
-  int64_t total_ = 0;
+  Placement placement_;
 };
 
 using Three = std::tuple<int64_t, int64_t, int64_t>;
