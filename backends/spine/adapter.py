@@ -17,7 +17,6 @@ from backends.spine.coordinates import (
     CoordinateMap,
     unique,
 )
-from backends.spine.deferred import DeferredTensor
 from backends.spine.tensor import SparseTensor, concatenated, values
 
 KNOWN = "1.4."
@@ -128,10 +127,7 @@ def concatenate(*tensors: SparseTensor) -> SparseTensor:
 
 def coordinates(tensor: SparseTensor) -> Tensor:
     """Return the coordinates, computed at their first use."""
-    at = tensor.at
-    if at.is_known:
-        return at.coordinates
-    return DeferredTensor(at.count, lambda: at.coordinates)
+    return tensor.at.deferred
 
 
 def features(tensor: SparseTensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from backends.contract import Unsupported, master_dtype
 from backends.spine import engine as engines
+from backends.spine.deferred import DeferredTensor
 from backends.spine.engine import Engine
 
 LEVELS = 6
@@ -162,6 +163,7 @@ class CoordinateMap:
         self.finer: CoordinateMap | None = None
         self.unique: tuple[Tensor, Tensor] | None = None
         self._coordinates = coordinates
+        self._deferred: DeferredTensor | None = None
         self._count = None if coordinates is None else len(coordinates)
         self._engine = engine
         self._coarser: CoordinateMap | None = None
@@ -172,17 +174,21 @@ class CoordinateMap:
         return list(self.stride)
 
     @property
-    def is_known(self) -> bool:
-        """Whether the coordinates have been computed."""
-        return self._coordinates is not None
-
-    @property
     def coordinates(self) -> Tensor:
         """The coordinates, (N, 1 + dim) integers."""
         if self._coordinates is None:
             assert self._engine is not None
             self._coordinates = self.volume.coordinates_at(self._engine, self.level)
         return self._coordinates
+
+    @property
+    def deferred(self) -> Tensor:
+        """The coordinates, computed at their first use."""
+        if self._coordinates is not None:
+            return self._coordinates
+        if self._deferred is None:
+            self._deferred = DeferredTensor(self.count, lambda: self.coordinates)
+        return self._deferred
 
     def count(self) -> int:
         """Return the number of rows."""

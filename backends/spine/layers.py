@@ -299,7 +299,9 @@ class _Pending:
         self._fused: dict[float, SparseTensor] = {}
 
     def _version(self) -> tuple[int, ...]:
-        return tuple([each._version for each in self.norm.bn.parameters()])
+        return tuple(
+            [each._version for each in self.norm.bn._parameters.values() if each is not None]
+        )
 
     def apply(self) -> Tensor:
         """Normalise by torch."""
