@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import IO
+from typing import IO, Any
 
 PR_SET_PDEATHSIG = 1
 
@@ -31,21 +32,44 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def end_session(leader: int) -> None:
-    """Kill a process that leads a session and has not been waited for, with all of its session.
+def start_session(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a command that leads a session of its own; an interrupt meanwhile ends the session.
+
+    Parameters
+    ----------
+    command : sequence of str
+        The program and its arguments.
+    **options
+        Those of ``subprocess.Popen``.
+    """
+    leader = None
+    try:
+        with _interrupts_held():
+            leader = subprocess.Popen(list(command), start_new_session=True, **options)
+    except BaseException:
+        if leader is not None:
+            end_session(leader)
+        raise
+    return leader
+
+
+def end_session(leader: subprocess.Popen[bytes]) -> None:
+    """Kill a process that leads a session, with all of its session, and wait for it.
 
     Compilers that ninja starts are in the session, and each in a process group of its own.
     """
-    os.killpg(leader, signal.SIGKILL)  # first what would start more
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGKILL)  # first what would start more
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             session = stat.read_text().rpartition(")")[2].split()[3]
-            if int(session) == leader:
+            if int(session) == leader.pid:
                 os.kill(int(stat.parent.name), signal.SIGKILL)
+    leader.wait()
 
 
 @contextmanager
-def interrupts_held() -> Iterator[None]:
+def _interrupts_held() -> Iterator[None]:
     """Hold back SIGINT and SIGTERM until the end of the context; in the main thread only."""
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     handlers = {each: handler for each, handler in handlers.items() if callable(handler)}

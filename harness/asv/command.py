@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import typer
 
 from harness.asv import track
+from harness.child_process import die_with_parent, end_session, start_session
 from harness.errors import BadInput, missing_packages
 from harness.examples import EXAMPLES
 from harness.instruments import gpu, machine
@@ -74,7 +74,8 @@ def run_with_progress(command: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="sscn-bench-asv-") as folder:
         path = Path(folder, "progress.txt")
         path.touch()
-        child = subprocess.Popen(command, env=os.environ | {track.PROGRESS: str(path)})
+        environment = os.environ | {track.PROGRESS: str(path)}
+        child = start_session(command, env=environment, preexec_fn=die_with_parent)
         try:
             with path.open(encoding="utf-8", errors="replace") as progress:
                 while True:
@@ -85,8 +86,7 @@ def run_with_progress(command: Sequence[str]) -> int:
                         return child.returncode
                     time.sleep(0.2)
         except BaseException:
-            child.terminate()
-            child.wait()
+            end_session(child)  # with the benchmark that it runs
             raise
 
 

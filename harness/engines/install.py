@@ -17,7 +17,7 @@ from pathlib import Path
 
 from backends import environments, registry
 from backends.environments import Environment
-from harness.child_process import die_with_parent, end_session, interrupts_held
+from harness.child_process import die_with_parent, end_session, start_session
 from harness.engines.recipe import Recipe
 from harness.errors import BadInput, MachineFailure
 from harness.instruments.machine import ROOT
@@ -167,23 +167,18 @@ class _Steps:
             log.write(f"$ {' '.join(command)}\n")
             log.flush()
             start = log.tell()
-            started = None
+            child = start_session(
+                command,
+                env=kept | dict(variables or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=die_with_parent,
+            )
             try:
-                with interrupts_held():
-                    started = subprocess.Popen(
-                        list(command),
-                        env=kept | dict(variables or {}),
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        preexec_fn=die_with_parent,
-                        start_new_session=True,
-                    )
-                code = started.wait()
+                code = child.wait()
             except BaseException:
-                if started is not None:
-                    end_session(started.pid)  # with the compilers that it has started
-                    started.wait()
+                end_session(child)  # with the compilers that it has started
                 raise
         with self._log.open("rb") as log:
             log.seek(start)

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.child_process import was_stopped
+from harness.child_process import end_session, start_session, was_stopped
 from harness.errors import MachineFailure
 from harness.results.record import Measurement
 from harness.run.failures import Failed
@@ -21,7 +21,7 @@ from harness.run.task import Task
 from harness.temporary import temporary_failure
 
 GRACE = 3.0
-"""Seconds between the signal to end and the signal that kills."""
+"""Longest time in which a worker that has closed its channel ends, in seconds."""
 
 _ERROR_BYTES = 4000
 """Length of the end of a dead worker's standard error that is searched for the cause."""
@@ -116,18 +116,19 @@ class LocalWorker:
             names.remove(_TRITON)
         own = {name: str(Path(self._caches.name, name.lower())) for name in names}
         try:
-            self._process = subprocess.Popen(
+            self._process = start_session(
                 [*command, str(commands), str(answers)],
                 env=os.environ | dict.fromkeys(_THREAD_VARIABLES, count) | own,
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=(commands, answers),
-                start_new_session=True,
             )
-        except OSError as error:
+        except BaseException as error:
             self._release()
             self._caches.cleanup()
+            if not isinstance(error, OSError):
+                raise
             raise Failed("unavailable", f"its interpreter does not start: {error}") from None
         finally:
             os.close(commands)
@@ -223,20 +224,12 @@ class LocalWorker:
         )
 
     def close(self) -> None:
-        """Send SIGTERM to the process group, and SIGKILL to the rest after ``GRACE`` seconds."""
+        """Kill the process and everything that it started in its session."""
         if self._closed:
             return
         self._release()
-        self._signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(GRACE)
-        self._signal(signal.SIGKILL)
-        self._process.wait()
+        end_session(self._process)
         self._caches.cleanup()
-
-    def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
 
     def _release(self) -> None:
         self._closed = True

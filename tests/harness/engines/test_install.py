@@ -17,6 +17,7 @@ from harness.engines import recipe as recipes
 from harness.engines.install import cause, install
 from harness.engines.recipe import Recipe
 from harness.errors import BadInput
+from tests.harness.processes import gone
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -287,9 +288,7 @@ def test_a_build_that_is_stopped_leaves_no_process_and_nothing_but_its_log(cache
             install(Recipe.find("spconv"), None, print)
     finally:
         signal.signal(signal.SIGINT, before)
-    while Path(f"/proc/{pid.read_text().strip()}/stat").exists():  # killed, perhaps not yet reaped
-        if Path(f"/proc/{pid.read_text().strip()}/stat").read_text().split()[2] == "Z":
-            break
+    assert gone(int(pid.read_text()))
     assert sorted(path.name for path in cache.iterdir()) == [".spconv.lock", "logs"]
     assert "$ " in (cache / "logs" / "spconv@2.3.8.log").read_text()
 

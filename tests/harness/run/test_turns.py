@@ -15,6 +15,7 @@ from harness.run.task import Task
 from harness.run.turns import measure_in_turns
 from harness.run.worker_process import LocalWorker
 from harness.spec.cell import Cell
+from tests.harness.processes import gone
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_worker.py"))]
 CODE = EngineSource(Path("."), "c" * 40, False)
@@ -41,17 +42,6 @@ def entries_of(*names, watcher=None, **options):
     tasks = [make_task(name, **options) for name in names]
     found = measure_in_turns(tasks, 0, watcher or Watcher(), start)
     return {task.job.cell.backend: entries for task, entries in found}
-
-
-def gone(pid):
-    """Whether a process has ended, allowing for a moment of grace."""
-    for _ in range(100):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_a_steady_worker_gives_times():
@@ -96,8 +86,7 @@ def test_a_worker_that_closes_its_channel_is_not_waited_for(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["hangs-at-sample", "ignores-at-sample", "ignores-at-prepare"])
-def test_a_hung_worker_times_out_and_is_killed_even_if_it_ignores_sigterm(name, monkeypatch):
-    monkeypatch.setattr(worker_process, "GRACE", 0.3)
+def test_a_hung_worker_times_out_and_is_killed_even_if_it_ignores_sigterm(name):
     pids = []
 
     def remember(task):
