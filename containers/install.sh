@@ -2,7 +2,8 @@
 # The steps of all images: the Containerfiles and the Apptainer definitions call this script.
 #   install.sh base              sscn-bench with its requirements, in /opt/venv
 #   install.sh engines NAME ...  engines by their recipes; CUDA=12.6 chooses the builds for CUDA,
-#                                SOURCES=/sources takes the source from /sources/NAME if it is there
+#                                SOURCES=/sources takes the source from /sources/NAME if it is there,
+#                                MAX_JOBS=1 sets the number of compilers at a time
 set -eu
 cd "$(dirname "$0")/.."
 python=/opt/venv/bin/python
@@ -18,6 +19,7 @@ base)
     ;;
 engines)
     shift
+    export CMAKE_BUILD_PARALLEL_LEVEL="${MAX_JOBS-}"
     for engine; do
         source=${SOURCES:+$SOURCES/$engine}
         [ -d "$source" ] || source=
