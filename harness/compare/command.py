@@ -63,11 +63,13 @@ def standing_table(ranked: Sequence[Standing], notes: bool = True) -> Table:
     table.add_column("engine")
     accurate = any(accuracy_text(s.measured) for s in ranked)
     metered = any(s.measured.values.get(ENERGY.key) for s in ranked)
+    dense = any(s.over_dense is not None for s in ranked)
     for name in (
         *("time", "spread", "memory", "error"),
         *(("accuracy",) if accurate else ()),
-        *(("energy",) if metered else ()),
-        *("than dense", "than best other"),
+        *(("energy per event",) if metered else ()),
+        *(("than dense",) if dense else ()),
+        "than best other",
     ):
         table.add_column(name, justify="right")
     if notes:
@@ -79,7 +81,8 @@ def standing_table(ranked: Sequence[Standing], notes: bool = True) -> Table:
             if question is not None:
                 table.add_section()
             question = m.question
-            table.add_row(f"[bold]{m.where}[/bold]", *[""] * (6 + accurate + metered), m.extent)
+            empty = [""] * (5 + accurate + metered + dense)
+            table.add_row(f"[bold]{m.where}[/bold]", *empty, m.extent)
         quickest = s.over_best is not None and s.over_best >= 1
         style = "green" if quickest else ""
         table.add_row(
@@ -90,7 +93,7 @@ def standing_table(ranked: Sequence[Standing], notes: bool = True) -> Table:
             "–" if m.error is None else f"{m.error:.1e}",
             *((accuracy_text(m) or "–",) if accurate else ()),
             *((format_value(m.values.get(ENERGY.key), ENERGY.unit),) if metered else ()),
-            speed(s.over_dense),
+            *((speed(s.over_dense),) if dense else ()),
             speed(s.over_best),
             *([escape(m.note)] if notes else []),
             style=style,

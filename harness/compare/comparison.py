@@ -516,10 +516,11 @@ def _lead(first: CellSummary, second: CellSummary) -> str:
     if math.isnan(found.low):
         return f"{_seconds(second) / _seconds(first):.3g}x as long ({found.reason})"
     ratio = found.ratio
+    longer = f"{ratio:.3g}x as long, turn by turn"
     interval = f"95 % interval {found.low:.3g}x to {found.high:.3g}x"
     if found.verdict is Verdict.SLOWER:
-        return f"{ratio:.3g}x as long ({interval})"
-    return f"{ratio:.3g}x as long, which is not sure ({interval}; more repeats narrow it)"
+        return f"{longer} ({interval})"
+    return f"{longer}, which is not sure ({interval}; more repeats narrow it)"
 
 
 def _race(first: CellSummary, second: CellSummary) -> Judgement:

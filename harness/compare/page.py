@@ -120,6 +120,7 @@ def render(
             accurate=any(accuracy_text(m) for m in measured),
             energy=ENERGY.key,
             metered=any(m.values.get(ENERGY.key) for m in measured),
+            dense=any(s.over_dense is not None for s in shown),
             legend=[e for e in looks.engines if any(m.engine == e and m.tried for m in measured)],
             shapes=SHAPES,
             said=said,

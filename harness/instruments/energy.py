@@ -12,6 +12,12 @@ from harness.instruments.gpu import query
 LEAST_SECONDS = 2.0
 """Shortest window. NVML updates its counter every 20 to 100 ms; shorter windows are inaccurate."""
 
+LEAST_UPDATES = 10
+"""Updates of the counter in a window of short calls, at least."""
+
+READING_SECONDS = 0.05
+"""Interval of readings inside a window. Each takes time in which the device does nothing."""
+
 
 class EnergyCounter(Protocol):
     """A counter of joules."""
@@ -88,6 +94,9 @@ def joules_per_event(
 ) -> float | None:
     """Repeat a call for some seconds and divide the energy by the number of events.
 
+    A counter is constant between its updates, so the window begins and ends with a call during
+    which it changed. A call that lasts as long as a window is a window of its own.
+
     Parameters
     ----------
     call : callable
@@ -97,23 +106,46 @@ def joules_per_event(
     batch : int
         Events per call.
     seconds : float
-        Shortest duration of the repeats.
+        Shortest duration of the window.
     now : callable
         The clock, in seconds.
 
     Returns
     -------
     float or None
-        Joules per event; None without a counter, or if it did not change.
+        Joules per event; None without a counter, or if it changed fewer than ``LEAST_UPDATES``
+        times in the window and not between all readings.
     """
+    calls = begun = 0
+
+    def after_calls(least: float = 0.0) -> float | None:
+        nonlocal calls
+        start = now()
+        while True:
+            call()
+            calls += 1
+            if now() - start >= least:
+                return counter.joules()
+
     before = counter.joules()
     if before is None:
         return None
-    start, calls = now(), 0
-    while calls == 0 or now() - start < seconds:
-        call()
-        calls += 1
-    after = counter.joules()
-    if after is None or after <= before:
+    start = now()
+    after = after_calls()
+    if now() - start < seconds:
+        while after == before and now() - start < seconds:
+            after = after_calls()
+        before, begun, start = after, calls, now()
+        readings = updates = 0
+        while now() - start < seconds:
+            latest, after = after, after_calls(READING_SECONDS)
+            readings += 1
+            updates += after != latest
+        if updates < min(LEAST_UPDATES, readings):
+            return None
+        latest = after
+        while after == latest and now() - start < 2 * seconds:
+            after = after_calls()
+    if after is None or before is None or after <= before:
         return None
-    return (after - before) / (calls * batch)
+    return (after - before) / ((calls - begun) * batch)

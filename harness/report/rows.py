@@ -21,10 +21,10 @@ class Format(StrEnum):
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], form: Format) -> str:
-    """Write rows as CSV, JSON or a Markdown table."""
+    """Write rows as CSV, JSON or a Markdown table; rows may lack columns that others have."""
     if form is Format.json:
         return json.dumps(list(rows), indent=1)
-    names = list(rows[0]) if rows else []
+    names = list(dict.fromkeys(name for row in rows for name in row))
     if form is Format.csv:
         out = io.StringIO()
         writer = csv.DictWriter(out, names, lineterminator="\n")
@@ -32,7 +32,7 @@ def write_rows(rows: Sequence[Mapping[str, Any]], form: Format) -> str:
         writer.writerows(rows)
         return out.getvalue().rstrip("\n")
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    lines += ["| " + " | ".join(_plain(row[n]) for n in names) + " |" for row in rows]
+    lines += ["| " + " | ".join(_plain(row.get(n)) for n in names) + " |" for row in rows]
     return "\n".join(lines)
 
 

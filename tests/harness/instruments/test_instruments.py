@@ -3,6 +3,8 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.instruments import gpu, machine, memory
 from harness.instruments.clock import CudaClock, HostClock
@@ -265,9 +267,47 @@ def test_energy_is_shared_among_the_events_of_all_repeats():
 
     counter = SimpleNamespace(joules=lambda: spent["joules"])
     assert joules_per_event(call, counter, 4, seconds=2.0, now=ticks) == pytest.approx(15.0)
-    assert ticks.now - 100 >= 2.0
+    assert 2.0 <= ticks.now - 100 < 4.0
     device.answers["nvmlDeviceGetTotalEnergyConsumption"] = 1500
     assert NvmlEnergy(FakeNvml(device), device).joules() == 1.5
+
+
+class Updated:
+    """A device of 200 W whose counter changes at intervals."""
+
+    def __init__(self, interval, phase):
+        self.ticks, self.interval, self.phase = Ticks(), interval, phase
+
+    def call(self, seconds):
+        self.ticks.now += seconds
+
+    def joules(self):
+        return 200 * self.interval * ((self.ticks.now + self.phase) // self.interval)
+
+    def energy(self, seconds):
+        return joules_per_event(lambda: self.call(seconds), self, 1, now=self.ticks)
+
+
+@given(
+    seconds=st.floats(1e-3, 30),
+    interval=st.floats(0.02, 0.1),
+    phase=st.floats(0, 0.1),
+)
+def test_energy_does_not_depend_on_where_the_updates_of_the_counter_fall(seconds, interval, phase):
+    energy = Updated(interval, phase).energy(seconds)
+    largest = min(seconds, interval) / 2  # of a window of 2 s
+    assert energy == pytest.approx(200 * seconds, rel=1.01 * largest)
+
+
+@pytest.mark.parametrize("interval", [0.3, 1.0, 5.0])
+def test_energy_of_too_few_updates_is_not_recorded(interval):
+    assert Updated(interval, 0.1).energy(0.002) is None
+
+
+def test_a_call_that_is_longer_than_a_window_is_measured_once():
+    device = Updated(0.1, 0.05)
+    assert device.energy(16.0) == pytest.approx(3200, rel=0.01)
+    assert device.ticks.now == 116
 
 
 @pytest.mark.parametrize("answer", [NOT_SUPPORTED, 1000])
