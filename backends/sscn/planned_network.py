@@ -8,7 +8,8 @@ reason.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count, islice
+from itertools import chain, count, islice, repeat
+from operator import attrgetter, contains, itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 PLANNED = "planned"
 """The value of ``last_pass`` after a planned pass."""
+
+_TRAINING = itemgetter("training")
+_REQUIRES_GRAD = attrgetter("requires_grad")
+_VERSION = attrgetter("_version")
 
 _HOOKS = (
     torch_module._global_forward_hooks,
@@ -202,10 +207,12 @@ class _ModuleState:
         self._modules = list(network.named_modules())
         modules = [each for _, each in self._modules]
         self._attributes = [each.__dict__ for each in modules]
-        self._children = [
-            (each._modules, tuple(each._modules.values())) for each in modules if each._modules
-        ]
-        self._hooks = [hooks for each in modules for hooks in _hooks_of(each)]
+        self._children = [each._modules for each in modules if each._modules]
+        self._identities = _identities(self._children)
+        self._hooks = {
+            training: [hooks for each in modules for hooks in _hooks_of(each, training)]
+            for training in (False, True)
+        }
 
     def reason(self, training: bool) -> str | None:
         """Return why the modules must be called, empty if they need not be.
@@ -215,15 +222,14 @@ class _ModuleState:
         str or None
             None if a module has been replaced, added or removed.
         """
-        for children, before in self._children:
-            if tuple(children.values()) != before:
-                return None
+        if _identities(self._children) != self._identities:
+            return None
         attributes = self._attributes
-        modes = [each["training"] for each in attributes]
+        modes = list(map(_TRAINING, attributes))
         if (
-            not any(self._hooks)
+            not any(self._hooks[training])
             and modes.count(training) == len(modes)
-            and not any("forward" in each for each in attributes)
+            and not any(map(contains, attributes, repeat("forward")))
         ):
             return ""
         found = (self._named(name, module, training) for name, module in self._modules)
@@ -236,17 +242,20 @@ class _ModuleState:
             return f"{name} is in {'evaluation' if training else 'training'}"
         if "forward" in module.__dict__:
             return f"{name} has a forward of its own"
-        return f"{name} has a hook" if any(_hooks_of(module)) else ""
+        return f"{name} has a hook" if any(_hooks_of(module, training)) else ""
 
 
-def _hooks_of(module: nn.Module) -> tuple[Any, ...]:
-    """Return the hooks of a module, by their kinds."""
-    return (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
+def _identities(dictionaries: list[dict[str, Any]]) -> list[int]:
+    """Return the identities of all values of dictionaries; it runs for every pass."""
+    return list(map(id, chain.from_iterable(map(dict.values, dictionaries))))
+
+
+def _hooks_of(module: nn.Module, training: bool) -> list[dict[Any, Any]]:
+    """Return the hooks that a pass of a module calls, by their kinds."""
+    hooks = [module._forward_hooks, module._forward_pre_hooks]
+    if training:
+        hooks += [module._backward_hooks, module._backward_pre_hooks]
+    return hooks
 
 
 class _CheckedPlan:
@@ -262,30 +271,31 @@ class _CheckedPlan:
 
     def __init__(self, network: PlannedUResNet, plan: Plan | LaunchPlans) -> None:
         self.plan = plan
-        self._weights = [
-            (owner, name, values, values.data_ptr(), values.requires_grad)
+        self._owners = [
+            owner
             for module in network.modules()
             for owner in (module._parameters, module._buffers)
-            for name, values in owner.items()
-            if values is not None
+            if owner
         ]
+        self._identities = _identities(self._owners)
+        self._weights = [
+            each for owner in self._owners for each in owner.values() if each is not None
+        ]
+        self._places = self._place()
         scales = {
             id(module._folded.norm.scale): module
             for module in network.modules()
             if isinstance(module, Norm) and module._folded is not None
         }
         self._norms = [(scales[id(scale)], scale) for scale, _ in plan.norms]
-        self._values = [values for _, _, values, _, _ in self._weights] if plan.norms else []
         self._versions = self._version()
 
     def update(self) -> bool:
         """Fold norms again whose values have changed; return whether the plan is still valid."""
         if not self.plan.is_current():
             return False
-        for owner, name, values, address, requires_grad in self._weights:
-            same = owner[name] is values and values.data_ptr() == address
-            if not same or values.requires_grad != requires_grad:
-                return False
+        if _identities(self._owners) != self._identities or self._place() != self._places:
+            return False
         versions = self._version()
         if versions == self._versions:
             return True
@@ -298,9 +308,14 @@ class _CheckedPlan:
                 self._norms[number] = norm, now.scale
         return True
 
+    def _place(self) -> tuple[list[int], list[bool]]:
+        """Return the addresses of the weights, and whether each has a gradient."""
+        weights = self._weights
+        return list(map(Tensor.data_ptr, weights)), list(map(_REQUIRES_GRAD, weights))
+
     def _version(self) -> int:
         """Return a number that grows whenever a weight or statistic changes in place."""
-        return sum([values._version for values in self._values])
+        return sum(map(_VERSION, self._weights)) if self.plan.norms else 0
 
     def refuse(self, x: SiteTensor) -> str:
         """Return why features cannot be planned, empty if they can."""
