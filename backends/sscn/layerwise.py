@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from backends.sscn.deferred_layer import BatchNorm, DeferredLayer, GradientStep, features
+from backends.sscn.deferred_layer import BatchNorm, DeferredLayer, Folding, GradientStep, features
 from backends.sscn.kernel_map import GatherMap, KernelMap
 from backends.sscn.kernel_set import ConvolutionGradients, IntervalCallback, KernelSet
 
@@ -48,7 +48,7 @@ class LayerwiseKernelSet(KernelSet):
             g); (0,) without a norm.
         """
 
-    def input_gradient_in_parts(
+    def input_gradient_through_norm(
         self,
         grad: Tensor,
         weight: Tensor,
@@ -56,13 +56,25 @@ class LayerwiseKernelSet(KernelSet):
         mirrored: bool,
         x: Tensor,
         skip: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        slope: float = 0.0,
+        folding: Folding,
+        norm_weight: Tensor,
+        slope: float,
         /,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Propagate like ``input_gradient``, with sums that ``fold_gradient`` adds."""
-        return self.input_gradient(grad, weight, gather_map, mirrored, x, skip, scale, shift, slope)
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Propagate like ``input_gradient``, and then through the norm of the batch.
+
+        Returns
+        -------
+        to_x, to_skip : Tensor
+            As from ``input_gradient``.
+        of_norm : tuple of Tensor
+            As from ``fold_gradient``.
+        """
+        to_x, to_skip, to_norm = self.input_gradient(
+            grad, weight, gather_map, mirrored, x, skip, folding.scale, folding.shift, slope
+        )
+        of_norm = self.fold_gradient(to_norm, norm_weight, folding.moments, gather_map.rows)
+        return to_x, to_skip, of_norm
 
     @abstractmethod
     def weight_gradient(
@@ -106,17 +118,15 @@ class LayerwiseKernelSet(KernelSet):
         *,
         to_input: bool = True,
         to_weight: bool = True,
-        in_parts: bool = False,
     ) -> ConvolutionGradients:
-        """Compute the requested gradients one after the other; ``to_norm`` may be in parts."""
+        """Compute the requested gradients one after the other."""
         forward, backward, mirrored = kernel_map
         total = to_x = to_skip = to_norm = weights = None
         if grad_sums is not None:
             assert out is not None
             grad = total = self.statistics_gradient(grad, out, grad_sums)
         if to_input:
-            propagate = self.input_gradient_in_parts if in_parts else self.input_gradient
-            to_x, to_skip, to_norm = propagate(
+            to_x, to_skip, to_norm = self.input_gradient(
                 grad, weight, backward, mirrored, x, skip, scale, shift, slope
             )
         if to_weight:
@@ -162,7 +172,7 @@ class LayerwiseForward:
         elif norm is not None:
             scale, shift, slope = norm
         with torch.no_grad():
-            layer.out, parts = self._kernels.convolve_in_parts(
+            layer.out, parts = self.convolution(layer)(
                 sources[0], sources[1] if len(sources) > 1 else None, layer.weight,
                 layer.kernel_map.forward, scale, shift,
                 None if layer.residual is None else features(layer.residual), layer.statistics,
@@ -172,6 +182,10 @@ class LayerwiseForward:
         for origin in layer.inputs():
             if isinstance(origin, DeferredLayer) and origin.consumed():
                 origin.out = origin.sums = None
+
+    def convolution(self, layer: DeferredLayer) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Return the function that convolves a layer, as ``KernelSet.convolve_in_parts`` does."""
+        return self._kernels.convolve_in_parts
 
     def report(self, callback: IntervalCallback) -> None:
         """Report the interval of the most recently added layer."""
@@ -224,39 +238,41 @@ class LayerwiseBackward:
             grad = self._kernels.total_gradient(grads, saved[step.out], grad_sums)
         else:
             grad = added(grads)
+        forward, backward, mirrored = step.kernel_map
+        sources = [saved[slot] for slot in step.sources]
+        x, skip = sources[0], sources[1] if len(sources) > 1 else None
         scale = shift = None
         if folding is not None:
             scale, shift, _ = folding
         elif step.norm:
             scale, shift = (saved[slot] for slot in step.norm)
-        x, skip = step.sources[0], step.sources[1] if len(step.sources) > 1 else None
-        to_x, to_skip, to_norm, to_weight, _ = self._kernels.gradients(
-            grad, None, None, saved[x],
-            None if skip is None else saved[skip], saved[step.weight], step.kernel_map,
-            scale, shift, step.slope, to_input=step.needs_input_gradient(self._needed),
-            to_weight=self._needed[step.weight], in_parts=folding is not None,
-        )  # fmt: skip
-        self.add_gradient(x, to_x)
-        if skip is not None:
-            self.add_gradient(skip, to_skip)
-        self.add_gradient(step.weight, to_weight)
+        if step.needs_input_gradient(self._needed):
+            arguments = grad, saved[step.weight], backward, mirrored, x, skip
+            of_norm: Sequence[Tensor] = ()
+            if folding is not None:
+                to_x, to_skip, (to_sums, *of_norm) = self._kernels.input_gradient_through_norm(
+                    *arguments, folding, saved[step.norm[0]], step.slope
+                )
+                shares = to_sums.split_with_sizes(list(step.widths), 1)
+                self._add_gradients(step.sums, shares)
+            else:
+                to_x, to_skip, to_norm = self._kernels.input_gradient(
+                    *arguments, scale, shift, step.slope
+                )
+                if step.norm:
+                    of_norm = to_norm.to(saved[step.norm[0]].dtype).unbind(0)
+            self._add_gradients(step.sources, (to_x, to_skip)[: len(sources)])
+            self._add_gradients(step.norm, of_norm)
+        if self._needed[step.weight]:
+            to_weight = self._kernels.weight_gradient(
+                x, skip, grad, forward, scale, shift, step.slope
+            )
+            self.add_gradient(step.weight, to_weight)
         if step.residual is not None:
             self.add_gradient(step.residual, grad)
-        if not step.norm or to_norm is None:
-            return
-        weight = saved[step.norm[0]]
-        of_norm: Sequence[Tensor]
-        if folding is None:
-            of_norm = to_norm.to(weight.dtype).unbind(0)
-        else:
-            to_sums, *of_norm = self._kernels.fold_gradient(
-                to_norm, weight, folding.moments, step.rows
-            )
-            for slot, share in zip(
-                step.sums, to_sums.split_with_sizes(list(step.widths), 1), strict=True
-            ):
-                self.add_gradient(slot, share)
-        for slot, gradient in zip(step.norm, of_norm, strict=True):
+
+    def _add_gradients(self, slots: Sequence[int], gradients: Sequence[Tensor]) -> None:
+        for slot, gradient in zip(slots, gradients, strict=True):
             self.add_gradient(slot, gradient)
 
     def report(self, callback: IntervalCallback) -> None:

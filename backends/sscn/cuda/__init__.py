@@ -10,14 +10,13 @@ sites and counts those of every coarser level in the same transfer, and once in 
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from backends.sscn.cuda.convolution import (
     convolve,
     convolve_in_parts,
     input_gradient,
-    input_gradient_in_parts,
+    input_gradient_through_norm,
 )
 from backends.sscn.cuda.gradient import statistics_gradient, total_gradient, weight_gradient
 from backends.sscn.cuda.maps import (
@@ -27,7 +26,7 @@ from backends.sscn.cuda.maps import (
     strided_map,
     submanifold_map,
 )
-from backends.sscn.cuda.norm import fold, fold_gradient
+from backends.sscn.cuda.norm import fold, fold_gradient, fold_norm
 from backends.sscn.deferred_layer import BatchNorm, Folding, Origin, sums_in_parts
 from backends.sscn.layerwise import LayerwiseKernelSet
 from backends.sscn.reference import inverted, take
@@ -48,7 +47,7 @@ class CudaKernels(LayerwiseKernelSet):
     convolve = staticmethod(convolve)
     convolve_in_parts = staticmethod(convolve_in_parts)
     input_gradient = staticmethod(input_gradient)
-    input_gradient_in_parts = staticmethod(input_gradient_in_parts)
+    input_gradient_through_norm = staticmethod(input_gradient_through_norm)
     weight_gradient = staticmethod(weight_gradient)
     statistics_gradient = staticmethod(statistics_gradient)
     fold = staticmethod(fold)
@@ -64,16 +63,7 @@ class CudaKernels(LayerwiseKernelSet):
 
     def fold_norm(self, norm: BatchNorm, sources: Sequence[Origin]) -> Folding:
         """Return the folded norm of a batch; one kernel adds the sums of all tiles and folds."""
-        if norm.folding is None:
-            with torch.no_grad():
-                parts = [sums_in_parts(origin) for origin in sources]
-                folded = fold(
-                    parts[0], norm.weight, norm.bias, *norm.running, norm.rows, norm.eps,
-                    norm.momentum, *parts[1:],
-                )  # fmt: skip
-            norm.set_folding(Folding(*folded))
-        assert norm.folding is not None
-        return norm.folding
+        return norm.folding or fold_norm(norm, [sums_in_parts(origin) for origin in sources])
 
 
 CUDA = CudaKernels()

@@ -27,9 +27,27 @@ from backends.sscn.cuda.blocks import (
     workspace_size,
 )
 from backends.sscn.cuda.launching import INTERPRETED, launch, on_device_of_first
-from backends.sscn.cuda.splitting import is_last, number_of_parts, sum_of_parts, tickets
+from backends.sscn.cuda.norm import (
+    CHANNELS,
+    MOST_PARTS,
+    NO_FOLD,
+    ROUNDS,
+    Following,
+    fold_block,
+    fold_block_gradient,
+    fold_gradient,
+    norm_gradients,
+)
+from backends.sscn.cuda.splitting import (
+    is_last,
+    is_last_of_launch,
+    number_of_parts,
+    sum_of_parts,
+    tickets,
+)
 from backends.sscn.cuda.symbols import cdiv
 from backends.sscn.cuda.transposition import transposed
+from backends.sscn.deferred_layer import Folding
 from backends.sscn.kernel_map import GatherMap
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -104,12 +122,19 @@ def _accumulate(
 @triton.jit(do_not_specialize=["rows"])
 def convolve_tile(
     x, skip, scale, shift, weight, table, order, taps, counts, residual, out, sums, workspace,
-    ticket, rows, FIRST: tl.constexpr, SECOND: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
+    ticket, norm_sums, norm_second_sums, norm_weight, norm_bias, running_mean, running_var,
+    norm_scale, norm_shift, moments, rows,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr,
     SLOPE: tl.constexpr, RESIDUAL: tl.constexpr, STATISTICS: tl.constexpr, IDENTITY: tl.constexpr,
-    SPLIT: tl.constexpr, LEAST: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    SPLIT: tl.constexpr, LEAST: tl.constexpr, FOLD_FIRST: tl.constexpr, FOLD_SECOND: tl.constexpr,
+    EPS: tl.constexpr, MOMENTUM: tl.constexpr, BLOCK_C: tl.constexpr, ROUNDS: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Convolve into BLOCK_M output rows and BLOCK_N output channels."""
+    """Convolve into BLOCK_M output rows and BLOCK_N output channels.
+
+    The last program folds a norm, of FOLD_FIRST and FOLD_SECOND channels, for a later layer.
+    """
     tile = tl.program_id(0).to(tl.int64)
     position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = position < rows
@@ -168,20 +193,34 @@ def convolve_tile(
         squares = tl.sum(deviation * deviation, 0).to(tl.float64)
         mean = mean.to(tl.float64)
         squares += 2.0 * mean * rest + mean * mean * here
-        sums += tile * (2 * OUT)
-        tl.store(sums + column, mean * here + rest, mask=column < OUT)
-        tl.store(sums + OUT + column, squares, mask=column < OUT)
+        of_tile = sums + tile * (2 * OUT)
+        tl.store(of_tile + column, mean * here + rest, mask=column < OUT)
+        tl.store(of_tile + OUT + column, squares, mask=column < OUT)
+    if FOLD_FIRST > 0:  # noqa: SIM102 (a constant of the kernel is tested by itself)
+        if is_last_of_launch(ticket):
+            tiles = tl.num_programs(0)
+            for channel in range(0, FOLD_FIRST + FOLD_SECOND, BLOCK_C):
+                fold_block(
+                    norm_sums, norm_second_sums, norm_weight, norm_bias, running_mean, running_var,
+                    norm_scale, norm_shift, moments, tiles, tiles, rows, channel, EPS, MOMENTUM,
+                    FOLD_FIRST, FOLD_SECOND, BLOCK_C, ROUNDS,
+                )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows"])
 def input_gradient_tile(
     grad, x, skip, scale, shift, weight, table, order, taps, counts, to_x, to_skip, sums, workspace,
-    ticket, rows, FIRST: tl.constexpr, SECOND: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
+    ticket, norm_weight, moments, to_sums, to_norm_weight, to_norm_bias, rows,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr,
     SLOPE: tl.constexpr, IDENTITY: tl.constexpr, SPLIT: tl.constexpr, LEAST: tl.constexpr,
+    FOLD: tl.constexpr, BLOCK_C: tl.constexpr, ROUNDS: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Convolve a gradient of OUT channels back to BLOCK_M input rows and BLOCK_N channels."""
+    """Convolve a gradient of OUT channels back to BLOCK_M input rows and BLOCK_N channels.
+
+    The last program propagates the gradients of scale and shift through the folding of the norm.
+    """
     channels: tl.constexpr = FIRST + SECOND
     tile = tl.program_id(0).to(tl.int64)
     position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -232,13 +271,20 @@ def input_gradient_tile(
         else:
             total = tl.where(positive, total, total * SLOPE)
             total = tl.where(inside[:, None], total, 0.0)
-        sums += tile * (2 * channels)
-        tl.store(sums + column, tl.sum(total * value, 0).to(tl.float64), mask=in_range)
-        tl.store(sums + channels + column, tl.sum(total, 0).to(tl.float64), mask=in_range)
+        of_tile = sums + tile * (2 * channels)
+        tl.store(of_tile + column, tl.sum(total * value, 0).to(tl.float64), mask=in_range)
+        tl.store(of_tile + channels + column, tl.sum(total, 0).to(tl.float64), mask=in_range)
         total = total * gain[None, :]
     tl.store(to_x + where_x, total.to(to_x.dtype.element_ty), mask=in_x)
     if SECOND > 0:
         tl.store(to_skip + where_skip, total.to(to_x.dtype.element_ty), mask=in_skip)
+    if FOLD:  # noqa: SIM102 (a constant of the kernel is tested by itself)
+        if is_last_of_launch(ticket):
+            for channel in range(0, channels, BLOCK_C):
+                fold_block_gradient(
+                    sums, norm_weight, moments, to_sums, to_norm_weight, to_norm_bias,
+                    tl.num_programs(0), rows, channel, channels, BLOCK_C, ROUNDS,
+                )  # fmt: skip
 
 
 def convolve(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -258,8 +304,12 @@ def convolve_in_parts(
     residual: Tensor | None,
     statistics: bool,
     slope: float = 0.0,
+    following: Following | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Convolve like ``convolve``; the sums are one per tile, (tiles, 2, C_out)."""
+    """Convolve like ``convolve``; the sums are one per tile, (tiles, 2, C_out).
+
+    The norm of ``following``, if it is given, is folded.
+    """
     taps, inputs, channels = weight.shape
     rows = gather_map.rows
     check(x, skip, scale, shift, inputs)
@@ -273,6 +323,9 @@ def convolve_in_parts(
     tiles = cdiv(rows, tile)
     out = x.new_empty((rows, channels))
     sums = x.new_empty((tiles, 2, channels) if statistics else (0,), dtype=torch.float64)
+    fold = None
+    if following is not None:
+        fold = following.in_a_launch(sums)
     if rows:
         precision = dot_precision(x.dtype)
         sources = (first, second) if second else (first,)
@@ -283,23 +336,49 @@ def convolve_in_parts(
             convolve_tile, (tiles, columns, parts),
             x.contiguous(), _or(skip, x), _or(scale, x), _or(shift, x), weight.contiguous(),
             *map_tensors(gather_map, x), _or(residual, x), out, sums, parts_of_sums, tickets(x),
-            rows, FIRST=first, SECOND=second, OUT=channels, TAPS=taps,
+            *((x,) * 9 if fold is None else fold.tensors), rows,
+            FIRST=first, SECOND=second, OUT=channels, TAPS=taps,
             BLOCK_M=shape.rows, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
             NORM=scale is not None, SLOPE=slope, RESIDUAL=residual is not None,
             STATISTICS=statistics, IDENTITY=not gather_map.tensors, SPLIT=parts > 1,
-            LEAST=LEAST_STEPS, **arithmetic(x, precision), num_warps=shape.warps, num_stages=STAGES,
+            LEAST=LEAST_STEPS, **(NO_FOLD if fold is None else fold.constants),
+            **arithmetic(x, precision), num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip
+    if following is not None and fold is None:
+        following.fold(sums)
     return out, sums
 
 
 def input_gradient(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Propagate the gradient of the output to the inputs, over the backward map."""
-    to_x, to_skip, sums = input_gradient_in_parts(*arguments)
+    to_x, to_skip, sums, _ = _input_gradient(*arguments)
     return to_x, to_skip, sums.sum(0) if sums.dim() == 3 else sums
 
 
 @on_device_of_first
-def input_gradient_in_parts(
+def input_gradient_through_norm(
+    grad: Tensor,
+    weight: Tensor,
+    gather_map: GatherMap,
+    mirrored: bool,
+    x: Tensor,
+    skip: Tensor | None,
+    folding: Folding,
+    norm_weight: Tensor,
+    slope: float,
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Propagate the gradient to the inputs and through the norm of the batch."""
+    to_x, to_skip, to_norm, found = _input_gradient(
+        grad, weight, gather_map, mirrored, x, skip, folding.scale, folding.shift, slope,
+        (norm_weight, folding.moments),
+    )  # fmt: skip
+    if found is None:
+        found = fold_gradient(to_norm, norm_weight, folding.moments, gather_map.rows)
+    return to_x, to_skip, found
+
+
+@on_device_of_first
+def _input_gradient(
     grad: Tensor,
     weight: Tensor,
     gather_map: GatherMap,
@@ -309,8 +388,13 @@ def input_gradient_in_parts(
     scale: Tensor | None,
     shift: Tensor | None,
     slope: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Propagate like ``input_gradient``; the gradients of the norm are one per tile."""
+    norm: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    """Propagate like ``input_gradient``; the gradients of the norm are one per tile.
+
+    With ``norm``, the weight and the moments of the norm of a batch, the last value is that of
+    ``fold_gradient``, unless that needs a launch of its own.
+    """
     taps, channels, outputs = weight.shape
     rows = gather_map.rows
     check(x, skip, scale, shift, channels)
@@ -322,24 +406,33 @@ def input_gradient_in_parts(
     tiles = cdiv(rows, tile)
     to_x = x.new_empty(x.shape)
     to_skip = x.new_empty((rows, second) if second else (0,))
-    norm = scale is not None
-    sums = x.new_empty((tiles, 2, channels) if norm else (0,), dtype=torch.float64)
+    sums = x.new_empty(
+        (tiles, 2, channels) if scale is not None else (0,), dtype=torch.float64
+    )  # fmt: skip
+    through_norm = None
+    if norm is not None and rows and tiles <= MOST_PARTS:
+        through_norm = norm_gradients(sums, norm[0])
     if rows:
         precision = dot_precision(x.dtype)
         shape = convolution_blocks(tile, (outputs,), channels, x.dtype, precision)
         columns = cdiv(channels, shape.columns)
         parts, parts_of_sums = _parts(x, gather_map, shape, columns, (outputs,))
+        of_norm = (x,) * 5
+        if norm is not None and through_norm is not None:
+            of_norm = (*norm, *through_norm)
         launch(
             input_gradient_tile, (tiles, columns, parts),
             grad.contiguous(), x.contiguous(), _or(skip, x), _or(scale, x), _or(shift, x),
             transposed(weight, mirrored), *map_tensors(gather_map, x), to_x, to_skip, sums,
-            parts_of_sums, tickets(x), rows, FIRST=first, SECOND=second, OUT=outputs, TAPS=taps,
+            parts_of_sums, tickets(x), *of_norm, rows,
+            FIRST=first, SECOND=second, OUT=outputs, TAPS=taps,
             BLOCK_M=shape.rows, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
-            NORM=norm, SLOPE=slope, IDENTITY=not gather_map.tensors,
-            SPLIT=parts > 1, LEAST=LEAST_STEPS, **arithmetic(x, precision),
+            NORM=scale is not None, SLOPE=slope, IDENTITY=not gather_map.tensors,
+            SPLIT=parts > 1, LEAST=LEAST_STEPS, FOLD=through_norm is not None, BLOCK_C=CHANNELS,
+            ROUNDS=ROUNDS, **arithmetic(x, precision),
             num_warps=shape.warps, num_stages=STAGES,
         )  # fmt: skip
-    return to_x, to_skip, sums
+    return to_x, to_skip, sums, through_norm
 
 
 def _parts(

@@ -22,6 +22,7 @@ from backends.sscn.cpu import processor
 from backends.sscn.cuda import launching, symbols
 from backends.sscn.cuda.blocks import dot_precision, tile_rows
 from backends.sscn.cuda.launching import INTERPRETED, on_device_of_first
+from backends.sscn.cuda.runners import LaunchedForward
 from backends.sscn.cuda.splitting import TICKETS, tickets
 from backends.sscn.cuda.symbols import Extent, Formulas, Memory, Size, Symbol, cdiv
 from backends.sscn.cuda.transposition import transpose_all
@@ -332,7 +333,7 @@ class _Passes:
         self.conversions = coordinates.graph.conversions
         forward.keep(made for _, made in self.conversions)
         with symbols.recording(forward):
-            runner = kernels.forward_runner()
+            runner = LaunchedForward(kernels, recording.layers)
             for layer in recording.layers:
                 runner.add(layer)
         last = recording.last

@@ -1,8 +1,9 @@
-"""One block of sums computed by several programs: the last of them adds the parts in fixed order.
+"""Work of several programs that the last of them completes, in an order that is always the same.
 
-Each program stores its part in a workspace and takes a ticket of the block. The program with the
-last ticket adds all parts, its own included, always in the same order: the bits do not depend on
-the order in which programs finish. No program waits for another.
+Each program stores its part of a block of sums in a workspace and takes a ticket of the block. The
+program with the last ticket adds all parts, its own included, in fixed order: the bits do not
+depend on the order in which programs finish. No program waits for another. In the same way the
+last program of a launch folds the norm whose sums the launch has computed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from backends.sscn.cuda.symbols import current_tape
 
 TICKETS = 1024
 """Tickets of a stream: more than there are blocks where these are split, see ``blocks``."""
+
+OF_LAUNCH = tl.constexpr(TICKETS - 1)
+"""The ticket of a whole launch, which is that of no block."""
 
 CAPTURES = 4
 """Streams per stream that may be first used while they are captured."""
@@ -41,9 +45,28 @@ def is_last(total, workspace, ticket, part, parts, ROWS: tl.constexpr, COLUMNS: 
     """
     place = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     tl.store(workspace + part * (ROWS * COLUMNS) + place, total)
+    return _takes_last(ticket, parts)
+
+
+@triton.jit
+def is_last_of_launch(tickets):
+    """Return whether all other programs with a ticket of the launch have stored their results.
+
+    One program of each tile and each block of columns takes a ticket. The last one resets it.
+    """
+    ticket = tickets + OF_LAUNCH
+    last = _takes_last(ticket, tl.num_programs(0) * tl.num_programs(1))
+    if last:
+        tl.store(ticket, 0)
+    return last
+
+
+@triton.jit
+def _takes_last(ticket, count):
+    """Take a ticket after all stores of the program; return whether it is the last."""
     tl.debug_barrier()  # one thread takes the ticket, after the stores of all threads
     taken = tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu")
-    return taken == parts - 1
+    return taken == count - 1
 
 
 @triton.jit

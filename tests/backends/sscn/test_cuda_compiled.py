@@ -22,7 +22,15 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from backends.sscn.cuda import blocks, launching, maps, norm, splitting  # noqa: E402
+from backends.sscn.cuda import (  # noqa: E402
+    blocks,
+    convolution,
+    launching,
+    maps,
+    norm,
+    splitting,
+)
+from backends.sscn.deferred_layer import BatchNorm, Folding  # noqa: E402
 from backends.sscn.kernel_map import GatherMap, identity  # noqa: E402
 from backends.sscn.selection import choose, load  # noqa: E402
 
@@ -114,18 +122,21 @@ def check_launches(launches, capability, *expected):
         # Memory that Triton's allocator would provide, which a CUDA graph cannot hold.
         assert getattr(compiled.metadata, "global_scratch_size", 0) == 0
         assert stack_bytes(compiled) <= STACK, f"{launch[0].__name__} {launch[2]}"
-        if launch[2].get("SPLIT"):
-            check_ticket(compiled.asm["ptx"])
+        constants = launch[2]
+        tickets = [constants.get("SPLIT"), constants.get("FOLD") or constants.get("FOLD_FIRST")]
+        check_tickets(compiled.asm["ptx"], sum(map(bool, tickets)))
 
 
-def check_ticket(ptx):
-    """Check that a part is stored before the ticket is taken, and that others are read after it."""
-    before, after = ptx.split("atom.global.gpu.acq_rel.add.u32")
-    _, _, between = before.rpartition("st.global")
-    assert "bar.sync" in between
-    of_others, _, _ = after.partition("st.global.v")
-    assert "bar.sync" in of_others
-    assert "ld.global.cg" in of_others
+def check_tickets(ptx, number):
+    """Check that results are stored before a ticket is taken, and those of others read after it."""
+    before, *parts = ptx.split("atom.global.gpu.acq_rel.add.u32")
+    assert len(parts) == number
+    for after in parts:
+        _, _, between = before.rpartition("st.global")
+        assert "bar.sync" in between
+        of_others = after[: after.index("ld.global.cg")]
+        assert "bar.sync" in of_others
+        before = after
 
 
 def map_of(rows, taps):
@@ -151,10 +162,19 @@ def train_layer(widths, taps, dtype, rows=20000, slope=0.0):
     weight = torch.empty((taps, first + second, outputs), dtype=dtype)
     fold = torch.empty(first + second)
     residual = torch.empty((rows, outputs), dtype=dtype)
-    out, sums = cuda.convolve(x, skip, weight, gather_map, fold, fold, residual, True, slope)
-    cuda.input_gradient(out, weight, gather_map, taps % 2 == 1, x, skip, fold, fold, slope)
+    of_out = torch.empty(outputs)
+    follows = BatchNorm(rows, of_out, of_out, (of_out, of_out), 1e-4, 0.01, slope)
+    out, _ = convolution.convolve_in_parts(
+        x, skip, weight, gather_map, fold, fold, residual, True, slope,
+        norm.Following(follows, [None]),
+    )  # fmt: skip
+    moments = torch.empty((2, first + second), dtype=torch.float64)
+    folding = Folding(fold, fold, moments)
+    cuda.input_gradient_through_norm(
+        out, weight, gather_map, taps % 2 == 1, x, skip, folding, fold, slope
+    )
     cuda.weight_gradient(x, skip, out, gather_map, fold, fold, slope)
-    cuda.statistics_gradient(out, out, sums)
+    cuda.statistics_gradient(out, out, torch.empty((2, outputs), dtype=torch.float64))
 
 
 LAYER = (
