@@ -51,8 +51,8 @@ class Change:
         The metric in both runs.
     two_machines
         Whether the times are of two machines, and not judged.
-    upgrades
-        Versions that differ between the runs, in words.
+    environment_changes
+        Versions that differ between the runs, in words; without any, the names of environments.
     """
 
     measured: CellSummary
@@ -61,7 +61,7 @@ class Change:
     after: float | None
     judgement: Judgement
     two_machines: bool = False
-    upgrades: tuple[str, ...] = ()
+    environment_changes: tuple[str, ...] = ()
 
 
 def standings(cells: Iterable[CellSummary]) -> list[Standing]:
@@ -182,7 +182,7 @@ def changes(
             reason = f"{judgement.reason} on {shown.environment.label}"
             judgement = replace(judgement, reason=reason)
         times = (old.seconds if old else None, new.seconds if new else None)
-        newer = tuple(old.environment.upgrades(new.environment)) if old and new else ()
+        newer = tuple(old.environment.changes(new.environment)) if old and new else ()
         found.append(Change(shown, time, *times, judgement, bool(apart), newer))
         if apart or old is None or new is None or not (old.ok and new.ok):
             continue
@@ -562,9 +562,9 @@ def tally(found: Iterable[Change]) -> str:
 
 
 def headline(found: Sequence[Change]) -> str:
-    """Return the versions that differ between two runs, and the counts of the verdicts."""
-    upgrades = dict.fromkeys(words for c in found for words in c.upgrades)
-    return ": ".join(filter(None, (", ".join(upgrades), tally(found))))
+    """Return the environments that differ between two runs, and the counts of the verdicts."""
+    changed = dict.fromkeys(words for c in found for words in c.environment_changes)
+    return ": ".join(filter(None, (", ".join(changed), tally(found))))
 
 
 def common_drift(found: Iterable[Change]) -> float | None:

@@ -12,9 +12,9 @@ from harness.errors import BadInput
 from harness.history.findings import (
     SeriesChanges,
     change_rows,
+    count_environment_changes,
     find_all_changes,
     summary,
-    upgrades,
 )
 from harness.history.series import Commits, load
 from harness.report.rows import Format, write_rows
@@ -70,6 +70,6 @@ def _print(found: Sequence[SeriesChanges]) -> None:
         console.print(table)
     if len(changed) > LINES_ON_A_SCREEN:
         console.print(f"{len(changed) - LINES_ON_A_SCREEN} more: see --format csv.")
-    for (version, commits), count in upgrades(found).items():
-        console.print(f"changed: {version} in {commits} ({count} series)", markup=False)
+    for (difference, commits), count in count_environment_changes(found).items():
+        console.print(f"changed: {difference} in {commits} ({count} series)", markup=False)
     console.print(summary(found))

@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.history.change_points import SHORTEST, ChangePoints, detect_change_points
 from harness.history.series import Key, Point, finite, level_values
+from harness.results.environment import changed_versions
 from harness.results.verdict import WORDS, Verdict, percent
 from harness.spec.metrics import TIME
 
@@ -74,12 +75,12 @@ class SeriesChanges:
     severity: float
 
     @property
-    def upgrades(self) -> list[tuple[int, str]]:
+    def environment_changes(self) -> list[tuple[int, str]]:
         """Indices of the points where a version or the environment changed, and how."""
         return [
             (i, change)
             for i in range(1, len(self.points))
-            if (change := version_change(self.points[i - 1], self.points[i]))
+            if (change := _environment_change(self.points[i - 1], self.points[i]))
         ]
 
     @property
@@ -100,23 +101,10 @@ def format_confidence(confidence: float) -> str:
     return "over 99.9 %" if confidence > 0.999 else f"{100 * confidence:.1f} %"
 
 
-def version_change(before: Point, after: Point) -> str:
-    """Name the versions that differ: ``spconv 2.3.6 to 2.3.8``.
-
-    If none does, name the environments and the versions that they share; empty if the environments
-    are the same as well.
-    """
-    shared = [name for name in after.versions if name in before.versions]
-    versions = [
-        f"{name} {before.versions[name]} to {after.versions[name]}"
-        for name in shared
-        if before.versions[name] != after.versions[name]
-    ]
-    if versions or before.environment == after.environment:
-        return ", ".join(versions)
-    plural = "s" if len(shared) > 1 else ""
-    same = f" with the same version{plural} of {' and '.join(shared)}" if shared else ""
-    return f"environment {before.environment} to {after.environment}{same}"
+def _environment_change(before: Point, after: Point) -> str:
+    """Name what differs between the environments of two points; empty if nothing does."""
+    names = before.environment, after.environment
+    return ", ".join(changed_versions(before.versions, after.versions, *names))
 
 
 def find_changes(key: Key, points: Sequence[Point]) -> SeriesChanges:
@@ -139,7 +127,7 @@ def find_changes(key: Key, points: Sequence[Point]) -> SeriesChanges:
             point.ratio,
             False,
             point.confidence,
-            _upgrades(valued[max(point.first - 1, 0) : point.last + 1]),
+            _changes_within(valued[max(point.first - 1, 0) : point.last + 1]),
         )
         for point in found.changes
     ]
@@ -188,7 +176,7 @@ def _lost(points: Sequence[Point]) -> Change | None:
     last = max(i for i, p in enumerate(points) if p.value is not None)
     bad = points[last + 1]
     note = f"{bad.outcome}" + (
-        f"; {change}" if (change := version_change(points[last], bad)) else ""
+        f"; {change}" if (change := _environment_change(points[last], bad)) else ""
     )
     ends = _range(points, last, last + 1)
     return Change(Verdict.MISSING, ends, math.nan, False, math.nan, note)
@@ -205,8 +193,8 @@ def short(commit: str) -> str:
     return commit[:8] + ("+" if commit.endswith("+") else "")
 
 
-def _upgrades(points: Sequence[Point]) -> str:
-    changes = [version_change(a, b) for a, b in pairwise(points)]
+def _changes_within(points: Sequence[Point]) -> str:
+    changes = [_environment_change(a, b) for a, b in pairwise(points)]
     return ", ".join(dict.fromkeys(change for change in changes if change))
 
 
@@ -228,19 +216,19 @@ def find_all_changes(series: Mapping[Key, Sequence[Point]]) -> list[SeriesChange
     )
 
 
-def upgrades(found: Sequence[SeriesChanges]) -> dict[tuple[str, str], int]:
-    """Count the series of each new version, by the version change and its range of commits."""
+def count_environment_changes(found: Sequence[SeriesChanges]) -> dict[tuple[str, str], int]:
+    """Count the series in which the environment changed, by the change and its range of commits."""
     counts: Counter[tuple[str, str]] = Counter()
     for s in found:
-        counts.update((change, _range(s.points, i - 1, i)) for i, change in s.upgrades)
+        counts.update((change, _range(s.points, i - 1, i)) for i, change in s.environment_changes)
     return dict(counts)
 
 
 def change_rows(found: Sequence[SeriesChanges]) -> list[dict[str, Any]]:
-    """Return one row per change for a spreadsheet or a program, and one per new version."""
+    """Return one row per change for a spreadsheet or a program, and one per other environment."""
     marks = [
         {
-            "verdict": "UPGRADED",
+            "verdict": "OTHER ENVIRONMENT",
             "metric": s.key.metric.name,
             "better": s.key.metric.better,
             "engine": s.key.engine,
@@ -253,7 +241,7 @@ def change_rows(found: Sequence[SeriesChanges]) -> list[dict[str, Any]]:
             "note": change,
         }
         for s in found
-        for i, change in s.upgrades
+        for i, change in s.environment_changes
     ]
     return [
         {

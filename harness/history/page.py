@@ -75,8 +75,9 @@ def card(series: SeriesChanges, looks: Looks) -> dict[str, Any]:
     return {
         "key": series.key,
         "changes": [(change, tone(change.verdict)) for change in series.changes],
-        "upgrades": [
-            f"{change} at {short(series.points[i].commit)}" for i, change in series.upgrades
+        "environment_changes": [
+            f"{change} at {short(series.points[i].commit)}"
+            for i, change in series.environment_changes
         ],
         "disturbed": ", ".join(short(series.points[i].commit) for i in series.disturbed),
         "single": not series.has_history,
@@ -138,7 +139,7 @@ def series_figure(series: SeriesChanges, looks: Looks) -> str:
                 color=INK,
                 lw=1.4,
             )
-        for i, _ in series.upgrades:
+        for i, _ in series.environment_changes:
             axes.axvline(i, color=INK, lw=0.9, ls=":")
         lost = [i for i, p in enumerate(series.points) if p.value is None]
         axes.plot(

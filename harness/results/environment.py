@@ -71,13 +71,14 @@ class Environment:
         both = (name for name in self.facts if name in other.facts)
         return [name for name in both if self.facts[name] != other.facts[name]]
 
-    def upgrades(self, later: Environment) -> list[str]:
-        """Return the versions that differ, in words: ``spconv 2.3.6 to 2.3.8``."""
-        return [
-            f"{_name(name)} {self.facts[name]} to {later.facts[name]}"
-            for name in self.differing(later)
-            if name.startswith("versions.")
+    def changes(self, later: Environment) -> list[str]:
+        """Return what a later environment has changed, as ``changed_versions`` does."""
+        versions = [
+            {_name(k): str(v) for k, v in each.facts.items() if k.startswith("versions.")}
+            for each in (self, later)
         ]
+        names = [str(each.facts.get("environment", DEFAULT)) for each in (self, later)]
+        return changed_versions(versions[0], versions[1], names[0], names[1])
 
     def choices(self, other: Environment) -> tuple[str, str] | None:
         """Return names by which ``select`` tells two environments apart; None if none does."""
@@ -94,6 +95,30 @@ class Environment:
             f"{_name(name)} {_text(name, self.facts[name])} and {_text(name, other.facts[name])}"
             for name in self.differing(other)
         )
+
+
+def changed_versions(
+    before: Mapping[str, str], after: Mapping[str, str], name_before: str, name_after: str
+) -> list[str]:
+    """Return the versions that differ, in words: ``spconv 2.3.6 to 2.3.8``.
+
+    If none does, name the environments and the versions that they share; empty if the environments
+    are the same as well.
+
+    Parameters
+    ----------
+    before, after : mapping of str to str
+        Versions of the packages of two environments.
+    name_before, name_after : str
+        Names of the two environments.
+    """
+    shared = [name for name in after if name in before]
+    versions = [f"{n} {before[n]} to {after[n]}" for n in shared if before[n] != after[n]]
+    if versions or name_before == name_after:
+        return versions
+    plural = "s" if len(shared) > 1 else ""
+    same = f" with the same version{plural} of {' and '.join(shared)}" if shared else ""
+    return [f"environment {name_before} to {name_after}{same}"]
 
 
 def _name(fact: str) -> str:

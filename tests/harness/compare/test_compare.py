@@ -263,6 +263,14 @@ def test_versions_that_differ_stand_in_the_headline(write_records, run_records):
     assert said in " ".join(run(after).output.split())
 
 
+def test_environments_with_the_same_versions_stand_in_the_headline(write_records, run_records):
+    earlier = [record | {"environment": "old/bin/python"} for record in run_records(rounds=2)]
+    before = write_records(earlier, "run.against.jsonl")
+    after = write_records(run_records(rounds=2), "run.jsonl")
+    said = "environment old/bin/python to default with the same version"
+    assert said in " ".join(run(before, after).output.split())
+
+
 @pytest.mark.parametrize(
     ("gates", "code"),
     [("slower", 1), ("missing", 0), ("wrong", 0), ("missing, slower", 1), ("heavier,worse", 0)],

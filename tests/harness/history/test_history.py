@@ -12,7 +12,7 @@ from harness.__main__ import main
 from harness.errors import BadInput
 from harness.history.asv_database import PHASES, read_asv
 from harness.history.command import history
-from harness.history.findings import change_rows, find_all_changes, upgrades
+from harness.history.findings import change_rows, count_environment_changes, find_all_changes
 from harness.history.page import value_range, write_history_page
 from harness.history.series import Commits, load
 from harness.report.rows import Format
@@ -101,8 +101,8 @@ def test_the_points_are_in_the_order_of_git(measured, tmp_path, repository):
 def test_a_new_version_of_an_engine_marks_its_series_alone(measured, tmp_path):
     measured()
     found = found_in(tmp_path)
-    assert by_engine(found, "spconv").upgrades == [(5, "spconv 2.3.6 to 2.3.8")]
-    assert by_engine(found, "sscn").upgrades == []
+    assert by_engine(found, "spconv").environment_changes == [(5, "spconv 2.3.6 to 2.3.8")]
+    assert by_engine(found, "sscn").environment_changes == []
 
 
 def test_two_versions_measured_in_turns_are_two_points_of_their_commit(
@@ -115,8 +115,8 @@ def test_two_versions_measured_in_turns_are_two_points_of_their_commit(
         write_records([make_record(0.1, **own)], f"results/runs/{name}")
     series = by_engine(found_in(tmp_path), "spconv")
     assert len(series.points) == 21
-    assert series.upgrades[1:] == [(20, "spconv 2.3.8 to 2.3.10")]
-    assert upgrades([series])["spconv 2.3.8 to 2.3.10", repository[-1][:8]] == 1
+    assert series.environment_changes[1:] == [(20, "spconv 2.3.8 to 2.3.10")]
+    assert count_environment_changes([series])["spconv 2.3.8 to 2.3.10", repository[-1][:8]] == 1
 
 
 def test_environments_of_equal_versions_are_not_pooled(
@@ -131,7 +131,7 @@ def test_environments_of_equal_versions_are_not_pooled(
     series = by_engine(found_in(tmp_path), "sscn")
     assert [round(p.value, 2) for p in series.points[-3:]] == [0.07, 0.07, 0.13]
     same = "with the same versions of sscn and torch"
-    assert series.upgrades == [
+    assert series.environment_changes == [
         (20, f"environment default to new/bin/python {same}"),
         (21, f"environment new/bin/python to old/bin/python {same}"),
     ]
@@ -382,7 +382,7 @@ def test_the_command_prints_changes_as_json(measured, capsys, tmp_path):
     history(format=Format.json)
     rows = json.loads(capsys.readouterr().out)
     assert rows == change_rows(found_in(tmp_path))
-    assert [r["verdict"] for r in rows] == ["SLOWER", "UPGRADED", "UPGRADED", "UPGRADED"]
+    assert [r["verdict"] for r in rows] == ["SLOWER", *["OTHER ENVIRONMENT"] * 3]
 
 
 @pytest.mark.parametrize(
@@ -415,7 +415,8 @@ def test_another_environment_says_whether_its_versions_differ(
         main(["history", "--format", "csv"])
     assert ended.value.code == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    marked = [row for row in rows if row["verdict"] == "UPGRADED" and row["metric"] == "time"]
+    times = [row for row in rows if row["metric"] == "time"]
+    marked = [row for row in times if row["verdict"] == "OTHER ENVIRONMENT"]
     [last] = [row["note"] for row in marked if row["commits"] == repository[-1][:8]]
     assert last == note
 
