@@ -6,6 +6,7 @@ import time
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -264,12 +265,21 @@ class LayerwiseBackward:
             self._add_gradients(step.sources, (to_x, to_skip)[: len(sources)])
             self._add_gradients(step.norm, of_norm)
         if self._needed[step.weight]:
-            to_weight = self._kernels.weight_gradient(
-                x, skip, grad, forward, scale, shift, step.slope
-            )
-            self.add_gradient(step.weight, to_weight)
+            self.multiply(step.weight, x, skip, grad, forward, scale, shift, step.slope)
         if step.residual is not None:
             self.add_gradient(step.residual, grad)
+
+    def multiply(self, slot: int, *arguments: Any) -> None:
+        """Add the weight gradient of a layer to that of a slot.
+
+        Parameters
+        ----------
+        slot : int
+            That of the weights.
+        *arguments
+            As for ``LayerwiseKernelSet.weight_gradient``.
+        """
+        self.add_gradient(slot, self._kernels.weight_gradient(*arguments))
 
     def _add_gradients(self, slots: Sequence[int], gradients: Sequence[Tensor]) -> None:
         for slot, gradient in zip(slots, gradients, strict=True):

@@ -22,6 +22,9 @@ LEAST_STEPS = 5
 PRODUCT_PROGRAMS = 1024
 """Desired number of programs of a weight gradient."""
 
+ROWS_TOGETHER = 65536
+"""Most rows of layers whose weight gradients share a launch, for which their gradients are kept."""
+
 HAS_FP32_PRECISION = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 """Whether torch has the newer interface to the precision of products, since version 2.9."""
 

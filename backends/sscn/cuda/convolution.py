@@ -334,9 +334,9 @@ def convolve_in_parts(
         parts, parts_of_sums = _parts(x, gather_map, shape, columns, sources)
         launch(
             convolve_tile, (tiles, columns, parts),
-            x.contiguous(), _or(skip, x), _or(scale, x), _or(shift, x), weight.contiguous(),
-            *map_tensors(gather_map, x), _or(residual, x), out, sums, parts_of_sums, tickets(x),
-            *((x,) * 9 if fold is None else fold.tensors), rows,
+            x.contiguous(), or_absent(skip, x), or_absent(scale, x), or_absent(shift, x),
+            weight.contiguous(), *map_tensors(gather_map, x), or_absent(residual, x), out, sums,
+            parts_of_sums, tickets(x), *((x,) * 9 if fold is None else fold.tensors), rows,
             FIRST=first, SECOND=second, OUT=channels, TAPS=taps,
             BLOCK_M=shape.rows, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
             NORM=scale is not None, SLOPE=slope, RESIDUAL=residual is not None,
@@ -422,9 +422,9 @@ def _input_gradient(
             of_norm = (*norm, *through_norm)
         launch(
             input_gradient_tile, (tiles, columns, parts),
-            grad.contiguous(), x.contiguous(), _or(skip, x), _or(scale, x), _or(shift, x),
-            transposed(weight, mirrored), *map_tensors(gather_map, x), to_x, to_skip, sums,
-            parts_of_sums, tickets(x), *of_norm, rows,
+            grad.contiguous(), x.contiguous(), or_absent(skip, x), or_absent(scale, x),
+            or_absent(shift, x), transposed(weight, mirrored), *map_tensors(gather_map, x),
+            to_x, to_skip, sums, parts_of_sums, tickets(x), *of_norm, rows,
             FIRST=first, SECOND=second, OUT=outputs, TAPS=taps,
             BLOCK_M=shape.rows, BLOCK_N=shape.columns, BLOCK_K=shape.depth,
             NORM=scale is not None, SLOPE=slope, IDENTITY=not gather_map.tensors,
@@ -512,6 +512,6 @@ def map_tensors(gather_map: GatherMap, absent: Tensor) -> tuple[Tensor, ...]:
     return gather_map.tensors or (absent,) * 4
 
 
-def _or(tensor: Tensor | None, absent: Tensor) -> Tensor:
+def or_absent(tensor: Tensor | None, absent: Tensor) -> Tensor:
     """Return a tensor, or if it is None a placeholder that the kernel does not read."""
     return absent if tensor is None else tensor.contiguous()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import MutableMapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,7 +21,9 @@ from backends.sscn.cuda.convolution import (
     gather,
     map_tensors,
     multiply,
+    or_absent,
 )
+from backends.sscn.cuda.jobs import grouped, numbered, of_job
 from backends.sscn.cuda.launching import launch, on_device_of_first
 from backends.sscn.cuda.splitting import is_last, sum_of_parts, tickets
 from backends.sscn.cuda.symbols import cdiv
@@ -35,44 +39,87 @@ PAIRS = 32
 ELEMENTS = 1024
 """Values per program of an elementwise kernel."""
 
+ALIGNED = 16
+"""Channels at whose multiples sources begin where they can; their loads are then wider."""
+
 _lists: MutableMapping[Tensor, tuple[Tensor, Tensor]] = WeakIdKeyDictionary()
 """Table of a map -> its lists of pairs and their lengths."""
 
 
-@triton.jit(do_not_specialize=["rows"])
-def list_pairs(table, pairs, counts, rows, RUN: tl.constexpr):
-    """List the positions of one run at which one tap meets a site."""
-    run = tl.program_id(0).to(tl.int64)
-    tap = tl.program_id(1).to(tl.int64)
+@triton.jit(
+    do_not_specialize=[
+        "rows_0", "rows_1", "rows_2", "rows_3", "rows_4",
+        "taps_0", "taps_1", "taps_2", "taps_3", "taps_4",
+    ]
+)  # fmt: skip
+def list_pairs(
+    table_0, table_1, table_2, table_3, table_4, pairs_0, pairs_1, pairs_2, pairs_3, pairs_4,
+    counts_0, counts_1, counts_2, counts_3, counts_4, rows_0, rows_1, rows_2, rows_3, rows_4,
+    taps_0, taps_1, taps_2, taps_3, taps_4, RUN: tl.constexpr,
+):  # fmt: skip
+    """List the positions of one run at which one tap of one map meets a site."""
+    end_0 = (rows_0 + RUN - 1) // RUN * taps_0
+    end_1 = end_0 + (rows_1 + RUN - 1) // RUN * taps_1
+    end_2 = end_1 + (rows_2 + RUN - 1) // RUN * taps_2
+    end_3 = end_2 + (rows_3 + RUN - 1) // RUN * taps_3
+    program = tl.program_id(0)
+    job = (program >= end_0).to(tl.int32) + (program >= end_1).to(tl.int32)
+    job += (program >= end_2).to(tl.int32) + (program >= end_3).to(tl.int32)
+    rows = of_job(job, rows_0, rows_1, rows_2, rows_3, rows_4)
+    table = of_job(job, table_0, table_1, table_2, table_3, table_4)
+    pairs = of_job(job, pairs_0, pairs_1, pairs_2, pairs_3, pairs_4)
+    counts = of_job(job, counts_0, counts_1, counts_2, counts_3, counts_4)
+    entry = (program - of_job(job, 0, end_0, end_1, end_2, end_3)).to(tl.int64)
+    runs = (rows + RUN - 1) // RUN
+    run = entry % runs
+    tap = entry // runs
     local = tl.arange(0, RUN)
     position = run * RUN + local
     site = tl.load(table + tap * rows + position, mask=position < rows, other=-1)
     met = (site >= 0).to(tl.int32)
-    entry = tap * tl.num_programs(0) + run
     tl.store(pairs + entry * RUN + tl.cumsum(met, 0) - 1, local.to(tl.int16), mask=met > 0)
     tl.store(counts + entry, tl.sum(met, 0))
 
 
-@triton.jit(do_not_specialize=["rows", "runs", "share"])
+@triton.jit(
+    do_not_specialize=[
+        "first_0", "first_1", "first_2", "first_3", "first_4",
+        "inputs_0", "inputs_1", "inputs_2", "inputs_3", "inputs_4", "rows", "runs", "share",
+    ]
+)  # fmt: skip
 def weight_gradient_share(
-    source, scale, shift, grad, table, order, pairs, counts, to_weight, workspace, ticket, rows,
-    runs, share,
-    FIRST: tl.constexpr, CHANNELS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
+    source_0, source_1, source_2, source_3, source_4, scale_0, scale_1, scale_2, scale_3, scale_4,
+    shift_0, shift_1, shift_2, shift_3, shift_4, grad_0, grad_1, grad_2, grad_3, grad_4,
+    to_weight_0, to_weight_1, to_weight_2, to_weight_3, to_weight_4,
+    first_0, first_1, first_2, first_3, first_4, inputs_0, inputs_1, inputs_2, inputs_3, inputs_4,
+    table, order, pairs, counts, workspace, ticket, rows, runs, share,
+    CHANNELS: tl.constexpr, OUT: tl.constexpr, ALIGNED: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_R: tl.constexpr, RUN: tl.constexpr,
     NORM: tl.constexpr, SLOPE: tl.constexpr, IDENTITY: tl.constexpr, SPLIT: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Sum the outer products of one tap over a share of the runs, for a block of channels.
 
-    The last program of a block adds the shares of all.
+    A job is a source of a layer, whose channels are those from ``first`` on of ``inputs``. The last
+    program of a block adds the shares of all.
     """
-    tap = tl.program_id(1).to(tl.int64)
     blocks_in: tl.constexpr = (CHANNELS + BLOCK_I - 1) // BLOCK_I
-    channel = (tl.program_id(2) % blocks_in) * BLOCK_I + tl.arange(0, BLOCK_I)
-    column = (tl.program_id(2) // blocks_in) * BLOCK_O + tl.arange(0, BLOCK_O)
-    first = tl.program_id(0) * share
+    blocks: tl.constexpr = blocks_in * ((OUT + BLOCK_O - 1) // BLOCK_O)
+    job = tl.program_id(2) // blocks
+    block = tl.program_id(2) % blocks
+    source = of_job(job, source_0, source_1, source_2, source_3, source_4)
+    grad = of_job(job, grad_0, grad_1, grad_2, grad_3, grad_4)
+    to_weight = of_job(job, to_weight_0, to_weight_1, to_weight_2, to_weight_3, to_weight_4)
+    first = tl.multiple_of(of_job(job, first_0, first_1, first_2, first_3, first_4), ALIGNED)
+    inputs = of_job(job, inputs_0, inputs_1, inputs_2, inputs_3, inputs_4)
+    scale = of_job(job, scale_0, scale_1, scale_2, scale_3, scale_4) + first
+    shift = of_job(job, shift_0, shift_1, shift_2, shift_3, shift_4) + first
+    tap = tl.program_id(1).to(tl.int64)
+    channel = (block % blocks_in) * BLOCK_I + tl.arange(0, BLOCK_I)
+    column = (block // blocks_in) * BLOCK_O + tl.arange(0, BLOCK_O)
+    begin = tl.program_id(0) * share
     total = tl.zeros((BLOCK_I, BLOCK_O), dtype=tl.float32)
-    for run in range(first, tl.minimum(first + share, runs)):
+    for run in range(begin, tl.minimum(begin + share, runs)):
         start = tl.cast(run, tl.int64) * RUN
         if IDENTITY:
             count = tl.minimum(rows - start, RUN).to(tl.int32)
@@ -89,21 +136,19 @@ def weight_gradient_share(
                 position = start + local
                 row = tl.load(order + position, mask=in_range, other=0)
                 site = tl.load(table + tap * rows + position, mask=in_range, other=-1)
-            a = gather(
-                source, scale + FIRST, shift + FIRST, site, channel, CHANNELS, BLOCK_I, NORM, SLOPE
-            )
+            a = gather(source, scale, shift, site, channel, CHANNELS, BLOCK_I, NORM, SLOPE)
             valid = in_range[:, None] & (column < OUT)[None, :]
             b = tl.load(grad + row[:, None] * OUT + column[None, :], mask=valid, other=0.0)
             total = multiply(tl.trans(a), b, total, PRECISION, UPCAST)
     if SPLIT:
         shares = tl.num_programs(0)
-        block = tap * tl.num_programs(2) + tl.program_id(2)
-        workspace += block * shares * (BLOCK_I * BLOCK_O)
-        ticket += block
+        of_all = tap * tl.num_programs(2) + tl.program_id(2)
+        workspace += of_all * shares * (BLOCK_I * BLOCK_O)
+        ticket += of_all
         if not is_last(total, workspace, ticket, tl.program_id(0), shares, BLOCK_I, BLOCK_O):
             return
         total = sum_of_parts(workspace, ticket, shares, BLOCK_I, BLOCK_O)
-    where = tap * (IN * OUT) + (FIRST + channel)[:, None] * OUT + column[None, :]
+    where = (tap * inputs + first + channel[:, None]) * OUT + column[None, :]
     inside = (channel < CHANNELS)[:, None] & (column < OUT)[None, :]
     tl.store(to_weight + where, total.to(to_weight.dtype.element_ty), mask=inside)
 
@@ -148,7 +193,45 @@ def add_statistics_gradient(
     tl.store(total + place, (direct + through).to(total.dtype.element_ty), mask=in_range)
 
 
-@on_device_of_first
+class Product(NamedTuple):
+    """A convolution whose weight gradient is needed.
+
+    Attributes
+    ----------
+    x : Tensor
+    skip : Tensor or None
+    grad : Tensor
+        The gradient of its output.
+    gather_map : GatherMap
+        Its forward map.
+    scale, shift : Tensor or None
+    slope : float
+    """
+
+    x: Tensor
+    skip: Tensor | None
+    grad: Tensor
+    gather_map: GatherMap
+    scale: Tensor | None
+    shift: Tensor | None
+    slope: float = 0.0
+
+    @property
+    def sources(self) -> list[Tensor]:
+        """The inputs."""
+        return [self.x] if self.skip is None else [self.x, self.skip]
+
+
+class _Kind(NamedTuple):
+    """Sources of layers with the same kind share a launch."""
+
+    channels: int
+    outputs: int
+    blocks: int
+    norm: bool
+    slope: float
+
+
 def weight_gradient(
     x: Tensor,
     skip: Tensor | None,
@@ -159,55 +242,109 @@ def weight_gradient(
     slope: float = 0.0,
 ) -> Tensor:
     """Return the gradient of the weights over the forward map, the same bits for the same input."""
-    sources = [x] if skip is None else [x, skip]
-    channels, outputs = sum(source.shape[1] for source in sources), grad.shape[1]
+    product = Product(x, skip, grad, gather_map, scale, shift, slope)
+    (found,) = weight_gradients(x, [product])
+    return found
+
+
+@on_device_of_first
+def weight_gradients(x: Tensor, products: Sequence[Product]) -> list[Tensor]:
+    """Return the weight gradients of convolutions over the same map, in as few launches as can be.
+
+    Their bits are those of ``weight_gradient``.
+
+    Parameters
+    ----------
+    x : Tensor
+        The input of the first one.
+    products : sequence of Product
+    """
+    gather_map = products[0].gather_map
     rows, taps = gather_map.rows, gather_map.taps
-    check(x, skip, scale, shift, channels)
-    check_rows(grad, rows, outputs, x.dtype, "gradient")
-    if rows == 0:
-        return x.new_zeros((taps, channels, outputs))
+    found = []
+    jobs: dict[_Kind, list[tuple[Any, ...]]] = {}
     precision = dot_precision(x.dtype)
-    grad = grad.contiguous()
+    for each in products:
+        sources, outputs = each.sources, each.grad.shape[1]
+        channels = sum(source.shape[1] for source in sources)
+        check(each.x, each.skip, each.scale, each.shift, channels)
+        check_rows(each.grad, rows, outputs, x.dtype, "gradient")
+        if rows == 0:
+            found.append(x.new_zeros((taps, channels, outputs)))
+            continue
+        to_weight = x.new_empty((taps, channels, outputs))
+        found.append(to_weight)
+        widths = [source.shape[1] for source in sources]
+        shapes = [product_blocks(width, outputs, x.dtype, precision) for width in widths]
+        blocks = taps * max(shape.blocks for shape in shapes)
+        first = 0
+        for source, width in zip(sources, widths, strict=True):
+            kind = _Kind(width, outputs, blocks, each.scale is not None, each.slope)
+            jobs.setdefault(kind, []).append(
+                (
+                    source.contiguous(), or_absent(each.scale, x), or_absent(each.shift, x),
+                    each.grad.contiguous(), to_weight, first, channels,
+                )
+            )  # fmt: skip
+            first += width
+    for kind, of_kind in jobs.items():
+        for together in grouped(of_kind):
+            _launch_products(x, kind, together, gather_map, precision)
+    return found
+
+
+def _launch_products(
+    x: Tensor,
+    kind: _Kind,
+    jobs: Sequence[tuple[Any, ...]],
+    gather_map: GatherMap,
+    precision: str,
+) -> None:
+    """Launch the products of sources of the same kind."""
+    rows, taps = gather_map.rows, gather_map.taps
     table, order, _, _ = map_tensors(gather_map, x)
-    runs = cdiv(rows, RUN)
     pairs = counts = x
     if gather_map.tensors:
         pairs, counts = _listed(table)
-    shapes = [product_blocks(each.shape[1], outputs, x.dtype, precision) for each in sources]
-    blocks = taps * max(shape.blocks for shape in shapes)
-    per_share = runs_per_share(runs, blocks)
+    shape = product_blocks(kind.channels, kind.outputs, x.dtype, precision)
+    runs = cdiv(rows, RUN)
+    per_share = runs_per_share(runs, kind.blocks)
     shares = cdiv(runs, per_share)
-    values = max(shape.inputs * shape.outputs for shape in shapes)
-    parts = x.new_empty((workspace_size(blocks, shares, values),), dtype=torch.float32)
-    to_weight = x.new_empty((taps, channels, outputs))
-    first = 0
-    for source, shape in zip(sources, shapes, strict=True):
-        width = source.shape[1]
-        launch(
-            weight_gradient_share, (shares, taps, shape.blocks),
-            source.contiguous(), x if scale is None else scale.contiguous(),
-            x if shift is None else shift.contiguous(), grad, table, order, pairs, counts,
-            to_weight, parts, tickets(x), rows, runs, per_share,
-            FIRST=first, CHANNELS=width, IN=channels, OUT=outputs,
-            BLOCK_I=shape.inputs, BLOCK_O=shape.outputs, BLOCK_R=PAIRS, RUN=RUN,
-            NORM=scale is not None, SLOPE=slope, IDENTITY=not gather_map.tensors, SPLIT=shares > 1,
-            **arithmetic(x, precision), num_warps=shape.warps, num_stages=STAGES,
-        )  # fmt: skip
-        first += width
-    return to_weight
+    blocks = shape.blocks * len(jobs)
+    size = workspace_size(taps * blocks, shares, shape.inputs * shape.outputs)
+    launch(
+        weight_gradient_share, (shares, taps, blocks),
+        *numbered(jobs, jobs[0]), table, order, pairs, counts,
+        x.new_empty((size,), dtype=torch.float32), tickets(x), rows, runs, per_share,
+        CHANNELS=kind.channels, OUT=kind.outputs,
+        ALIGNED=math.gcd(ALIGNED, *(first for *_, first, _ in jobs)),
+        BLOCK_I=shape.inputs, BLOCK_O=shape.outputs, BLOCK_R=PAIRS, RUN=RUN,
+        NORM=kind.norm, SLOPE=kind.slope, IDENTITY=not gather_map.tensors, SPLIT=shares > 1,
+        **arithmetic(x, precision), num_warps=shape.warps, num_stages=STAGES,
+    )  # fmt: skip
 
 
 def _listed(table: Tensor) -> tuple[Tensor, Tensor]:
     """Return the lists of pairs of a map and their lengths; they are written once per map."""
-    found = _lists.get(table)
-    if found is None:
-        taps, rows = table.shape
-        runs = cdiv(rows, RUN)
-        pairs = table.new_empty((taps, runs, RUN), dtype=torch.int16)
-        counts = table.new_empty((taps, runs), dtype=torch.int32)
-        launch(list_pairs, (runs, taps), table, pairs, counts, rows, RUN=RUN)
-        found = _lists[table] = pairs, counts
-    return found
+    if table not in _lists:
+        list_maps([table])
+    return _lists[table]
+
+
+def list_maps(tables: Sequence[Tensor]) -> None:
+    """List the pairs of maps."""
+    for together in grouped(tables):
+        jobs, programs = [], 0
+        for table in together:
+            taps, rows = table.shape
+            runs = cdiv(rows, RUN)
+            pairs = table.new_empty((taps, runs, RUN), dtype=torch.int16)
+            counts = table.new_empty((taps, runs), dtype=torch.int32)
+            _lists[table] = pairs, counts
+            jobs.append((table, pairs, counts, rows, taps))
+            programs += runs * taps
+        unused = (*jobs[0][:3], 0, 0)
+        launch(list_pairs, (programs,), *numbered(jobs, unused), RUN=RUN)
 
 
 def statistics_gradient(grad: Tensor, out: Tensor, grad_sums: Tensor) -> Tensor:

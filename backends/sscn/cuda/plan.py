@@ -22,7 +22,7 @@ from backends.sscn.cpu import processor
 from backends.sscn.cuda import launching, symbols
 from backends.sscn.cuda.blocks import dot_precision, tile_rows
 from backends.sscn.cuda.launching import INTERPRETED, on_device_of_first
-from backends.sscn.cuda.runners import LaunchedForward
+from backends.sscn.cuda.runners import LaunchedBackward, LaunchedForward
 from backends.sscn.cuda.splitting import TICKETS, tickets
 from backends.sscn.cuda.symbols import Extent, Formulas, Memory, Size, Symbol, cdiv
 from backends.sscn.cuda.transposition import transpose_all
@@ -36,6 +36,7 @@ from backends.sscn.deferred_layer import (
 from backends.sscn.kernel_map import GatherMap, KernelMap
 from backends.sscn.kernel_set import KernelSet
 from backends.sscn.layers import SiteTensor
+from backends.sscn.layerwise import LayerwiseKernelSet
 from backends.sscn.recording import Recording, RecordingGraph, Unplannable
 
 
@@ -361,6 +362,7 @@ class _Passes:
     def _plan_backward(
         self, forward: Tape, last: DeferredLayer, kernels: KernelSet, constant: Sequence[Tensor]
     ) -> None:
+        assert isinstance(kernels, LayerwiseKernelSet)
         graph = GradientGraph(last)
         self.leaves = [leaf for leaf in graph.leaves if leaf.requires_grad]
         known = {id(each) for each in constant}
@@ -371,10 +373,11 @@ class _Passes:
         saved = (*graph.leaves, *(computed(layer.out) for layer in graph.layers))
         needed = (*[leaf.requires_grad for leaf in graph.leaves], *[True] * len(graph.layers))
         with symbols.recording(tape):
-            runner = kernels.backward_runner(saved, needed)
+            runner = LaunchedBackward(kernels, saved, needed, graph.steps)
             runner.add_gradient(graph.steps[-1].out, grad)  # type: ignore[arg-type]
             for step in reversed(graph.steps):
                 runner.add(step)
+            runner.run()
             gradients = runner.gradients
             tape.transpose()
         places: dict[int, int] = {}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
+from backends.sscn.cuda.blocks import ROWS_TOGETHER
 from backends.sscn.cuda.convolution import convolve_in_parts
+from backends.sscn.cuda.gradient import Product, list_maps, weight_gradients
 from backends.sscn.cuda.norm import Following
-from backends.sscn.deferred_layer import BatchNorm, DeferredLayer
+from backends.sscn.deferred_layer import BatchNorm, DeferredLayer, GradientStep
 from backends.sscn.kernel_set import KernelSet
-from backends.sscn.layerwise import LayerwiseForward
+from backends.sscn.layerwise import LayerwiseBackward, LayerwiseForward, LayerwiseKernelSet
 
 
 class LaunchedForward(LayerwiseForward):
@@ -46,3 +49,48 @@ class LaunchedForward(LayerwiseForward):
             for each in following.sources
         ]
         return functools.partial(convolve_in_parts, following=Following(norm, sums))
+
+
+class LaunchedBackward(LayerwiseBackward):
+    """Computes gradients, the weight gradients of consecutive layers on the same map together.
+
+    Parameters
+    ----------
+    kernels : LayerwiseKernelSet
+        The ``cuda`` kernel set.
+    saved, needed
+        As in ``KernelSet.backward_runner``.
+    steps : sequence of GradientStep
+        All steps.
+    """
+
+    def __init__(
+        self,
+        kernels: LayerwiseKernelSet,
+        saved: Sequence[Tensor],
+        needed: Sequence[bool],
+        steps: Sequence[GradientStep],
+    ) -> None:
+        super().__init__(kernels, saved, needed)
+        self._waiting: list[tuple[int, Product]] = []
+        maps = [step.kernel_map.forward for step in steps if needed[step.weight]]
+        tables = {id(each.tensors[0]): each.tensors[0] for each in maps if each.tensors}
+        list_maps([*tables.values()])
+
+    def multiply(self, slot: int, *arguments: Any) -> None:
+        """Compute a weight gradient together with those of the next layers on its map."""
+        product = Product(*arguments)
+        gather_map = product.gather_map
+        if not gather_map.tensors or gather_map.rows > ROWS_TOGETHER:
+            super().multiply(slot, *arguments)
+            return
+        if self._waiting and self._waiting[0][1].gather_map.tensors[0] is not gather_map.tensors[0]:
+            self.run()
+        self._waiting.append((slot, product))
+
+    def run(self) -> None:
+        """Compute the weight gradients that wait for others."""
+        if self._waiting:
+            slots, products = zip(*self._waiting, strict=True)
+            self._waiting = []
+            self._add_gradients(slots, weight_gradients(products[0].x, products))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from backends.sscn.cuda.symbols import current_tape
 
-TICKETS = 1024
+TICKETS = 4096
 """Tickets of a stream: more than there are blocks where these are split, see ``blocks``."""
 
 OF_LAUNCH = tl.constexpr(TICKETS - 1)

@@ -25,6 +25,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 from backends.sscn.cuda import (  # noqa: E402
     blocks,
     convolution,
+    jobs,
     launching,
     maps,
     norm,
@@ -277,7 +278,7 @@ def test_steps_are_split_only_where_programs_are_few(blocks_of_sums, steps):
     if parts > 1:
         assert blocks_of_sums * parts <= blocks.PROGRAMS
         assert steps >= parts * blocks.LEAST_STEPS
-        assert blocks_of_sums <= splitting.TICKETS
+        assert blocks_of_sums <= splitting.OF_LAUNCH
         assert blocks.workspace_size(blocks_of_sums, parts, 512) == blocks_of_sums * parts * 512
 
 
@@ -286,7 +287,7 @@ def test_shares_of_runs_cover_them_all(runs, blocks_of_sums):
     share = blocks.runs_per_share(runs, blocks_of_sums)
     shares = -(-runs // share)
     assert shares == 1 or shares * blocks_of_sums <= blocks.PRODUCT_PROGRAMS
-    assert shares == 1 or blocks_of_sums <= splitting.TICKETS
+    assert shares == 1 or jobs.MOST * blocks_of_sums <= splitting.OF_LAUNCH
 
 
 @pytest.mark.parametrize(
