@@ -81,8 +81,13 @@ def install(recipe: Recipe, source: Path | None, say: Say) -> Environment:
 
 def _install(recipe: Recipe, source: Path | None, path: Path, step: _Steps) -> Environment:
     step.run("makes an environment", [sys.executable, "-m", "venv", str(path)])
-    if source is None and not recipe.source:
-        _find_versions(recipe, step)  # before torch, which takes a minute
+    wanted: list[str] = list(recipe.requires)  # found before torch, which takes a minute
+    if recipe.source:
+        wanted = [str(_checked_out(recipe, source, path / SOURCE, step))]
+    elif source is not None:
+        wanted = [str(source)]
+    else:
+        _find_versions(recipe, step)
     torch = f"torch=={_torch_version(recipe.torch)}"
     # The versions of here, so that engines differ in their package alone.
     needs = [f"{name}=={importlib.metadata.version(name)}" for name in WORKER_NEEDS]
@@ -90,11 +95,6 @@ def _install(recipe: Recipe, source: Path | None, path: Path, step: _Steps) -> E
     build = recipe.build
     if build:
         step.pip("installs what the build needs", ["install", *build["requires"]])
-    wanted: list[str] = list(recipe.requires)
-    if recipe.source:
-        wanted = [str(_checked_out(recipe, source, path / SOURCE, step))]
-    elif source is not None:
-        wanted = [str(source)]
     options = [*recipe.options, *build.get("options", ())]
     if build:  # a wheel that pip has kept may be compiled with another torch
         options += ["--no-build-isolation", "--no-cache-dir"]

@@ -143,6 +143,23 @@ def test_a_version_that_does_not_exist_is_found_out_before_torch_is_fetched(monk
     assert not list(cache.glob("*@*"))
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"), [(False, "it failed"), (True, "which this source lacks")]
+)
+def test_a_source_that_is_missing_is_found_out_before_torch_is_fetched(
+    given, sentence, monkeypatch, cache, tmp_path
+):
+    steps = Steps("clones")
+    monkeypatch.setattr(installing, "_Steps", lambda *_: steps)
+    monkeypatch.setattr(installing, "_refuse", lambda *_: None)
+    source = tmp_path / "another"
+    source.mkdir()
+    with pytest.raises(BadInput, match=sentence):
+        install(Recipe.find("sparseconvnet", "12.6"), source if given else None, print)
+    assert not any("torch" in title for title in steps.titles)
+    assert not list(cache.glob("*@*"))
+
+
 @pytest.mark.parametrize("source", [False, True])
 def test_a_compiled_engine_is_built_with_the_torch_of_its_environment(
     source, monkeypatch, tmp_path
