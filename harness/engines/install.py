@@ -198,13 +198,18 @@ class _Steps:
         return self.run(title, [*pip, "--disable-pip-version-check", *words], kept)
 
 
+PIP_SAYS = "error: subprocess-exited-with-error"
+"""A line of pip before the output of a build that has failed."""
+
+
 def cause(text: str) -> str:
     """Return the line of a failed command's output that says why, in a few words."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip() not in ("", PIP_SAYS)]
     unreachable = r"NewConnectionError|Temporary failure in name|Could not resolve host"
     if any(re.search(unreachable, line) for line in lines):
         return "there is no network"
-    for pattern in (r"^WRONG", r"^(ERROR: )?No matching", r"\berror: ", r"^ERROR", r"Error\b"):
+    first = (r"^WRONG", r"^(ERROR: )?No matching", r"\berror: ", r"^\w*Error: ")
+    for pattern in (*first, r"^ERROR", r"Error\b"):
         found = next((line for line in lines if re.search(pattern, line)), None)
         if found:
             return re.sub(r"^ERROR: ", "", found)[:200]

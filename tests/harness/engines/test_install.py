@@ -330,6 +330,9 @@ def test_an_interrupt_while_a_command_starts_leaves_no_process(tmp_path, monkeyp
     assert started[0].returncode == -signal.SIGKILL  # and has been waited for
 
 
+PIP = "  error: subprocess-exited-with-error\n  exit code: 1\n"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -338,6 +341,9 @@ def test_an_interrupt_while_a_command_starts_leaves_no_process(tmp_path, monkeyp
         ("WARNING: NewConnectionError(...)\nERROR: No matching", "there is no network"),
         ("fatal: unable to access: Could not resolve host: x\n", "there is no network"),
         ("conv.cpp:3:1: error: expected ';'\nmake: *** [all] Error 1", "conv.cpp:3:1: error: exp"),
+        (f"{PIP}      a.cpp:1:2: error: #error\nERROR: Failed", "a.cpp:1:2: error: #"),
+        (f"{PIP}      c++: fatal error: Killed signal\nERROR: Failed", "c++: fatal error: Killed"),
+        (f"{PIP}      OSError: no CUDA_HOME\nERROR: Failed", "OSError: no CUDA_HOME"),
         ("ok     a\nWRONG  cpu fp32 3D: x: y\nz: 1 of 2 checks passed", "WRONG  cpu fp32 3D: x: y"),
         ("", "no output"),
     ],
