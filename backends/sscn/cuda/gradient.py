@@ -150,7 +150,8 @@ def weight_gradient_share(
         total = sum_of_parts(workspace, ticket, shares, BLOCK_I, BLOCK_O)
     where = (tap * inputs + first + channel[:, None]) * OUT + column[None, :]
     inside = (channel < CHANNELS)[:, None] & (column < OUT)[None, :]
-    tl.store(to_weight + where, total.to(to_weight.dtype.element_ty), mask=inside)
+    value = total.to(source.dtype.element_ty).to(to_weight.dtype.element_ty)
+    tl.store(to_weight + where, value, mask=inside)
 
 
 @triton.jit
@@ -248,16 +249,20 @@ def weight_gradient(
 
 
 @on_device_of_first
-def weight_gradients(x: Tensor, products: Sequence[Product]) -> list[Tensor]:
+def weight_gradients(
+    x: Tensor, products: Sequence[Product], dtype: torch.dtype | None = None
+) -> list[Tensor]:
     """Return the weight gradients of convolutions over the same map, in as few launches as can be.
 
-    Their bits are those of ``weight_gradient``.
+    Their values are those of ``weight_gradient``.
 
     Parameters
     ----------
     x : Tensor
         The input of the first one.
     products : sequence of Product
+    dtype : torch.dtype, optional
+        The type of the gradients, whose values are rounded to that of the rows in any case.
     """
     gather_map = products[0].gather_map
     rows, taps = gather_map.rows, gather_map.taps
@@ -272,7 +277,7 @@ def weight_gradients(x: Tensor, products: Sequence[Product]) -> list[Tensor]:
         if rows == 0:
             found.append(x.new_zeros((taps, channels, outputs)))
             continue
-        to_weight = x.new_empty((taps, channels, outputs))
+        to_weight = x.new_empty((taps, channels, outputs), dtype=dtype or x.dtype)
         found.append(to_weight)
         widths = [source.shape[1] for source in sources]
         shapes = [product_blocks(width, outputs, x.dtype, precision) for width in widths]

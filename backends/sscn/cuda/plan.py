@@ -21,6 +21,7 @@ from backends.sscn.coordinates import CoordinateManager
 from backends.sscn.cpu import processor
 from backends.sscn.cuda import launching, symbols
 from backends.sscn.cuda.blocks import dot_precision, tile_rows
+from backends.sscn.cuda.conversion import ConvertingGraph, convert_all
 from backends.sscn.cuda.launching import INTERPRETED, on_device_of_first
 from backends.sscn.cuda.runners import LaunchedBackward, LaunchedForward
 from backends.sscn.cuda.splitting import TICKETS, tickets
@@ -37,7 +38,7 @@ from backends.sscn.kernel_map import GatherMap, KernelMap
 from backends.sscn.kernel_set import KernelSet
 from backends.sscn.layers import SiteTensor
 from backends.sscn.layerwise import LayerwiseKernelSet
-from backends.sscn.recording import Recording, RecordingGraph, Unplannable
+from backends.sscn.recording import Recording, Unplannable
 
 
 class _Meaning(IntEnum):
@@ -238,7 +239,7 @@ class _SymbolicCoordinates:
     def __init__(
         self, formulas: Formulas, tape: Tape, of_batch: CoordinateManager, depth: int
     ) -> None:
-        self.graph = RecordingGraph(of_batch.graph.kernels)
+        self.graph = ConvertingGraph(of_batch.graph.kernels)
         self._sizes = [formulas.rows(level) for level in range(depth)]
         self._maps: dict[tuple[int, int], KernelMap] = {}
         for number, kernel_size, kernel_map in _network_maps(of_batch, len(self._sizes)):
@@ -334,6 +335,8 @@ class _Passes:
         self.conversions = coordinates.graph.conversions
         forward.keep(made for _, made in self.conversions)
         with symbols.recording(forward):
+            if training and self.conversions:
+                convert_all(self.conversions)
             runner = LaunchedForward(kernels, recording.layers)
             for layer in recording.layers:
                 runner.add(layer)
@@ -364,16 +367,19 @@ class _Passes:
     ) -> None:
         assert isinstance(kernels, LayerwiseKernelSet)
         graph = GradientGraph(last)
-        self.leaves = [leaf for leaf in graph.leaves if leaf.requires_grad]
+        masters = {id(made): weight for weight, made in self.conversions}
+        self.leaves = [masters.get(id(leaf), leaf) for leaf in graph.leaves if leaf.requires_grad]
         known = {id(each) for each in constant}
         if not all(id(leaf) in known for leaf in self.leaves):
             raise Unplannable("gradients reach something that is no parameter")
         tape = Tape(forward.formulas, forward.device, constant, forward)
+        tape.keep(made for _, made in self.conversions)
         grad = tape.given(last.shape, last.dtype)
         saved = (*graph.leaves, *(computed(layer.out) for layer in graph.layers))
         needed = (*[leaf.requires_grad for leaf in graph.leaves], *[True] * len(graph.layers))
         with symbols.recording(tape):
-            runner = LaunchedBackward(kernels, saved, needed, graph.steps)
+            master = self.conversions[0][0].dtype if self.conversions else None
+            runner = LaunchedBackward(kernels, saved, needed, graph.steps, master)
             runner.add_gradient(graph.steps[-1].out, grad)  # type: ignore[arg-type]
             for step in reversed(graph.steps):
                 runner.add(step)
@@ -389,12 +395,11 @@ class _Passes:
             if id(found.memory) in places or found.offset or found.shape != tuple(leaf.shape):
                 raise Unplannable("gradients of parameters share an array")
             places[id(found.memory)] = begin = self.result_bytes
-            self.results.append(
-                (positions[id(leaf)], found.dtype, leaf.shape, found.strides, begin)
-            )
+            position = positions[id(masters.get(id(leaf), leaf))]
+            self.results.append((position, found.dtype, leaf.shape, found.strides, begin))
             size = leaf.numel() * found.dtype.itemsize
             self.result_bytes += cdiv(size, _ALIGNMENT) * _ALIGNMENT
-        self._kept = tape.kept
+        self._kept = [*forward.kept, *tape.kept]
         arrays, launches = tape.listed(places)
         self._backward = processor.LaunchPlan(tape.formulas.listed, [], arrays, launches)
 
@@ -600,7 +605,7 @@ class LaunchPlans:
             The gradient of each leaf, by its position in ``leaves``.
         """
         order, _ = x.coordinates.input_order(0)
-        of_rows = x.coordinates.graph.kernels.take(grad, order, None).contiguous()
+        of_rows = x.coordinates.graph.kernels.take(grad, order, None).contiguous().to(self._dtype)
         prepared, features, memory = passed
         passes = prepared.passes
         results = of_rows.new_empty(passes.result_bytes, dtype=torch.uint8)

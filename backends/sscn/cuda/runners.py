@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from backends.sscn.cuda.blocks import ROWS_TOGETHER
@@ -62,6 +63,8 @@ class LaunchedBackward(LayerwiseBackward):
         As in ``KernelSet.backward_runner``.
     steps : sequence of GradientStep
         All steps.
+    master : torch.dtype or None
+        The type of weight gradients, if it is not that of the rows.
     """
 
     def __init__(
@@ -70,8 +73,10 @@ class LaunchedBackward(LayerwiseBackward):
         saved: Sequence[Tensor],
         needed: Sequence[bool],
         steps: Sequence[GradientStep],
+        master: torch.dtype | None,
     ) -> None:
         super().__init__(kernels, saved, needed)
+        self._master = master
         self._waiting: list[tuple[int, Product]] = []
         maps = [step.kernel_map.forward for step in steps if needed[step.weight]]
         tables = {id(each.tensors[0]): each.tensors[0] for each in maps if each.tensors}
@@ -82,15 +87,18 @@ class LaunchedBackward(LayerwiseBackward):
         product = Product(*arguments)
         gather_map = product.gather_map
         if not gather_map.tensors or gather_map.rows > ROWS_TOGETHER:
-            super().multiply(slot, *arguments)
+            self._compute([(slot, product)])
             return
-        if self._waiting and self._waiting[0][1].gather_map.tensors[0] is not gather_map.tensors[0]:
+        if self._waiting and self._waiting[0][1].gather_map is not gather_map:
             self.run()
         self._waiting.append((slot, product))
 
     def run(self) -> None:
         """Compute the weight gradients that wait for others."""
-        if self._waiting:
-            slots, products = zip(*self._waiting, strict=True)
-            self._waiting = []
-            self._add_gradients(slots, weight_gradients(products[0].x, products))
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._compute(waiting)
+
+    def _compute(self, products_of_slots: Sequence[tuple[int, Product]]) -> None:
+        slots, products = zip(*products_of_slots, strict=True)
+        self._add_gradients(slots, weight_gradients(products[0].x, products, self._master))
