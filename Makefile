@@ -8,6 +8,8 @@ MINKOWSKI := $(WHEELS)/.minkowski-$(shell $(PYTHON) -c 'import sys; print("cp%d%
 NATIVE := CMakeLists.txt $(shell find backends/sscn -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 REPORT := report
+# Most tests use one thread.
+SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 SITE := build/site
 BATCHES := --batch 1 --batch 4 --batch 16
@@ -28,7 +30,7 @@ test: $(VENV)/.test  ## lint, types and every test that this machine can run
 	$(BIN)/python -m numpydoc lint $$(find backends harness suites -name '*.py')
 	$(BIN)/clang-format --dry-run --Werror $$(find backends -name '*.cpp' -o -name '*.hpp')
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --cov --cov-report=term $(PYTEST_ARGS)
 
 docs: $(VENV)/.docs  ## build the documentation, in build/docs
 	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky docs build/docs

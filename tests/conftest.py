@@ -1,6 +1,8 @@
 """The engines that can run here, for tests that want each of them."""
 
 import functools
+import os
+import tempfile
 from dataclasses import dataclass
 
 import hypothesis
@@ -11,6 +13,10 @@ from backends import registry
 # A busy machine must not fail a test: examples are not timed.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The lock of the device is one per user: tests side by side would wait for each other.
+    os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="sscn-bench-tests-")
 
 
 @dataclass(frozen=True)
