@@ -14,7 +14,7 @@ SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 SITE := build/site
 BATCHES := --batch 1 --batch 4 --batch 16
 
-.PHONY: demo test docs site entries setup minkowski clean help
+.PHONY: demo test docs links site entries setup minkowski clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,10 @@ test: $(VENV)/.test  ## lint, types and every test that this machine can run
 docs: $(VENV)/.docs  ## build the documentation, in build/docs
 	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky docs build/docs
 	@echo "documentation: build/docs/index.html"
+
+links: $(VENV)/.docs  ## request every address that the documentation links to
+	$(BIN)/sphinx-build --quiet --builder linkcheck -D nb_execution_mode=off docs build/links
+	@echo "every address answers; build/links/output.txt lists those that have moved"
 
 site: $(VENV)/.docs  ## build the documentation and the rankings of results/submissions, in build/site
 	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky --tag site docs build/docs-of-site

@@ -229,12 +229,14 @@ def _spine_norm(norm: Any, path: str) -> dict[str, float]:
 
 
 def _named(value: Any, what: str) -> tuple[str, dict[str, Any]]:
-    """Split a layer of a configuration into its name and its settings."""
+    """Split a layer into its name (in newer versions of SPINE, ``provider``) and its settings."""
     if isinstance(value, str):
         return value, {}
-    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+    settings = dict(value) if isinstance(value, Mapping) else {}
+    name = settings.pop("provider" if "provider" in settings else "name", None)
+    if not isinstance(name, str):
         raise UnknownNetwork(f"{what} must be a name, or a mapping with a name, not {value!r}")
-    return value["name"], {key: entry for key, entry in value.items() if key != "name"}
+    return name, settings
 
 
 def _text(name: str, settings: Mapping[str, Any]) -> str:

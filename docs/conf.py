@@ -28,6 +28,11 @@ nb_execution_timeout = 600
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
 
+linkcheck_timeout = 20
+linkcheck_retries = 3
+linkcheck_workers = 2  # servers refuse many requests at once
+linkcheck_anchors_ignore_for_url = [r"https://github\.com/"]  # its pages make anchors by script
+
 write_command_reference(HERE / "commands.md")
 
 html_theme = "furo"

@@ -24,7 +24,7 @@ _TITLE = 44
 """Characters per line of a title over bars, whose names need room at the left."""
 
 CHANGES_SHOWN = 40
-LABEL_WIDTH = 0.11
+LABEL_WIDTH = 0.18
 """Width of a tick's label as a fraction of the axis of changes."""
 
 # Quantity of a cell: value, low and high of its bar; None if the cell has no value.
@@ -277,8 +277,8 @@ def change_figure(found: Sequence[Change]) -> str:
         figure, axes = plt.subplots(figsize=(4.6, 0.8 + 0.42 * len(shown)))
         limit = 1 + TIME.tolerance
         axes.axvspan(1 / limit, limit, color=FAINT, alpha=0.5, lw=0)
-        axes.axvline(1, color=INK, lw=0.8)
         for row, c in enumerate(shown):
+            axes.plot([1, 1], [row - 0.2, row + 0.3], color=INK, lw=0.8)  # beside the labels
             j = c.judgement
             color = colors.get(j.verdict, "#7A7A7A")
             axes.plot([j.low, j.high], [row, row], color=color, lw=2.4, solid_capstyle="round")

@@ -173,6 +173,7 @@ def _write(found: Reference, path: Path) -> None:
         },
         content,
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_bytes(content.getbuffer())
     partial.rename(path)

@@ -176,7 +176,7 @@ def question_parts(question: Question) -> tuple[str | int, ...]:
     phase = f"{question.layer} {question.phase}" if question.layer else question.phase
     words = question.description.partition(f" on {question.device}")[2].lstrip(", ")
     network = words or "random weights"
-    events = f"{question.events.count} events" if question.events.count else "batch"
+    events = f"{question.events.count} events" if question.events.count else "one batch"
     dim = "" if question.dim == 3 else f" {question.dim}D"
     return (
         *(question.device, f"{phase}{dim}", question.map, question.size, question.batch),

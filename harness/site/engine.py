@@ -10,6 +10,7 @@ from backends.registry import BUILT_IN
 from harness.engines import recipe
 from harness.results.summary import CellSummary
 from harness.site.catalogue import Entry, Machine
+from harness.spec.cell import Question
 
 LEAST = 2
 """Submissions from which a series of times is shown."""
@@ -96,19 +97,20 @@ class Series:
 
 
 def history(entries: Iterable[Entry], engine: str) -> list[Series]:
-    """Return the series of an engine that have been measured more than once on a machine."""
-    found: dict[tuple[str, str], tuple[Machine, list[Point]]] = {}
+    """Return the series of an engine that several submissions of a machine have measured."""
+    found: dict[tuple[str, Question], tuple[Machine, str, list[Point]]] = {}
     for entry in sorted(entries, key=lambda entry: (entry.utc, entry.identifier)):
         for m in entry.cells:
             point = _point(entry, m) if m.engine == engine else None
             if point:
-                key = (entry.machine.identifier, m.where)
-                found.setdefault(key, (entry.machine, []))[1].append(point)
-    return [
+                key = (entry.machine.identifier, m.question)
+                found.setdefault(key, (entry.machine, m.where, []))[2].append(point)
+    series = [
         Series(machine, where, tuple(points))
-        for (_, where), (machine, points) in sorted(found.items(), key=lambda item: item[0])
-        if len(points) >= LEAST
+        for machine, where, points in found.values()
+        if len({point.entry.identifier for point in points}) >= LEAST
     ]
+    return sorted(series, key=lambda each: (each.machine.identifier, each.where))
 
 
 def _point(entry: Entry, m: CellSummary) -> Point | None:

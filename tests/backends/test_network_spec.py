@@ -2,12 +2,15 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import pytest
 
 from backends.capabilities import Unsupported
 from backends.network_spec import parse_network
 from backends.uresnet import UResNetConfig
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CONFIGURATION = """
 base: {iterations: 10}
@@ -80,6 +83,12 @@ def written(tmp_path, text):
 def test_a_spine_configuration_gives_its_uresnet_section(tmp_path):
     expected = UResNetConfig(32, 5, 2, 2, 2, 0.33, 1e-4, 0.01)
     assert parse_network(written(tmp_path, CONFIGURATION)) == expected
+
+
+def test_the_configuration_of_the_page_about_spine_is_the_network_called_spine(tmp_path):
+    page = (ROOT / "docs" / "spine.md").read_text()
+    configuration = page.split("```yaml\n")[1].split("```")[0]
+    assert parse_network(written(tmp_path, configuration)) == parse_network("spine")
 
 
 def test_settings_that_a_configuration_leaves_out_are_spines(tmp_path):

@@ -133,11 +133,12 @@ def larcv2_file(tmp_path_factory) -> Path:
     event = max((open_sample(192)[i] for i in range(8)), key=len)
     assert len(event) >= 4000
     path = tmp_path_factory.mktemp("larcv2") / "events.root"
-    write_larcv2(path, [_first_voxels(event, count) for count in (4000, 1000, 100, 0)])
+    write_larcv2(path, [first_voxels(event, count) for count in (4000, 1000, 100, 0)])
     return path
 
 
-def _first_voxels(event, count):
+def first_voxels(event, count):
+    """Return an event with a number of the voxels of another one."""
     kept = (event.voxels[:count], event.energies[:count], event.labels[:count])
     return checked_event(*kept, event.size, f"{count} voxels")
 

@@ -88,7 +88,7 @@
     const scroll = element("div", undefined, { class: "scroll", tabindex: "0" });
     const table = element("table"), head = element("tr");
     // Columns that only some results have are left out where none has.
-    const optional = [["accuracy", "accuracy", share], ["energy", "energy", joules],
+    const optional = [["accuracy", "accuracy", share], ["energy", "energy per event", joules],
       ["throttled", "GPU throttled", percent], ["stolen", "taken by the host", percent]]
       .filter(([name]) => rows.some((row) => row[at[name]] !== null));
     for (const [title, kind] of [["engine"], ["time", "n"], ["", "length"], ["slower", "n"],
@@ -185,8 +185,12 @@
     const found = groups(), machine = form.elements.machine.selectedOptions[0];
     const order = [...found.keys()].sort((a, b) => {
       const one = DATA.questions[a], other = DATA.questions[b];
-      for (let i = 0; i < PARTS.length; i++)
-        if (one[i] !== other[i]) return one[i] < other[i] ? -1 : 1;
+      for (let i = 0; i < PARTS.length; i++) {
+        if (one[i] === other[i]) continue;
+        const named = [one[i], other[i]].map((value) => String(value).startsWith("network "));
+        if (named[0] !== named[1]) return named[0] ? 1 : -1;  // the study's network first
+        return one[i] < other[i] ? -1 : 1;
+      }
       return 0;
     });
     output.replaceChildren(...order.slice(0, SHOWN).map((q) => ranking(q, found.get(q))));

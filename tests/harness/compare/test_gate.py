@@ -266,6 +266,14 @@ def test_a_pull_request_that_slows_an_engine_by_a_tenth_fails_with_a_verdict(tmp
     assert before in body
 
 
+@pytest.mark.parametrize("words", [[], [""]])
+def test_a_gate_without_a_base_names_what_it_needs(words, tmp_path):
+    command = ["bash", str(ROOT / "docs" / "gate.sh"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "name the commit to compare with: bash docs/gate.sh BASE\n"
+
+
 def test_the_workflow_of_this_repository_uses_the_action():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "speed.yml").read_text())
     assert [step["uses"] for step in workflow["jobs"]["gate"]["steps"]][-1] == "./"

@@ -385,8 +385,7 @@ def test_a_first_call_finds_no_results_of_compilers_and_no_call_those_of_tuners(
 
 
 def test_a_kept_reference_is_not_computed_again(tmp_path, monkeypatch):
-    kept = tmp_path / "kept"
-    kept.mkdir()
+    kept = tmp_path / "a folder" / "kept"
     monkeypatch.setenv("SSCN_BENCH_REFERENCES", str(kept))
     found = load_reference(make_job("sscn", references=tmp_path / "of one run"))
     monkeypatch.setattr(subprocess, "run", None)  # nothing can be computed any more

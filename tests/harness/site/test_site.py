@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from urllib.parse import urlencode
 
 import pytest
@@ -313,6 +314,8 @@ def test_the_page_of_an_engine_has_its_times_over_dates_for_each_machine(submit,
     assert series.machine.name == "Example CPU, 2 threads"
     assert [point.version for point in series.points] == ["2.3.6", "2.3.7", "2.3.8"]
     assert series.ratio == pytest.approx(0.4, rel=0.05)
+    (other,) = (e for e in read_catalogue(folder).entries if e.machine.name.startswith("Another"))
+    assert history([replace(other, cells=other.cells * 2)], "spconv") == []  # of one submission
     write_site(tmp_path / "site", read_catalogue(folder))
     page = (tmp_path / "site" / "engines" / "spconv.html").read_text()
     assert "2026-01-01, 2.3.6" in page
