@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -99,50 +98,42 @@ def checkout(folder):
     return os.environ | {
         "PATH": os.pathsep.join(map(str, path)),
         "PYTHONPATH": str(programs),
-        "SSCN_BENCH_REFERENCES": str(folder.parent / "references"),
+        "SSCN_BENCH_REFERENCES": str(folder / "references"),
         "SSCN_BENCH_ENGINES": str(folder / "engines"),
         "TMPDIR": str(folder),
         "XDG_RUNTIME_DIR": str(folder),
     }
 
 
-def run_page(page, lines, folder, events, done):
-    """Run the commands of a page in a clone of its own, and return what failed."""
-    variables = checkout(folder)
-    shutil.copy(events, folder / "clone" / "mine.root")
-    missing = [word for word, name in PACKAGES.items() if not importlib.util.find_spec(name)]
-    failed = []
-    for line in lines:
-        command = shorter(line).replace("FILE", "mine.root")
-        repeated = command in done and " run " in command  # its records stay in that clone
-        if repeated or any(word in line for word in missing):
-            continue
-        done.add(command)
-        ran = subprocess.run(
-            ["bash", "-eo", "pipefail", "-c", LISTS["before"].get(line, "") + f"\n{command}"],
-            cwd=folder / "clone",
-            env=variables,
-            capture_output=True,
-            text=True,
-        )
-        if ran.returncode not in ((0, 1) if "--fail-on" in line else (0,)):
-            failed.append(f"{page.relative_to(ROOT)}: {command}: {ran.stdout}{ran.stderr}")
-    return failed
+def kept():
+    """Yield each page with the commands that are run here."""
+    left = set(listed("not_run", "run_by"))
+    for page, lines in pages():
+        found = [line for line in lines if line not in left]
+        if found:
+            yield pytest.param(page, found, id=str(page.relative_to(ROOT)))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_shown_commands_run(tmp_path):
+@pytest.mark.parametrize(("page", "lines"), list(kept()))
+def test_shown_commands_run(page, lines, tmp_path):
     pytest.importorskip("awkward")
-    events = tmp_path / "mine.root"
-    write_larcv2(events, [first_voxels(open_sample(192)[0], count) for count in (0, 0, 0, 500)])
-    left = set(listed("not_run", "run_by"))
-    kept = [(page, [line for line in lines if line not in left]) for page, lines in pages()]
-    done = set()
-    with ThreadPoolExecutor(2) as pool:  # the pages with most commands first
-        futures = []
-        for page, lines in sorted(kept, key=lambda entry: -len(entry[1])):
-            folder = tmp_path / str(len(futures))
-            folder.mkdir()
-            futures.append(pool.submit(run_page, page, lines, folder, events, done))
-    assert [found for future in futures for found in future.result()] == []
+    variables = checkout(tmp_path)
+    clone = tmp_path / "clone"
+    events = [first_voxels(open_sample(192)[0], count) for count in (0, 0, 0, 500)]
+    write_larcv2(clone / "mine.root", events)
+    missing = [word for word, name in PACKAGES.items() if not importlib.util.find_spec(name)]
+    for line in lines:
+        if any(word in line for word in missing):
+            continue
+        command = shorter(line).replace("FILE", "mine.root")
+        ran = subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", LISTS["before"].get(line, "") + f"\n{command}"],
+            cwd=clone,
+            env=variables,
+            capture_output=True,
+            text=True,
+        )
+        ends = (0, 1) if "--fail-on" in line else (0,)
+        assert ran.returncode in ends, f"{command}: {ran.stdout}{ran.stderr}"
