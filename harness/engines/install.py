@@ -219,12 +219,18 @@ def cause(text: str) -> str:
 def _refuse(recipe: Recipe, source: Path | None) -> None:
     """Refuse what cannot work before anything is written."""
     here = sys.version_info[:2]
-    first, last = (tuple(map(int, text.split("."))) for text in recipe.python)
+    first, last = map(_number, recipe.python)
     if not first <= here <= last:
         span = recipe.python[0] if first == last else " to ".join(recipe.python)
         raise BadInput(
             f"{recipe.engine} {recipe.version} needs Python {span}, and this is "
             f"{here[0]}.{here[1]}; start with another Python"
+        )
+    torch, newest = _torch_version(recipe.torch), recipe.build.get("torch")
+    if newest and _number(torch) > _number(newest):
+        raise BadInput(
+            f"{recipe.engine} {recipe.version} compiles with torch up to {newest}, not with "
+            f"{torch.removesuffix('.*')}; give --torch {newest}"
         )
     if source is not None and not source.is_dir():
         raise BadInput(f"there is no folder {source}; give the engine's source with --source")
@@ -249,14 +255,19 @@ def _refuse(recipe: Recipe, source: Path | None) -> None:
 def _refuse_nvcc(recipe: Recipe) -> None:
     """Refuse a compiler of CUDA that the recipe excludes."""
     said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
-    found = re.search(r"release (\d+)\.(\d+)", said)
+    found = re.search(r"release (\d+\.\d+)", said)
     first, last = recipe.build["nvcc"]
-    here = tuple(map(int, found.groups())) if found else ()
-    if not tuple(map(int, first.split("."))) <= here <= tuple(map(int, last.split("."))):
+    here = found[1] if found else ""
+    if not _number(first) <= _number(here) <= _number(last):
         raise BadInput(
             f"{recipe.engine} {recipe.version} compiles with CUDA {first} to {last}, and the nvcc "
-            f"here is {'.'.join(map(str, here)) or 'of no known version'}; put another one in PATH"
+            f"here is {here or 'of no known version'}; put another one in PATH"
         )
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def _torch_version(wanted: str) -> str:

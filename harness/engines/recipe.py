@@ -37,8 +37,9 @@ class Recipe:
     build : mapping
         ``requires``, ``programs``, ``libraries``, ``headers`` (with the system packages that have
         them), ``options``, ``environment``, ``minutes`` of an engine that is compiled, ``edits`` of
-        its source (``file``, ``old``, ``new``), and ``nvcc``, the first and last version of the
-        compiler that it is for; empty for wheels. Variables of the user precede ``environment``.
+        its source (``file``, ``old``, ``new``), ``nvcc``, the first and last version of the
+        compiler that it is for, and ``torch``, the last version that it compiles with; empty for
+        wheels. Variables of the user precede ``environment``.
     source : mapping
         ``repository`` and ``commit`` of an engine that no package index has, and the ``folder`` of
         its package if it is not the repository itself.

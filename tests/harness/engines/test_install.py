@@ -49,7 +49,8 @@ def test_every_recipe_is_of_a_known_engine_and_complete(name):
     assert all("{" not in need for need in found.requires)
     assert not found.source or re.fullmatch("[0-9a-f]{40}", found.source["commit"])
     assert set(found.build) <= {
-        *("requires", "programs", "libraries", "headers", "options", "environment", "minutes")
+        *("requires", "programs", "libraries", "headers", "options", "environment", "minutes"),
+        "torch",
     }
 
 
@@ -90,6 +91,29 @@ def test_a_compiler_that_is_missing_is_named(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(BadInput, match="is compiled and needs no-such-compiler"):
         install(Recipe.find("minkowski"), None, print)
+
+
+@pytest.mark.parametrize("here", ["2.14.1+cu130", "2.13.0", "2.4"])
+@pytest.mark.parametrize("wanted", ["", "2.14", "2.13"])
+def test_a_torch_that_the_source_does_not_compile_with_is_refused(
+    here, wanted, monkeypatch, cache, tmp_path
+):
+    version = installing.importlib.metadata.version
+    monkeypatch.setattr(
+        installing.importlib.metadata, "version", lambda n: here if n == "torch" else version(n)
+    )
+    monkeypatch.setattr(installing, "_Steps", lambda *_: Steps())
+    source = tmp_path / "source"
+    source.mkdir()
+    found = Recipe.find("sparseconvnet", torch=wanted)
+    torch = wanted or here.partition("+")[0]
+    if "2.14" in torch:
+        sentence = f"compiles with torch up to 2.13, not with {torch}; give --torch 2.13$"
+        with pytest.raises(BadInput, match=sentence):
+            install(found, source, print)
+        assert not list(cache.glob("*@*"))
+    else:
+        install(found, source, print)
 
 
 def test_a_header_that_is_missing_is_named_with_its_package(monkeypatch):
