@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from backends.profiling_hooks import replaced
-from backends.sscn.cuda import launching, plan
+from backends.sscn.cuda import launching, plan, tape
 from benchmarks.gpu import driver
 
 _OBSERVER = ctypes.CFUNCTYPE(
@@ -72,7 +72,7 @@ class PlanDriver:
             stack.enter_context(replaced(launching, "compiled", lambda _: self._compile))
             stack.enter_context(replaced(plan, "DEVICE", lambda _: "cpu"))
             stack.enter_context(replaced(plan, "INTERPRETED", lambda _: False))
-            stack.enter_context(replaced(plan, "current_stream", lambda _: lambda device: 0))
+            stack.enter_context(replaced(tape, "current_stream", lambda _: lambda device: 0))
             _library().stub_observe(self._observer)
             stack.callback(_library().stub_observe, none)
             yield

@@ -163,5 +163,5 @@ def test_the_kernels_of_passes_and_steps_are_compiled_ahead(tmp_path):
     pytest.importorskip("triton")
     code, printed = run(["-c", LAUNCH], tmp_path)
     assert code == 0, printed
-    maps = {"_encode", "_count_parents", "_coarsen", "_search", "_tile"}
+    maps = {"_encode", "_count_parents", "coarsen", "search", "list_tiles"}
     assert {*maps, "convolve_tile", "input_gradient_tile", "list_pairs"} <= set(printed.split())

@@ -41,6 +41,11 @@ PAIRS = 2048
 ALIGNED = 4
 """Parts of an array begin at multiples of this number, so that their addresses are aligned."""
 
+NO_JOBS = {
+    "JOBS": 0, "TAPS": 0, "ROWS": 0, "LEAST": 0, "SMALL": 0, "LARGE": 0, "ALIGNED": ALIGNED,
+}  # fmt: skip
+"""The constants of ``coarsen`` without jobs."""
+
 NEIGHBOUR = tl.constexpr(0)
 """Kind of map: from the sites that a centred kernel reaches."""
 
@@ -89,8 +94,11 @@ class _Levels(NamedTuple):
         return keys
 
 
-_known: MutableMapping[Tensor, _Counted | _Levels] = WeakIdKeyDictionary()
-"""Keys of a level -> that level and the coarser ones, so that the host does not wait for them."""
+_counts: MutableMapping[Tensor, _Counted] = WeakIdKeyDictionary()
+"""Keys of a level -> the numbers of sites, so that the host does not wait for them."""
+
+_known: MutableMapping[Tensor, _Levels] = WeakIdKeyDictionary()
+"""Keys of a level -> that level and the coarser ones."""
 
 
 @triton.jit(do_not_specialize=["rows", "spatial_size", "bits"])
@@ -128,23 +136,79 @@ def _count_parents(
     tl.store(counts + LEVELS, tl.sum((in_range & (key < 0)).to(tl.int32), 0))
 
 
-@triton.jit(do_not_specialize=["rows"])
-def _coarsen(
-    keys, ends, starts, levels, rows,
-    DIM: tl.constexpr, LEVELS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit
+def _write_jobs(
+    sizes, jobs, LEVELS: tl.constexpr, JOBS: tl.constexpr, TAPS: tl.constexpr,
+    CHILDREN: tl.constexpr, ROWS: tl.constexpr, LEAST: tl.constexpr, SMALL: tl.constexpr,
+    LARGE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Write the keys of all levels, each from its place in ``starts`` on."""
+    """Write the jobs of a network's maps, as ``_build`` lists those of ``network_jobs``."""
+    job = tl.arange(0, JOBS)
+    pair = tl.maximum(job - LEVELS, 0)
+    between = job >= LEVELS
+    used = job < 3 * LEVELS - 2
+    up = pair % 2
+    queries = tl.where(between, pair // 2 + 1 - up, job)
+    sources = tl.where(between, pair // 2 + up, job)
+    taps = tl.where(between, CHILDREN, TAPS).to(tl.int64)
+    rows = tl.load(sizes + queries, mask=used, other=0).to(tl.int64)
+    tile = tl.where(rows >= LEAST, LARGE, SMALL).to(tl.int64)
+    tiles = (rows + tile - 1) // tile
+    level = tl.arange(0, JOBS)
+    of_level = tl.load(sizes + level, mask=level < LEVELS, other=0).to(tl.int64)
+    of_level = ((of_level + ALIGNED - 1) // ALIGNED * ALIGNED)[None, :]
+    jobs += job
+    tl.store(jobs, _starts((rows + ROWS - 1) // ROWS, 1))
+    tl.store(jobs + JOBS, _starts(tiles, 1))
+    tl.store(jobs + 2 * JOBS, tl.where(between, 1 + up, 0).to(tl.int64))
+    tl.store(jobs + 3 * JOBS, queries.to(tl.int64))
+    tl.store(jobs + 4 * JOBS, tl.sum(tl.where(level[None, :] < queries[:, None], of_level, 0), 1))
+    tl.store(jobs + 5 * JOBS, rows)
+    tl.store(jobs + 6 * JOBS, tl.sum(tl.where(level[None, :] < sources[:, None], of_level, 0), 1))
+    tl.store(jobs + 7 * JOBS, tl.load(sizes + sources, mask=used, other=0).to(tl.int64))
+    tl.store(jobs + 8 * JOBS, taps)
+    tl.store(jobs + 9 * JOBS, _starts(rows, ALIGNED))
+    tl.store(jobs + 10 * JOBS, _starts(rows * taps, ALIGNED))
+    tl.store(jobs + 11 * JOBS, tile)
+    tl.store(jobs + 12 * JOBS, _starts(tiles * taps, ALIGNED))
+    tl.store(jobs + 13 * JOBS, _starts(tiles, ALIGNED))
+    tl.store(jobs + 14 * JOBS, (rows + ALIGNED - 1) // ALIGNED * ALIGNED)
+
+
+@triton.jit
+def _starts(sizes, ALIGNED: tl.constexpr):
+    """Return the places of parts of the given sizes in one array."""
+    sizes = (sizes + ALIGNED - 1) // ALIGNED * ALIGNED
+    return tl.cumsum(sizes, 0) - sizes
+
+
+@triton.jit(do_not_specialize=["rows"])
+def coarsen(
+    keys, ends, levels, jobs, rows,
+    DIM: tl.constexpr, LEVELS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+    JOBS: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, LEAST: tl.constexpr,
+    SMALL: tl.constexpr, LARGE: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Write the keys of all levels one after the other, and the jobs of a network's maps."""
     block = tl.program_id(0).to(tl.int64)
     row = block * BLOCK + tl.arange(0, BLOCK)
     in_range = row < rows
     key = tl.load(keys + row, mask=in_range, other=0)
     before = tl.load(keys + row - 1, mask=in_range & (row > 0), other=-1)
+    sizes = ends + (tl.num_programs(0).to(tl.int64) - 1) * COLUMNS
+    start = block * 0
     for level in tl.static_range(LEVELS):
         at = key >> (level * DIM)
         new = (in_range & (at != (before >> (level * DIM)))).to(tl.int32)
         done = tl.load(ends + (block - 1) * COLUMNS + level, mask=block > 0, other=0)
-        place = tl.load(starts + level) + done + tl.cumsum(new, 0) - 1
+        place = start + done + tl.cumsum(new, 0) - 1
         tl.store(levels + place, at, mask=new > 0)
+        start += (tl.load(sizes + level) + ALIGNED - 1) // ALIGNED * ALIGNED
+    if JOBS > 0:  # noqa: SIM102 (a constant of the kernel is tested by itself)
+        if block == 0:
+            _write_jobs(
+                sizes, jobs, LEVELS, JOBS, TAPS, 1 << DIM, ROWS, LEAST, SMALL, LARGE, ALIGNED
+            )
 
 
 @triton.jit
@@ -197,9 +261,9 @@ def _job_of(first, program, JOBS: tl.constexpr):
     return tl.sum((tl.load(first + tl.arange(0, JOBS)) <= program).to(tl.int32), 0) - 1
 
 
-@triton.jit(do_not_specialize=["lane", "limit", "bits", "halvings"])
-def _search(
-    keys, jobs, tables, masks, lane, limit, bits, halvings,
+@triton.jit(do_not_specialize=["lane", "limit", "bits"])
+def search(
+    keys, jobs, tables, masks, lane, limit, bits,
     JOBS: tl.constexpr, DIM: tl.constexpr, SIZE: tl.constexpr, REACH_BITS: tl.constexpr,
     SHIFT: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -237,6 +301,7 @@ def _search(
     valid &= tap < taps
     low = tl.zeros((BLOCK, TAPS), tl.int32)
     high = low + source_rows
+    halvings = tl.sum(((source_rows >> tl.arange(0, 32)) > 0).to(tl.int32), 0)
     for _ in range(halvings):
         middle = low + (high - low) // 2
         searching = valid & (low < high)
@@ -259,7 +324,7 @@ def _search(
 
 
 @triton.jit
-def _tile(
+def list_tiles(
     jobs, tables, order, sorted_tables, rows_in_order, lists, counts,
     JOBS: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -289,7 +354,7 @@ def _tile(
     tl.store(counts + tl.load(of_job + 11 * JOBS) + tile, tl.sum(met, 0))
 
 
-class _Job(NamedTuple):
+class Job(NamedTuple):
     """One map to build; levels are given by their places among the keys.
 
     Attributes
@@ -330,14 +395,14 @@ def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
         again = (keys[1:] == keys[:-1]).nonzero()[0]
         site = sites[order[again]][0].tolist()
         raise InvalidBatch(f"the site {site} is given twice; sum or drop duplicates first")
-    _known[keys] = _Counted(levels, ends)
+    _counts[keys] = _Counted(levels, ends)
     return keys, order
 
 
 @on_device_of_first
 def submanifold_map(keys: Tensor, dim: int, kernel_size: int, spatial_size: int) -> KernelMap:
     """Build the map from the sites of a level to themselves."""
-    job = _Job(NEIGHBOUR.value, 0, 0, kernel_size**dim)
+    job = Job(NEIGHBOUR.value, 0, 0, kernel_size**dim)
     level = _Levels(keys, [0], [len(keys)])
     (both,) = _build(level, [job], dim, kernel_size, spatial_size)
     return KernelMap(both, both, True)
@@ -357,10 +422,7 @@ def network_maps(
 ) -> list[tuple[Tensor, KernelMap, KernelMap | None]]:
     """Build the maps of all levels together; see ``KernelSet``."""
     known = _levels(keys, dim, levels)
-    jobs = [_Job(NEIGHBOUR.value, level, level, kernel_size**dim) for level in range(levels)]
-    for level in range(levels - 1):
-        jobs += _strided_jobs(level, dim)
-    maps = _build(known, jobs, dim, kernel_size, spatial_size)
+    maps = _build(known, network_jobs(dim, kernel_size, levels), dim, kernel_size, spatial_size)
     between = maps[levels:]
     pairs = zip(between[::2], between[1::2], strict=True)
     downs = [KernelMap(down, up, False) for down, up in pairs]
@@ -380,22 +442,30 @@ def ordinary_map(
     candidates = torch.empty((taps, rows), dtype=torch.int64, device=keys.device)
     if rows:
         _reach[(*_grid(rows), taps)](
-            keys, candidates, rows, _spread(2**bits - 1, dim), _spread(spatial_size - 1, dim),
+            keys, candidates, rows, spread(2**bits - 1, dim), spread(spatial_size - 1, dim),
             bits, DIM=dim, SIZE=kernel_size, REACH_BITS=(kernel_size // 2).bit_length(),
             BLOCK=BLOCK,
         )  # fmt: skip
     reached = torch.unique(candidates[candidates >= 0])
-    jobs = [_Job(NEIGHBOUR.value, 1, 0, taps), _Job(NEIGHBOUR.value, 0, 1, taps)]
+    jobs = [Job(NEIGHBOUR.value, 1, 0, taps), Job(NEIGHBOUR.value, 0, 1, taps)]
     both = _Levels(torch.cat([keys, reached]), [0, rows], [rows, len(reached)])
     forward, backward = _build(both, jobs, dim, kernel_size, spatial_size, step=0)
     return reached, KernelMap(forward, backward, True)
 
 
-def _strided_jobs(fine: int, dim: int) -> list[_Job]:
+def network_jobs(dim: int, kernel_size: int, levels: int) -> list[Job]:
+    """Return the jobs of a network's maps: those within all levels, then those between them."""
+    jobs = [Job(NEIGHBOUR.value, level, level, kernel_size**dim) for level in range(levels)]
+    for level in range(levels - 1):
+        jobs += _strided_jobs(level, dim)
+    return jobs
+
+
+def _strided_jobs(fine: int, dim: int) -> list[Job]:
     """Return the jobs between a level and the next coarser one, forward and backward."""
     return [
-        _Job(CHILD.value, fine + 1, fine, 2**dim),
-        _Job(PARENT.value, fine, fine + 1, 2**dim),
+        Job(CHILD.value, fine + 1, fine, 2**dim),
+        Job(PARENT.value, fine, fine + 1, 2**dim),
     ]
 
 
@@ -404,17 +474,17 @@ def _grid(rows: int) -> tuple[int]:
     return (cdiv(rows, BLOCK),)
 
 
-def _power_of_2(number: int) -> int:
+def power_of_2(number: int) -> int:
     """Return the smallest power of two that is not below a positive number."""
     return 1 << (number - 1).bit_length()
 
 
-def _spread(value: int, dim: int) -> int:
+def spread(value: int, dim: int) -> int:
     """Return a coordinate with its bits at every ``dim``-th place."""
     return sum(((value >> bit) & 1) << (bit * dim) for bit in range(value.bit_length()))
 
 
-def _aligned(sizes: Sequence[int]) -> list[int]:
+def aligned(sizes: Sequence[int]) -> list[int]:
     """Return the places of some parts in one array, and its size."""
     places = [0]
     for size in sizes:
@@ -425,6 +495,18 @@ def _aligned(sizes: Sequence[int]) -> list[int]:
 def _from_host(numbers: list[list[int]], device: torch.device) -> Tensor:
     """Return numbers on the device, without a wait for it."""
     return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def search_rows(taps: int) -> int:
+    """Return the number of rows of a program of the search, with so many taps per row."""
+    return max(16, PAIRS // taps)
+
+
+def bits_of_masks(taps: int, jobs: int) -> tuple[int, torch.dtype]:
+    """Return the bits of the taps in the numbers that rows are sorted by, and their type."""
+    shift = taps if taps <= 56 else 0
+    small = shift + (jobs - 1).bit_length() <= 31
+    return shift, torch.int32 if small else torch.int64
 
 
 def _count_levels(keys: Tensor, dim: int, levels: int) -> tuple[list[int], Tensor]:
@@ -447,20 +529,27 @@ def _read(ends: Tensor) -> list[int]:
     return total
 
 
-def _levels(keys: Tensor, dim: int, levels: int) -> _Levels:
-    """Return the keys of a level and of the coarser ones."""
-    known = _known.get(keys)
+def counted(keys: Tensor, dim: int, levels: int) -> _Counted:
+    """Return the numbers of sites of a level and of at least so many levels in all."""
+    known = _counts.get(keys)
     if known is None or len(known.sizes) < levels:
         (*sizes, _), ends = _count_levels(keys, dim, levels)
         known = _Counted(sizes, ends)
-    if isinstance(known, _Levels):
-        return known
-    *starts, total = _aligned(known.sizes)
+    return known
+
+
+def _levels(keys: Tensor, dim: int, levels: int) -> _Levels:
+    """Return the keys of a level and of the coarser ones."""
+    levels_of_keys = _known.get(keys)
+    if levels_of_keys is not None and len(levels_of_keys.sizes) >= levels:
+        return levels_of_keys
+    known = counted(keys, dim, levels)
+    *starts, total = aligned(known.sizes)
     found = torch.empty(total, dtype=torch.int64, device=keys.device)
     if total:
-        _coarsen[_grid(len(keys))](
-            keys, known.ends, _from_host([starts], keys.device), found, len(keys),
-            DIM=dim, LEVELS=len(starts), COLUMNS=known.ends.shape[1], BLOCK=BLOCK,
+        coarsen[_grid(len(keys))](
+            keys, known.ends, found, keys, len(keys), DIM=dim, LEVELS=len(starts),
+            COLUMNS=known.ends.shape[1], BLOCK=BLOCK, **NO_JOBS,
         )  # fmt: skip
     _known[keys] = levels_of_keys = _Levels(found, starts, known.sizes)
     return levels_of_keys
@@ -468,7 +557,7 @@ def _levels(keys: Tensor, dim: int, levels: int) -> _Levels:
 
 def _build(
     levels: _Levels,
-    jobs: Sequence[_Job],
+    jobs: Sequence[Job],
     dim: int,
     kernel_size: int,
     spatial_size: int,
@@ -492,14 +581,14 @@ def _build(
     rows = [sizes[job.queries] for job in jobs]
     tiles = [cdiv(count, tile_rows(count)) for count in rows]
     taps = [job.taps for job in jobs]
-    most = _power_of_2(max(taps))
-    block = max(16, PAIRS // most)
-    *row_starts, all_rows = _aligned(rows)
-    *table_starts, table_size = _aligned([a * b for a, b in zip(rows, taps, strict=True)])
-    *list_starts, list_size = _aligned([a * b for a, b in zip(tiles, taps, strict=True)])
-    *count_starts, count_size = _aligned(tiles)
+    most = power_of_2(max(taps))
+    block = search_rows(most)
+    *row_starts, all_rows = aligned(rows)
+    *table_starts, table_size = aligned([a * b for a, b in zip(rows, taps, strict=True)])
+    *list_starts, list_size = aligned([a * b for a, b in zip(tiles, taps, strict=True)])
+    *count_starts, count_size = aligned(tiles)
     programs = [cdiv(count, block) for count in rows]
-    padded = _power_of_2(len(jobs))
+    padded = power_of_2(len(jobs))
     never = [2**62] * (padded - len(jobs))
     numbers = [
         [sum(programs[:job]) for job in range(len(jobs))] + never,
@@ -530,18 +619,17 @@ def _build(
     table, order = empty(table_size), empty(all_rows, torch.int64)
     lists, counts = empty(list_size), empty(count_size)
     if all_rows:
-        shift = max(taps) if max(taps) <= 56 else 0
-        small = shift + (len(jobs) - 1).bit_length() <= 31
-        masks = empty(all_rows, torch.int32 if small else torch.int64)
+        shift, dtype = bits_of_masks(max(taps), len(jobs))
+        masks = empty(all_rows, dtype)
         unordered = torch.empty_like(table)
         of_jobs, bits = _from_host(numbers, keys.device), axis_bits(spatial_size)
-        _search[(sum(programs),)](
-            keys, of_jobs, unordered, masks, _spread(2**bits - 1, dim),
-            _spread(spatial_size - 1, dim), bits, max(sizes).bit_length(),
+        search[(sum(programs),)](
+            keys, of_jobs, unordered, masks, spread(2**bits - 1, dim),
+            spread(spatial_size - 1, dim), bits,
             JOBS=padded, DIM=dim, SIZE=kernel_size, REACH_BITS=(kernel_size // 2).bit_length(),
             SHIFT=shift, TAPS=most, BLOCK=block,
         )  # fmt: skip
-        _tile[(sum(tiles),)](
+        list_tiles[(sum(tiles),)](
             of_jobs, unordered, masks.sort(stable=True).indices, table, order, lists, counts,
             JOBS=padded, TAPS=most, BLOCK=max(tile for _, tile in blocks.TILES),
         )  # fmt: skip

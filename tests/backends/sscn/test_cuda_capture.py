@@ -132,7 +132,7 @@ def test_a_warm_pass_reads_nothing(ours, training, launches, waits, copies):
     assert not waits
     assert not copies
     assert "convolve_tile" in launches
-    maps_of_sites = {"_encode", "_count_parents", "_coarsen", "_search", "_tile"}
+    maps_of_sites = {"_encode", "_count_parents", "coarsen", "search", "list_tiles"}
     assert not maps_of_sites & set(launches), "the maps were built again"
 
 

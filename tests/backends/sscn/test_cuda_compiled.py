@@ -246,8 +246,15 @@ def test_the_building_of_maps(launches, capability, monkeypatch):
     cuda.submanifold_map(keys, 3, 3, 768)
     cuda.strided_map(keys, 3)
     cuda.ordinary_map(keys[:9], 3, 3, 768)
+    ends = torch.empty((20, 12), dtype=torch.int32)
+    jobs = {"JOBS": 16, "TAPS": 27, "ROWS": 64, "LEAST": 16384, "SMALL": 32, "LARGE": 64}
+    maps.coarsen[(20,)](
+        keys, ends, keys, keys, 5000, DIM=3, LEVELS=5, COLUMNS=12, BLOCK=maps.BLOCK,
+        ALIGNED=maps.ALIGNED, **jobs,
+    )  # fmt: skip
     check_launches(
-        launches, capability, "_encode", "_count_parents", "_coarsen", "_search", "_tile", "_reach",
+        launches, capability, "_encode", "_count_parents", "coarsen", "search", "list_tiles",
+        "_reach",
     )  # fmt: skip
 
 
