@@ -121,7 +121,7 @@ def test_shown_commands_run(page, lines, tmp_path):
     pytest.importorskip("awkward")
     variables = checkout(tmp_path)
     clone = tmp_path / "clone"
-    events = [first_voxels(open_sample(192)[0], count) for count in (0, 0, 0, 500)]
+    events = [first_voxels(open_sample(192)[0], count) for count in (500, 0, 0, 500)]
     write_larcv2(clone / "mine.root", events)
     missing = [word for word, name in PACKAGES.items() if not importlib.util.find_spec(name)]
     for line in lines:
