@@ -220,7 +220,10 @@ def inverted(order: Tensor) -> Tensor:
 def take(rows: Tensor, order: Tensor, bias: Tensor | None) -> Tensor:
     """Return rows in another order, with a bias added to each; see ``KernelSet``."""
     reordered = rows.index_select(0, order)
-    return reordered if bias is None else reordered + bias
+    if bias is None:
+        return reordered
+    in_place = torch.result_type(reordered, bias) == reordered.dtype
+    return reordered.add_(bias) if in_place else reordered + bias
 
 
 def _joined(x: Tensor, skip: Tensor | None) -> Tensor:

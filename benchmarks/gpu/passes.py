@@ -20,7 +20,7 @@ from triton.runtime.jit import JITFunction
 from backends import network, registry, weights
 from backends.profiling_hooks import replaced
 from backends.sscn import reference, selection
-from backends.sscn.cuda import maps
+from backends.sscn.cuda import CudaKernels, maps
 from backends.uresnet import UResNetConfig
 from benchmarks.gpu.plan_driver import PlanDriver, PlannedLaunch
 from harness.events.batches import benchmark_batch
@@ -162,6 +162,7 @@ class Passes:
             )
         self.network = network.build(self.engine, config)
         network.reset(self.network, weights.initial(config, 3))
+        self._parameters = [*self.network.parameters()]
         keys, _ = reference.sort_sites(self.sites, self.spatial_size)
         self._level_sizes = [len(torch.unique_consecutive(keys >> (3 * by))) for by in range(12)]
         self._target = torch.zeros(len(self.sites), dtype=torch.long)
@@ -173,7 +174,7 @@ class Passes:
             self.network.train(mode == "step")
         if mode == "step":
             loss = torch.nn.functional.cross_entropy(self._forward(), self._target)
-            for parameter in self.network.parameters():
+            for parameter in self._parameters:
                 parameter.grad = None
             loss.backward()
             return
@@ -200,14 +201,20 @@ class Passes:
 
 @contextmanager
 def known_sizes(passes: Passes, record: Record | None = None) -> Iterator[None]:
-    """Give the host the sizes of the levels, which no kernel counts here."""
+    """Give the host the sizes of the levels and an order, which no kernel writes here."""
 
     def read(ends: Tensor) -> list[int]:
         if record is not None:
             record.wait()
         return [*passes.level_sizes(ends.shape[1] - 1), 0]
 
-    with replaced(maps, "_read", lambda _: read):
+    def inverted(order: Tensor) -> Tensor:
+        return order
+
+    with (
+        replaced(maps, "_read", lambda _: read),
+        replaced(CudaKernels, "inverted", lambda _: staticmethod(inverted)),
+    ):
         yield
 
 

@@ -21,7 +21,7 @@ def passes():
 
 @pytest.mark.parametrize(
     ("mode", "operations", "allocations", "waits"),
-    [("cold", 63, 13, [4]), ("warm", 53, 4, []), ("step", 191, 23, [4])],
+    [("cold", 61, 5, [4]), ("warm", 53, 3, []), ("step", 189, 15, [4])],
 )
 def test_a_planned_pass_does_no_more_on_the_device(mode, operations, allocations, waits):
     passes = Passes(192, 4)
@@ -33,7 +33,7 @@ def test_a_planned_pass_does_no_more_on_the_device(mode, operations, allocations
 
 
 @pytest.mark.parametrize(
-    ("mode", "operations", "waits"), [("cold", 64, [4]), ("warm", 53, []), ("step", 323, [4])]
+    ("mode", "operations", "waits"), [("cold", 62, [4]), ("warm", 53, []), ("step", 321, [4])]
 )
 def test_layer_by_layer_a_pass_does_no_more_either(passes, mode, operations, waits):
     found = record(passes, mode)

@@ -20,6 +20,7 @@ from backends.sscn.cuda.convolution import (
 )
 from backends.sscn.cuda.gradient import statistics_gradient, total_gradient, weight_gradient
 from backends.sscn.cuda.maps import (
+    inverted,
     network_maps,
     ordinary_map,
     sort_sites,
@@ -29,7 +30,7 @@ from backends.sscn.cuda.maps import (
 from backends.sscn.cuda.norm import fold, fold_gradient, fold_norm
 from backends.sscn.deferred_layer import BatchNorm, Folding, Origin, sums_in_parts
 from backends.sscn.layerwise import LayerwiseKernelSet
-from backends.sscn.reference import inverted, take
+from backends.sscn.reference import take
 
 __all__ = ["CUDA", "CudaKernels"]
 

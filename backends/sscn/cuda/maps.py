@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from backends.contract import InvalidBatch
+from backends.sscn import reference
 from backends.sscn.cuda import blocks
 from backends.sscn.cuda.blocks import tile_rows
 from backends.sscn.cuda.launching import on_device_of_first
@@ -101,6 +102,10 @@ _known: MutableMapping[Tensor, _Levels] = WeakIdKeyDictionary()
 """Keys of a level -> that level and the coarser ones."""
 
 
+_inverses: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
+"""Order of the sites of a batch -> its inverse."""
+
+
 @triton.jit(do_not_specialize=["rows", "spatial_size", "bits"])
 def _encode(sites, keys, rows, spatial_size, bits, DIM: tl.constexpr, BLOCK: tl.constexpr):
     """Write the Morton key of each site, -1 outside the volume."""
@@ -119,16 +124,20 @@ def _encode(sites, keys, rows, spatial_size, bits, DIM: tl.constexpr, BLOCK: tl.
 
 @triton.jit(do_not_specialize=["rows"])
 def _count_parents(
-    keys, counts, rows, DIM: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr
-):
+    keys, order, counts, inverse, rows,
+    DIM: tl.constexpr, LEVELS: tl.constexpr, INVERT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Count the keys in a block of sorted keys that differ from the previous one at each level.
 
-    The last count is that of sites outside the volume.
+    The last count is that of sites outside the volume. The order of the keys is inverted as well.
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     in_range = row < rows
     key = tl.load(keys + row, mask=in_range, other=0)
     before = tl.load(keys + row - 1, mask=in_range & (row > 0), other=-1)
+    if INVERT:
+        place = tl.load(order + row, mask=in_range, other=0)
+        tl.store(inverse + place, row, mask=in_range)
     counts += tl.program_id(0).to(tl.int64) * (LEVELS + 1)
     for level in range(LEVELS):
         new = in_range & ((key >> (level * DIM)) != (before >> (level * DIM)))
@@ -379,13 +388,27 @@ def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
     bits = axis_bits(spatial_size)
     if bits * dim > 48:
         raise InvalidBatch(f"a volume of {spatial_size} voxels per side is too large to number")
-    keys = torch.empty(rows, dtype=torch.int64, device=sites.device)
     if rows == 0:
+        keys = torch.empty(rows, dtype=torch.int64, device=sites.device)
         return keys, keys.clone()
     sites = sites.contiguous()
-    _encode[_grid(rows)](sites, keys, rows, spatial_size, bits, DIM=dim, BLOCK=BLOCK)
-    keys, order = keys.sort()
-    (*levels, outside), ends = _count_levels(keys, dim, bits + 1)
+    apart = cdiv(rows, ALIGNED) * ALIGNED
+    blocks_of_rows, columns = cdiv(rows, BLOCK), bits + 2
+    of_counts = cdiv(blocks_of_rows * columns, ALIGNED) * ALIGNED
+    memory = torch.empty(4 * apart + of_counts, dtype=torch.int64, device=sites.device)
+    unordered, keys, order, inverse = (
+        memory[place : place + rows] for place in range(0, 4 * apart, apart)
+    )
+    both = memory[4 * apart :].view(torch.int32)
+    counts, ends = (
+        both[place : place + blocks_of_rows * columns].view(blocks_of_rows, columns)
+        for place in (0, of_counts)
+    )
+    _encode[_grid(rows)](sites, unordered, rows, spatial_size, bits, DIM=dim, BLOCK=BLOCK)
+    torch.sort(unordered, out=(keys, order))
+    inversion = _Inversion(order, inverse, counts, ends)
+    (*levels, outside), ends = _count_levels(keys, dim, bits + 1, inversion)
+    _inverses[order] = inverse
     if outside:
         site = sites[order[0]].tolist()
         raise InvalidBatch(
@@ -397,6 +420,12 @@ def sort_sites(sites: Tensor, spatial_size: int) -> tuple[Tensor, Tensor]:
         raise InvalidBatch(f"the site {site} is given twice; sum or drop duplicates first")
     _counts[keys] = _Counted(levels, ends)
     return keys, order
+
+
+def inverted(order: Tensor) -> Tensor:
+    """Return the inverse of a permutation; that of ``sort_sites`` is known."""
+    found = _inverses.get(order)
+    return reference.inverted(order) if found is None else found
 
 
 @on_device_of_first
@@ -509,17 +538,35 @@ def bits_of_masks(taps: int, jobs: int) -> tuple[int, torch.dtype]:
     return shift, torch.int32 if small else torch.int64
 
 
-def _count_levels(keys: Tensor, dim: int, levels: int) -> tuple[list[int], Tensor]:
+class _Inversion(NamedTuple):
+    """An order and memory for its inverse, and for the counts of keys in that order."""
+
+    order: Tensor
+    inverse: Tensor
+    counts: Tensor
+    ends: Tensor
+
+
+def _count_levels(
+    keys: Tensor, dim: int, levels: int, inversion: _Inversion | None = None
+) -> tuple[list[int], Tensor]:
     """Count the sites of a level, of all coarser ones, and outside the volume; synchronises.
 
     The second value is that of ``_Counted.ends``.
     """
     grid = _grid(len(keys))
-    counts = torch.empty((*grid, levels + 1), dtype=torch.int32, device=keys.device)
+    if inversion is None:
+        counts, ends = torch.empty((2, *grid, levels + 1), dtype=torch.int32, device=keys.device)
+        order = inverse = keys
+    else:
+        order, inverse, counts, ends = inversion
     if not len(keys):
         return [0] * (levels + 1), counts
-    _count_parents[grid](keys, counts, len(keys), DIM=dim, LEVELS=levels, BLOCK=BLOCK)
-    ends = counts.cumsum(0, dtype=torch.int32)
+    _count_parents[grid](
+        keys, order, counts, inverse, len(keys), DIM=dim, LEVELS=levels,
+        INVERT=inversion is not None, BLOCK=BLOCK,
+    )  # fmt: skip
+    torch.cumsum(counts, 0, dtype=torch.int32, out=ends)
     return _read(ends), ends
 
 

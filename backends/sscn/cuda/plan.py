@@ -244,12 +244,15 @@ class _Prepared(NamedTuple):
         The maps.
     launched : LaunchedPass
         The forward pass.
+    unused : list of Tensor
+        Memory for the first pass, in which the maps have been built.
     """
 
     passes: _Passes
     sizes: list[int]
     maps: NetworkMaps
     launched: processor.LaunchedPass
+    unused: list[Tensor]
 
 
 class _Passed(NamedTuple):
@@ -377,7 +380,8 @@ class LaunchPlans:
         features = computed(x.rows[0].features)
         prepared = self._prepare(x)
         given = [features.data_ptr(), tickets(features).data_ptr(), *prepared.maps.addresses]
-        memory = run(features, prepared.launched, None, 0, given)
+        unused = prepared.unused.pop() if prepared.unused else None
+        memory = run(features, prepared.launched, None, 0, given, unused)
         rows = prepared.sizes[0]
         begin = prepared.passes.out(prepared.launched)
         end = begin + rows * self.classes * features.element_size()
@@ -436,19 +440,21 @@ class LaunchPlans:
             prepared: _Prepared = found
             return prepared
         at = coordinates.levels[0]
-        counted = maps.counted(at.keys, coordinates.dim, self._depth)
-        sizes = counted.sizes[: self._depth]
         if axis_bits(at.spatial_size) + 1 < self._depth:
             raise Unplannable("the network has more levels than the volume")
+        counted = _counted(at.keys, coordinates.dim, self._depth)
+        sizes = counted.sizes[: self._depth]
+        passes, launched = self._passes_for(x, sizes)
+        unused = []
         if isinstance(found, _Prepared) and len(found.sizes) == self._depth:
             built = found.maps  # by the plan of the other mode
         else:
             kind = coordinates.dim, at.spatial_size
             if kind not in self._maps:
-                self._maps[kind] = MapPlan(at.keys, counted.ends, sizes, *kind)
-            built = self._maps[kind].build(at.keys, counted.ends, sizes)
-        passes, launched = self._passes_for(x, sizes)
-        prepared = _Prepared(passes, sizes, built, launched)
+                self._maps[kind] = _make_maps(at.keys, counted.ends, sizes, *kind)
+            built, memory = self._maps[kind].build(at.keys, counted.ends, sizes, launched.bytes)
+            unused.append(memory)
+        prepared = _Prepared(passes, sizes, built, launched, unused)
         coordinates.planned = self, prepared
         return prepared
 
@@ -468,6 +474,8 @@ class LaunchPlans:
         return passes, launched
 
 
+_counted = on_device_of_first(maps.counted)
+
 DEVICE = "cuda"
 """Kind of device whose rows have plans."""
 
@@ -476,3 +484,9 @@ DEVICE = "cuda"
 def _make(features: Tensor, *arguments: Any) -> _Passes:
     """Plan passes on the device of the features."""
     return _Passes(*arguments)
+
+
+@on_device_of_first
+def _make_maps(keys: Tensor, *arguments: Any) -> MapPlan:
+    """Plan the building of maps on the device of the keys."""
+    return MapPlan(keys, *arguments)

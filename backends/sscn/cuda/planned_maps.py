@@ -120,8 +120,10 @@ class MapPlan:
         self._search = processor.LaunchPlan(formulas.listed, [], arrays, launches)
         self._tile = processor.LaunchPlan(formulas.listed, [], last_arrays, last_launches)
 
-    def build(self, keys: Tensor, ends: Tensor, sizes: Sequence[int]) -> NetworkMaps:
-        """Build the maps of a batch.
+    def build(
+        self, keys: Tensor, ends: Tensor, sizes: Sequence[int], least: int
+    ) -> tuple[NetworkMaps, Tensor]:
+        """Build the maps of a batch; return them and memory that is no longer needed.
 
         Parameters
         ----------
@@ -129,6 +131,8 @@ class MapPlan:
             Sorted keys, and the numbers of sites as in ``maps.counted``.
         sizes : sequence of int
             Sites of each level.
+        least : int
+            Bytes that the returned memory must have.
         """
         rows = [sizes[job.queries] for job in self._jobs]
         tiles = [cdiv(count, blocks.tile_rows(count)) for count in rows]
@@ -147,7 +151,8 @@ class MapPlan:
         second = self._tile.begin(sizes)
         assert first is not None
         assert second is not None
-        scratch = run(keys, first, None, 0, given)
+        scratch = keys.new_empty(max(first.bytes, least), dtype=torch.uint8)
+        run(keys, first, None, 0, given, scratch)
         views = [
             scratch[begin : begin + all_rows * each.dtype.itemsize].view(each.dtype)
             for each, begin in zip(
@@ -157,7 +162,7 @@ class MapPlan:
             )
         ]
         torch.sort(views[0], stable=True, out=(views[1], views[2]))
-        run(keys, second, first, scratch.data_ptr(), given)
+        run(keys, second, first, scratch.data_ptr(), given, scratch)
         addresses = [
             address
             for places in zip(table_starts, row_starts, list_starts, count_starts, strict=True)
@@ -166,7 +171,7 @@ class MapPlan:
                 counts + 4 * places[3],
             )
         ]  # fmt: skip
-        return NetworkMaps(memory, addresses)
+        return NetworkMaps(memory, addresses), scratch
 
 
 def _padded(size: Extent) -> Extent:

@@ -215,9 +215,11 @@ def run(
     before: processor.LaunchedPass | None,
     base_before: int,
     given: Sequence[int],
+    memory: Tensor | None = None,
 ) -> Tensor:
-    """Launch a pass, and return the memory of its arrays."""
-    memory = like.new_empty(launched.bytes, dtype=torch.uint8)
+    """Launch a pass, and return the memory of its arrays, which may be given."""
+    if memory is None:
+        memory = like.new_empty(launched.bytes, dtype=torch.uint8)
     stream = current_stream(like.device)
     launched.run(memory.data_ptr(), before, base_before, given, stream)
     return memory
