@@ -24,6 +24,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from backends.sscn.cuda import (  # noqa: E402
     blocks,
+    conversion,
     convolution,
     jobs,
     launching,
@@ -267,6 +268,13 @@ def test_the_norm(launches, capability):
     norm.fold_gradient(moments, each, moments, 1000)
     norm.fold_gradient(torch.empty((5000, 2, 48), dtype=torch.float64), each, moments, 1000)
     check_launches(launches, capability, "fold_channels", "fold_channels_gradient", "add_groups")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_conversion_of_weights(launches, dtype):
+    jobs, weight, converted = torch.empty((2, 4)).long(), torch.empty(9), torch.empty(9).to(dtype)
+    conversion.convert_all_weights[(2,)](jobs, weight, converted, 2, BLOCK=conversion.BLOCK)
+    check_launches(launches, 80, "convert_all_weights")
 
 
 @pytest.mark.parametrize(
