@@ -15,7 +15,7 @@ from harness.spec.cell import RANDOM, TRAINED, ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-TRAINED_SHA256 = "5ed227afd50787d657eddb212548490b824d466759d9a5e75450979179c0097b"
+TRAINED_SHA256 = "8ee492320c7b3e567e884e0d80c91dd963432aeb7ea4df3d564bfbe891604c74"
 """Hash of the packaged file of weights, which ``results/trained-network`` describes."""
 
 

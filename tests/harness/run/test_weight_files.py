@@ -67,7 +67,7 @@ def test_engines_hold_the_packaged_weights_bit_for_bit(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "least"), [(192, 0.9585), (512, 0.974), (768, 0.969)])
+@pytest.mark.parametrize(("size", "least"), [(192, 0.96), (512, 0.974), (768, 0.97)])
 def test_the_packaged_network_is_good(size, least):
     events = harness.open_events("sample", size=size)
     shares = [
