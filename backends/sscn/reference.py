@@ -222,8 +222,7 @@ def take(rows: Tensor, order: Tensor, bias: Tensor | None) -> Tensor:
     reordered = rows.index_select(0, order)
     if bias is None:
         return reordered
-    in_place = torch.result_type(reordered, bias) == reordered.dtype
-    return reordered.add_(bias) if in_place else reordered + bias
+    return reordered.add_(bias) if bias.dtype == reordered.dtype else reordered + bias
 
 
 def _joined(x: Tensor, skip: Tensor | None) -> Tensor:

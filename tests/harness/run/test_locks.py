@@ -211,7 +211,8 @@ def test_references_that_cannot_be_stored_are_no_fault_of_the_engine(tmp_path):
         Cell("s", "sscn", 192, 1, "forward", "cold").to_json()
         | {"model": {"filters": 2, "depth": 2, "reps": 1, "classes": 5}, "dim": 2}
     )
-    job = Job(cell, references=str(tmp_path / "gone"))
+    (tmp_path / "file").touch()
+    job = Job(cell, references=str(tmp_path / "file" / "folder"))
     with pytest.raises(MachineFailure, match="temporary folder cannot be used"):
         load_reference(job)
 
