@@ -1,5 +1,7 @@
-"""Whether processes that a test has started, or that those have started, have ended."""
+"""Processes that a test has started, or that those have started: interrupted, ended."""
 
+import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -15,3 +17,16 @@ def gone(pid):
             return True
         time.sleep(0.05)
     return False
+
+
+def interrupt_the_next_start(monkeypatch):
+    """Interrupt this process while it starts another one; return the list of those started."""
+    started, real = [], subprocess.Popen
+
+    def interrupted(*words, **named):
+        started.append(real(*words, **named))
+        signal.raise_signal(signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    return started

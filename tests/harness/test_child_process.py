@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.run.worker_process import LocalWorker
-from tests.harness.processes import gone
+from tests.harness.processes import gone, interrupt_the_next_start
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,14 +70,7 @@ def test_a_worker_that_has_ended_leaves_no_process(tmp_path):
 
 
 def test_an_interrupt_while_a_worker_starts_leaves_no_process(monkeypatch):
-    started, real = [], subprocess.Popen
-
-    def interrupted(*words, **named):
-        started.append(real(*words, **named))
-        signal.raise_signal(signal.SIGINT)
-        return started[0]
-
-    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    started = interrupt_the_next_start(monkeypatch)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job may ignore it
     try:
         with pytest.raises(KeyboardInterrupt):

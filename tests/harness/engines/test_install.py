@@ -17,7 +17,7 @@ from harness.engines import recipe as recipes
 from harness.engines.install import cause, install
 from harness.engines.recipe import Recipe
 from harness.errors import BadInput
-from tests.harness.processes import gone
+from tests.harness.processes import gone, interrupt_the_next_start
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -335,14 +335,7 @@ def test_a_build_that_is_stopped_leaves_no_process_and_nothing_but_its_log(cache
 
 
 def test_an_interrupt_while_a_command_starts_leaves_no_process(tmp_path, monkeypatch):
-    started, real = [], subprocess.Popen
-
-    def interrupted(*words, **named):
-        started.append(real(*words, **named))
-        signal.raise_signal(signal.SIGINT)
-        return started[0]
-
-    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    started = interrupt_the_next_start(monkeypatch)
     step = installing._Steps(tmp_path, tmp_path / "log", print)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job may ignore it
     try:
